@@ -1,0 +1,6821 @@
+#!/usr/bin/env python3
+"""bullet-qmt: a remote service for QMT / MiniQMT, in one file that needs nothing but CPython 3.6 or newer.
+
+Serve on the trading machine (here with the built-in paper exchange):
+
+    python bullet_qmt.py server --server-type=stub --listen 127.0.0.1 --port 58620 --token YOUR-LONG-RANDOM-TOKEN
+
+Ask from anywhere, on the command line or in Python:
+
+    python bullet_qmt.py account --host 127.0.0.1 --token YOUR-LONG-RANDOM-TOKEN
+
+    import bullet_qmt
+    bullet_qmt.set_data_provider('qmt-remote', host='127.0.0.1', token='...')
+    bullet_qmt.get_price('600519.XSHG', count=5)
+
+Trade:
+
+    broker = bullet_qmt.RemoteQmtBroker(config={'host': '127.0.0.1', 'token': '...'})
+    order_id = broker.buy('000001.XSHE', 100, price=10.5)
+
+Contents, each section using only those above it:
+
+     1. COMPAT              version and platform branches, Beijing time, text that lines up
+     2. ERRORS              one tree, stable codes, checks of values
+     3. OPTIONS             each declared once; .env files; accounts
+     4. MARKET RULES        codes, lots, price steps, limits, cage, fees, sessions
+     5. RECORDS             Account Position Order Trade Tick, Table, account overview
+     6. WIRE                framing, JSON, Channel
+     7. ADAPTER CONTRACT    DataAdapter, BrokerAdapter; history in JoinQuant's semantics
+     8. STUB ADAPTER        a paper exchange
+     9. QMT ADAPTER         xtquant at arm's length
+    10. ORDER DESK          journal, idempotency, sub-accounts, limits, waiting
+    11. SERVER              gate, sessions, action table, tick hub
+    12. CLIENTS             RemoteQmtConnection, ShortConnection, LocalConnection
+    13. FACADES             RemoteQmtProvider, RemoteQmtBroker, get_price and its sisters
+    14. COMMAND LINE        main(argv)
+
+Errors, all BulletError with code, message, hint, retryable:
+
+    ConfigError
+    BadRequest              UnknownAction SecurityNotFound AccountNotFound OrderNotFound IdempotencyConflict
+                            SubscriptionLimit
+    NotSupported            ServiceDisabled
+    DataUnavailable, OrderRejected, QmtUnavailable, ServerBusy, JournalError, InternalError
+    AuthFailed              AuthThrottled
+    ProtocolError           FrameTooLarge
+    ConnectionLost          TlsError
+    RequestTimeout          OrderStateUnknown
+"""
+import argparse
+import bisect
+import contextlib
+import enum
+import hashlib
+import heapq
+import hmac
+import importlib
+import io
+import ipaddress
+import json
+import logging
+import logging.handlers
+import math
+import numbers
+import os
+import random
+import re
+import secrets
+import select
+import signal
+import socket
+import socketserver
+import sqlite3
+import ssl
+import struct
+import sys
+import threading
+import time
+import unicodedata
+import uuid
+import warnings
+from array import array
+from collections import OrderedDict, deque, namedtuple
+from datetime import date, datetime, timedelta, timezone
+from decimal import ROUND_HALF_UP, Decimal
+from functools import lru_cache
+
+__version__ = '1.0.0'
+__all__ = [
+    'BulletError', 'ConfigError', 'BadRequest', 'OrderRejected', 'OrderStateUnknown', 'ConnectionLost', 'AuthFailed',
+    'RemoteQmtConnection', 'ShortConnection', 'LocalConnection', 'RemoteQmtProvider', 'RemoteQmtBroker', 'Table',
+    'connect', 'set_data_provider', 'get_data_provider', 'get_price', 'get_trade_days', 'get_all_trade_days',
+    'get_all_securities', 'get_security_info', 'get_index_stocks', 'get_split_dividend', 'get_current_tick',
+    'get_live_current', 'main',
+]
+
+# The running script and an imported copy are one module: an exception class exists once.
+sys.modules.setdefault('bullet_qmt', sys.modules[__name__])
+
+# ======================================================================================================
+# 1. COMPAT - every version and platform branch, Beijing time, text that lines up
+# ======================================================================================================
+LOG = logging.getLogger('bullet_qmt')
+IS_WINDOWS = os.name == 'nt'
+BEIJING = timezone(timedelta(hours=8), 'CST')
+EPOCH = datetime(1970, 1, 1)
+DAY_MS = 86400000
+
+
+class Clock:
+    """Beijing wall time (naive) and a monotonic counter in seconds. Tests pass one of their own."""
+
+    def now(self):
+        return datetime.now(BEIJING).replace(tzinfo=None)
+
+    def monotonic(self):
+        return time.monotonic()
+
+
+def to_ms(moment):
+    """Naive Beijing datetime (or date) -> whole milliseconds since 1970-01-01 on the same wall clock."""
+    if not isinstance(moment, datetime):
+        moment = datetime(moment.year, moment.month, moment.day)
+    return (moment - EPOCH) // timedelta(milliseconds=1)
+
+
+def from_ms(ms):
+    return EPOCH + timedelta(milliseconds=ms)
+
+
+def iso_ms(ms):
+    """Milliseconds -> 'YYYY-MM-DDTHH:MM:SS', with microseconds only where there are any."""
+    return from_ms(ms).isoformat()
+
+
+def epoch_seconds(moment):
+    """Naive Beijing datetime -> Unix time, whatever the machine's zone."""
+    return int(moment.replace(tzinfo=BEIJING).timestamp())
+
+
+_MOMENT = re.compile(
+    r'(\d{4})(?:-(\d{1,2})-(\d{1,2})|/(\d{1,2})/(\d{1,2})|(\d\d)(\d\d))'
+    r'(?:[ T]?(\d{1,2}):?(\d\d)(?::?(\d\d)(?:\.(\d{1,9}))?)?)?\s*(Z|[+-]\d\d:?\d\d)?', re.ASCII)
+
+
+def parse_moment(value):
+    """A time in any spelling that users send -> (naive Beijing datetime, whether it had a clock part).
+
+    Takes date, datetime (an aware one is converted), pandas.Timestamp, or text such as '2024-01-05',
+    '20240105', '2024-01-05 09:31:00', '2024-01-05T09:31'. Raises ValueError for anything else.
+    """
+    if isinstance(value, datetime):
+        return _naive_beijing(value), True
+    if isinstance(value, date):
+        return datetime(value.year, value.month, value.day), False
+    if not isinstance(value, str):
+        raise ValueError('not a time: %r' % (value,))
+    return _parse_moment_text(value.strip())
+
+
+def _naive_beijing(moment):
+    if moment != moment:  # pandas.NaT
+        raise ValueError('not a time: NaT')
+    if moment.tzinfo is not None:
+        moment = moment.astimezone(BEIJING)
+    return datetime(moment.year, moment.month, moment.day, moment.hour, moment.minute, moment.second,
+                    moment.microsecond)
+
+
+def _parse_moment_text(text):
+    match = _MOMENT.fullmatch(text)
+    if not match:
+        raise ValueError('not a time: %r' % text[:40])
+    year, hour, minute, second, fraction, zone = match.group(1, 8, 9, 10, 11, 12)
+    month, day = [part for part in match.groups()[1:7] if part]
+    micro = int((fraction or '0')[:6].ljust(6, '0'))
+    moment = datetime(int(year), int(month), int(day), int(hour or 0), int(minute or 0), int(second or 0), micro)
+    if zone:
+        moment = _naive_beijing(moment.replace(tzinfo=_parse_zone(zone)))
+    return moment, hour is not None
+
+
+def _parse_zone(text):
+    if text == 'Z':
+        return timezone.utc
+    digits = text[1:].replace(':', '')
+    offset = timedelta(hours=int(digits[:2]), minutes=int(digits[2:]))
+    return timezone(-offset if text[0] == '-' else offset)
+
+
+def optional_import(name):
+    """The module, or None where it is not installed. pandas and numpy are only ever reached through this."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+def text_width(text):
+    """Columns that the text takes in a terminal: Chinese characters take two, combining marks none."""
+    return sum(_char_width(char) for char in text)
+
+
+def _char_width(char):
+    if unicodedata.combining(char):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in 'WF' else 1
+
+
+def pad(text, width, align='<'):
+    fill = ' ' * max(0, width - text_width(text))
+    return fill + text if align == '>' else text + fill
+
+
+def format_table(headers, rows, aligns=None):
+    """Lines of a plain table whose columns line up in a terminal. `aligns`: one of '<' '>' per column."""
+    rows = [[printable(cell) for cell in row] for row in rows]
+    aligns = aligns or '<' * len(headers)
+    widths = [max(text_width(row[i]) for row in [headers] + rows) for i in range(len(headers))]
+    lines = ['  '.join(map(pad, row, widths, aligns)).rstrip() for row in [headers] + rows]
+    lines.insert(1, '  '.join('-' * width for width in widths))
+    return lines
+
+
+def printable(value):
+    """Text for a table or a log line: control characters (a forged line, a terminal escape) are shown, not obeyed."""
+    return ''.join(char if char.isprintable() else '\\x%02x' % ord(char) for char in str(value))
+
+
+def make_console_safe():
+    """A GBK console must not break on a character that it lacks."""
+    for name in ('stdout', 'stderr'):
+        stream = getattr(sys, name)
+        if hasattr(stream, 'reconfigure'):  # 3.7
+            stream.reconfigure(errors='backslashreplace')
+        elif hasattr(stream, 'buffer'):
+            setattr(sys, name, io.TextIOWrapper(stream.buffer, stream.encoding, 'backslashreplace',
+                                                line_buffering=True))
+
+
+def wait_for_socket(sock, timeout_s, writing=False):
+    """Whether the socket became readable (or writable) in time. Works for any descriptor number."""
+    if hasattr(select, 'poll'):
+        poller = select.poll()
+        poller.register(sock, select.POLLOUT if writing else select.POLLIN)
+        return bool(poller.poll(None if timeout_s is None else max(0, timeout_s * 1000)))
+    watched = [sock]
+    timeout_s = None if timeout_s is None else max(0, timeout_s)
+    ready = select.select([] if writing else watched, watched if writing else [], watched, timeout_s)
+    return any(ready)
+
+
+def own_port_exclusively(sock):
+    """Windows lets a second program steal a port bound with SO_REUSEADDR; elsewhere it only skips TIME_WAIT."""
+    if hasattr(socket, 'SO_EXCLUSIVEADDRUSE'):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+    else:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+
+
+def require_tls12(context):
+    if hasattr(ssl, 'TLSVersion'):  # 3.7
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+    else:
+        context.options |= ssl.OP_NO_SSLv2 | ssl.OP_NO_SSLv3 | ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
+    return context
+
+
+def trust_certificate(context, path):
+    """Verify against this file alone: the server's own certificate or the authority that issued it."""
+    context.load_verify_locations(cafile=path)
+    context.verify_flags |= getattr(ssl, 'VERIFY_X509_PARTIAL_CHAIN', 0)  # 3.10
+    return context
+
+
+def is_tls_eof(error):
+    """Whether a TLS peer left without a goodbye. 3.6 with OpenSSL 3 tells it only in the text."""
+    return isinstance(error, ssl.SSLError) and (
+        isinstance(error, ssl.SSLEOFError) or 'unexpected eof' in str(error).lower())
+
+
+def on_stop_signal(stop):
+    """Call `stop` on Ctrl-C, SIGTERM and Ctrl-Break; must run in the main thread."""
+    for name in ('SIGINT', 'SIGTERM', 'SIGBREAK'):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda number, frame: stop())
+
+
+def restrict_to_owner(path):
+    """A file with account data is for its owner alone. Windows keeps the folder's access list."""
+    if not IS_WINDOWS:
+        os.chmod(path, 0o600)
+
+
+# ======================================================================================================
+# 2. ERRORS - one tree; a stable English code, a Chinese message, a remedy
+# ======================================================================================================
+class BulletError(Exception):
+    """Base of every error of this toolkit.
+
+    code:        stable English identifier, the same on the wire and in Python.
+    message:     what was wrong and what was expected, in Chinese.
+    hint:        what to do about it, in Chinese; may be empty.
+    retryable:   whether the same call may succeed later without any change.
+    broker_called: False where the broker certainly saw nothing, None where that is not the question.
+    details:     further fields of the error frame (`retry_after_s`, `idempotency_key`, ...).
+    """
+
+    code = 'REQUEST_FAILED'
+    retryable = False
+    broker_called = None
+
+    def __init__(self, message, hint='', **details):
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.broker_called = details.pop('broker_called', self.broker_called)
+        self.retryable = details.pop('retryable', self.retryable)
+        self.details = details
+
+    def __str__(self):
+        return '[%s] %s%s' % (self.code, self.message, '（%s）' % self.hint if self.hint else '')
+
+    def __reduce__(self):
+        return _revive_error, (type(self), self.to_wire())
+
+    def to_wire(self):
+        """The fields of an error frame, without `type` and `id`."""
+        fields = dict(self.details, code=self.code, message=self.message, retryable=self.retryable)
+        if self.hint:
+            fields['hint'] = self.hint
+        if self.broker_called is not None:
+            fields['broker_called'] = self.broker_called
+        return fields
+
+
+def _error(name, code, doc, base=BulletError, **attributes):
+    return type(name, (base,), dict(attributes, code=code, __doc__=doc, __module__=__name__))
+
+
+ConfigError = _error('ConfigError', 'CONFIG_INVALID', 'An option, a file or an environment variable is wrong.')
+BadRequest = _error('BadRequest', 'BAD_REQUEST', 'The request has a wrong shape or value; nothing was done.',
+                    broker_called=False)
+UnknownAction = _error('UnknownAction', 'UNKNOWN_ACTION', 'The server has no such action.', BadRequest)
+SecurityNotFound = _error('SecurityNotFound', 'SECURITY_NOT_FOUND', 'No such security.', BadRequest)
+AccountNotFound = _error('AccountNotFound', 'ACCOUNT_NOT_FOUND', 'No such account or sub-account.', BadRequest)
+OrderNotFound = _error('OrderNotFound', 'ORDER_NOT_FOUND', 'No such order in this account.', BadRequest)
+NotSupported = _error('NotSupported', 'NOT_SUPPORTED', 'This version or adapter cannot do that.',
+                      broker_called=False)
+SubscriptionLimit = _error('SubscriptionLimit', 'SUBSCRIPTION_LIMIT', 'More subscriptions than a session may have.',
+                           BadRequest)
+ServiceDisabled = _error('ServiceDisabled', 'SERVICE_DISABLED', 'Switched off on this server.', NotSupported)
+DataUnavailable = _error('DataUnavailable', 'DATA_UNAVAILABLE', 'The data source has no such data.')
+OrderRejected = _error('OrderRejected', 'ORDER_REJECTED', 'The order was refused and is not at the broker.')
+IdempotencyConflict = _error('IdempotencyConflict', 'IDEMPOTENCY_CONFLICT',
+                             'The key was used for another order.', BadRequest)
+QmtUnavailable = _error('QmtUnavailable', 'QMT_UNAVAILABLE', 'The terminal cannot be reached now.', retryable=True)
+ServerBusy = _error('ServerBusy', 'SERVER_BUSY', 'A limit of the server is reached; nothing was done.',
+                    retryable=True, broker_called=False)
+AuthFailed = _error('AuthFailed', 'AUTH_FAILED', 'The token is wrong.')
+AuthThrottled = _error('AuthThrottled', 'AUTH_THROTTLED', 'Too many failed logins from this address.', AuthFailed,
+                       retryable=True)
+ProtocolError = _error('ProtocolError', 'PROTOCOL_ERROR', 'The peer sent what the protocol does not allow.')
+FrameTooLarge = _error('FrameTooLarge', 'FRAME_TOO_LARGE', 'A frame is above the limit.', ProtocolError)
+ConnectionLost = _error('ConnectionLost', 'CONNECTION_LOST', 'The connection failed or was closed.', retryable=True)
+TlsError = _error('TlsError', 'TLS_FAILED', 'The TLS handshake failed.', ConnectionLost, retryable=False)
+RequestTimeout = _error('RequestTimeout', 'REQUEST_TIMEOUT', 'No answer in time.', retryable=True)
+JournalError = _error('JournalError', 'JOURNAL_FAILED', 'The journal cannot be written; nothing was sent.',
+                      broker_called=False)
+InternalError = _error('InternalError', 'INTERNAL_ERROR', 'An unexpected failure; the log has the details.')
+
+
+class OrderStateUnknown(RequestTimeout):
+    """An order or cancel may or may not have reached the broker. `idempotency_key` says which one.
+
+    Never send it again under another key; ask by the key instead. The code is REQUEST_TIMEOUT, one of the
+    two that legacy clients understand as 'may have reached the broker'.
+    """
+
+    retryable = False
+
+    @property
+    def idempotency_key(self):
+        return self.details.get('idempotency_key')
+
+
+def _error_classes(base):
+    yield base
+    for child in base.__subclasses__():
+        yield from _error_classes(child)
+
+
+ERRORS_BY_CODE = {cls.code: cls for cls in _error_classes(BulletError) if cls is not OrderStateUnknown}
+
+
+_NO_DETAILS = ('type', 'id', 'code', 'message', 'hint', 'self')
+
+
+def error_from_wire(frame):
+    """An error frame -> the exception of that code; an unknown code keeps its name."""
+    details = {key: value for key, value in frame.items() if key not in _NO_DETAILS}
+    code = str(frame.get('code') or 'REQUEST_FAILED')
+    unknown = details.get('idempotency_key') and code == RequestTimeout.code
+    cls = OrderStateUnknown if unknown else ERRORS_BY_CODE.get(code, BulletError)
+    error = cls(str(frame.get('message') or code), str(frame.get('hint') or ''), **details)
+    error.code = code
+    return error
+
+
+def _revive_error(cls, fields):
+    error = error_from_wire(fields)
+    return error if type(error) is cls else cls(error.message, error.hint, **error.details)
+
+
+# -- checks of values: each returns the plain value or raises BadRequest naming the field ------------------
+def check_number(value, name, minimum=None, maximum=1e12):
+    """A finite real number; bool, text, NaN and infinities are refused."""
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, Decimal)):
+        raise BadRequest('%s 应为数字，收到 %s' % (name, brief(value)))
+    try:
+        number = float(value)
+    except (OverflowError, ValueError):  # too large, or Decimal's signalling NaN
+        number = math.inf
+    if not math.isfinite(number) or abs(number) > maximum or (minimum is not None and number < minimum):
+        raise BadRequest('%s 超出范围：%s' % (name, brief(value)), '应为 %s 到 %g 之间的有限数' % (minimum, maximum))
+    return number
+
+
+def check_whole(value, name, minimum=0, maximum=10 ** 9):
+    """A whole number; 100.0 is one, 100.5, '100' and True are not."""
+    number = check_number(value, name, minimum, maximum)
+    if number != int(number):
+        raise BadRequest('%s 应为整数，收到 %s' % (name, brief(value)))
+    return int(number)
+
+
+def check_text(value, name, maximum=200):
+    if not isinstance(value, str) or not value.strip() or len(value) > maximum or not value.isprintable():
+        raise BadRequest('%s 应为 1 到 %d 个可见字符的文本，收到 %s' % (name, maximum, brief(value)))
+    return value
+
+
+def check_choice(value, name, allowed):
+    if not isinstance(value, str) or value not in allowed:
+        raise BadRequest('%s 不认识：%s' % (name, brief(value)), '可用的值：%s' % '、'.join(sorted(allowed)))
+    return value
+
+
+def check_flag(value, name):
+    if not isinstance(value, bool):
+        raise BadRequest('%s 应为 true 或 false，收到 %s' % (name, brief(value)))
+    return value
+
+
+def check_moment(value, name):
+    """None stays None; otherwise (naive Beijing datetime, whether it had a clock part)."""
+    if value is None:
+        return None
+    try:
+        return parse_moment(value)
+    except (ValueError, OverflowError):
+        raise BadRequest('%s 不是日期或时间：%s' % (name, brief(value)), '例如 2024-01-05 或 2024-01-05 09:31:00')
+
+
+def brief(value, maximum=60):
+    """A short, harmless repr for error messages."""
+    text = repr(value) if not isinstance(value, (list, dict)) or len(value) < 20 else type(value).__name__
+    return printable(text if len(text) <= maximum else text[:maximum] + '...')
+
+
+# ======================================================================================================
+# 3. OPTIONS - each declared once: flag, environment name, default, parser, help
+# ======================================================================================================
+AccountSpec = namedtuple('AccountSpec', 'key account_id account_type data_path session_id auto_subscribe')
+SubAccountSpec = namedtuple('SubAccountSpec', 'name account_key limit')
+ACCOUNT_TYPES = ('stock', 'credit', 'future', 'future_option', 'stock_option', 'hugangtong', 'shengangtong')
+_KEY = re.compile(r'[\w-]{1,64}')
+
+
+class Option:
+    """One setting. `flags` of a switch are (on, off); of a value, (name,). No flags: environment only.
+
+    parse(text) -> value, raising ValueError with what was expected. `default` is text too, or None.
+    """
+
+    def __init__(self, name, env, default, parse, help, group, flags=None, metavar=None, secret=False):
+        self.name, self.env, self.default, self.parse, self.help = name, env, default, parse, help
+        self.group, self.metavar, self.secret = group, metavar, secret
+        self.flags = ('--' + name.replace('_', '-'),) if flags is None else flags
+
+    @property
+    def is_switch(self):
+        return self.parse is parse_bool
+
+
+def parse_bool(text):
+    word = text.strip().lower()
+    if word in ('1', 'true', 'yes', 'on'):
+        return True
+    if word in ('0', 'false', 'no', 'off'):
+        return False
+    raise ValueError('应为 1/0、true/false、yes/no 或 on/off')
+
+
+def parse_text(text):
+    if not text.strip():
+        raise ValueError('不能为空')
+    return text.strip()
+
+
+def one_of(*allowed):
+    def parse(text):
+        if text.strip() not in allowed:
+            raise ValueError('应为 %s 之一' % '、'.join(allowed))
+        return text.strip()
+    return parse
+
+
+def whole(minimum, maximum):
+    def parse(text):
+        if not re.fullmatch(r'\s*\d{1,12}\s*', text, re.ASCII) or not minimum <= int(text) <= maximum:
+            raise ValueError('应为 %d 到 %d 的整数' % (minimum, maximum))
+        return int(text)
+    return parse
+
+
+def real(minimum, maximum):
+    def parse(text):
+        if not re.fullmatch(r'\s*\d{1,15}(\.\d+)?\s*', text, re.ASCII) or not minimum <= float(text) <= maximum:
+            raise ValueError('应为 %g 到 %g 的数' % (minimum, maximum))
+        return float(text)
+    return parse
+
+
+def parse_host(text):
+    if not re.fullmatch(r'[0-9A-Za-z.:_%-]{1,255}', text.strip()):
+        raise ValueError('应为主机名或 IP 地址')
+    return text.strip()
+
+
+def parse_token(text):
+    if not text.strip() or not text.isprintable():
+        raise ValueError('应为非空的可见字符')
+    return text.strip()
+
+
+def parse_allowlist(text):
+    """'127.0.0.1, 10.0.0.0/8, ::1' -> networks."""
+    items = [item.strip() for item in text.split(',') if item.strip()]
+    return tuple(_parse_network(item) for item in items)
+
+
+def _parse_network(item):
+    try:
+        return ipaddress.ip_network(item)
+    except ValueError:
+        raise ValueError('%s 不是地址或网段，例如 192.168.1.20、10.0.0.0/8、::1' % printable(item))
+
+
+def parse_accounts(text):
+    """'main=55001234:stock:C:\\Qmt\\userdata_mini,hedge=55004321' -> AccountSpecs, keys and ids unique."""
+    specs = tuple(_parse_account(item) for item in re.split(r',(?=\s*[\w-]+\s*=)', text))
+    _refuse_twice('账户', [spec.key for spec in specs])
+    _refuse_twice('资金账号', [(spec.account_id, spec.account_type) for spec in specs])
+    return specs
+
+
+def _parse_account(item):
+    key, equals, rest = item.strip().partition('=')
+    account_id, kind, path = _split_account(rest.strip())
+    if not equals or not _KEY.fullmatch(key.strip()) or not _KEY.fullmatch(account_id):
+        raise ValueError('%s 应写成 名称=资金账号[:类型[:userdata 路径]]' % printable(item.strip()))
+    return AccountSpec(key.strip(), account_id, parse_account_type(kind), path, None, True)
+
+
+def _split_account(rest):
+    """The colon after a drive letter belongs to the path, even where the type is left out."""
+    account_id, _, tail = rest.partition(':')
+    if re.match(r'[A-Za-z]:?[\\/]', tail):
+        return account_id.strip(), 'stock', tail.strip()
+    kind, _, path = tail.partition(':')
+    return account_id.strip(), kind.strip() or 'stock', path.strip() or None
+
+
+def parse_account_type(text):
+    kind = text.strip().lower()
+    if kind not in ACCOUNT_TYPES:
+        raise ValueError('账户类型 %s 不认识，应为 %s 之一' % (printable(kind), '、'.join(ACCOUNT_TYPES)))
+    return kind
+
+
+def parse_sub_accounts(text):
+    """'research@main:limit=200000,qa@hedge' -> SubAccountSpecs; limit in yuan per order."""
+    specs = tuple(_parse_sub_account(item.strip()) for item in text.split(',') if item.strip())
+    _refuse_twice('子账户', [spec.name for spec in specs])
+    return specs
+
+
+def _parse_sub_account(item):
+    match = re.fullmatch(r'([\w-]{1,64})@([\w-]{1,64})(?::limit=(\d{1,12}(?:\.\d+)?))?', item)
+    if not match:
+        raise ValueError('%s 应写成 名称@账户 或 名称@账户:limit=每笔金额上限(元)' % printable(item))
+    limit = None if match.group(3) is None else float(match.group(3))
+    if limit == 0:
+        raise ValueError('%s 的 limit 应大于 0' % printable(item))
+    return SubAccountSpec(match.group(1), match.group(2), limit)
+
+
+def _refuse_twice(what, names):
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError('%s %s 出现了两次' % (what, name))
+
+
+OPTIONS = [
+    # -- server ---------------------------------------------------------------------------------------
+    Option('server_type', 'QMT_SERVER_TYPE', 'qmt', one_of('qmt', 'stub'),
+           '后端：qmt 接本机 QMT/MiniQMT 终端，stub 是自带的模拟交易所', 'server', metavar='qmt|stub'),
+    Option('listen', 'QMT_SERVER_LISTEN', '127.0.0.1', parse_host, '监听地址', 'server', metavar='ADDRESS'),
+    Option('port', 'QMT_SERVER_PORT', '58620', whole(0, 65535), '端口（服务端监听、客户端连接；0 = 由系统选择）',
+           'server client', metavar='PORT'),
+    Option('token', 'QMT_SERVER_TOKEN', None, parse_token,
+           '口令，至少 16 个字符；服务端没有给出时随机生成并显示一次', 'server client', metavar='TOKEN', secret=True),
+    Option('enable_data', 'QMT_SERVER_ENABLE_DATA', '1', parse_bool, '是否提供行情服务', 'server',
+           ('--enable-data', '--disable-data')),
+    Option('enable_broker', 'QMT_SERVER_ENABLE_BROKER', '1', parse_bool, '是否提供交易服务', 'server',
+           ('--enable-broker', '--disable-broker')),
+    Option('allowlist', 'QMT_SERVER_ALLOWLIST', '', parse_allowlist,
+           '允许连接的地址与网段（IPv4/IPv6，逗号分隔）；空 = 不限', 'server', metavar='NET,...'),
+    Option('tls_cert', 'QMT_SERVER_TLS_CERT', None, parse_text,
+           'TLS 证书（PEM）：服务端的证书链；客户端用它核对服务端', 'server client', metavar='FILE'),
+    Option('tls_key', 'QMT_SERVER_TLS_KEY', None, parse_text, 'TLS 私钥（PEM），与证书一起给出', 'server',
+           metavar='FILE'),
+    Option('max_connections', 'QMT_SERVER_MAX_CONNECTIONS', '64', whole(1, 4096), '同时连接数上限（未登录的也算）',
+           'server', metavar='N'),
+    Option('max_subscriptions', 'QMT_SERVER_MAX_SUBSCRIPTIONS', '200', whole(1, 100000), '每个会话的订阅数上限',
+           'server', metavar='N'),
+    Option('log_file', 'QMT_SERVER_LOG_FILE', None, parse_text, '日志文件（10 MB 一个，保留 5 个）', 'server',
+           metavar='FILE'),
+    Option('access_log', 'QMT_SERVER_ACCESS_LOG', '1', parse_bool, '每个请求记一行日志', 'server',
+           ('--access-log', '--no-access-log')),
+    Option('log_account', 'QMT_SERVER_LOG_ACCOUNT', '0', parse_bool, '客户端要求打印账户时，是否也写入日志', 'server',
+           ('--log-account', '--no-log-account')),
+    Option('request_timeout', 'QMT_SERVER_REQUEST_TIMEOUT', '60', real(1, 3600), '单个请求的最长处理时间（秒）', 'server',
+           metavar='SECONDS'),
+    Option('state', 'QMT_SERVER_STATE', None, parse_text, '委托日志（sqlite 文件）；stub 默认只在内存', 'server',
+           metavar='FILE'),
+    Option('accounts', 'QMT_SERVER_ACCOUNTS', None, parse_accounts,
+           '账户：名称=资金账号[:类型[:userdata 路径]]，逗号分隔', 'server', metavar='SPEC,...'),
+    Option('sub_accounts', 'QMT_SERVER_SUB_ACCOUNTS', '', parse_sub_accounts,
+           '子账户：名称@账户[:limit=每笔金额上限(元)]，逗号分隔', 'server', metavar='SPEC,...'),
+    Option('account_id', 'QMT_ACCOUNT_ID', None, parse_text, '没有 --accounts 时账户 default 的资金账号', 'server', ()),
+    Option('account_type', 'QMT_ACCOUNT_TYPE', 'stock', parse_account_type, '账户 default 的类型', 'server', ()),
+    Option('data_path', 'QMT_DATA_PATH', None, parse_text, '账户 default 的 userdata 或 userdata_mini 路径', 'server', ()),
+    Option('session_id', 'QMT_SESSION_ID', None, whole(1, 2 ** 31 - 1), '账户 default 的 QMT 会话号', 'server', ()),
+    Option('auto_subscribe', 'QMT_AUTO_SUBSCRIBE', '1', parse_bool, '账户 default 是否订阅回报', 'server', ()),
+    # -- paper exchange -------------------------------------------------------------------------------
+    Option('stub_data', 'QMT_STUB_DATA', None, parse_text,
+           '模拟行情改用这个目录里的 代码_1d.csv、代码_1m.csv', 'stub', metavar='DIR'),
+    Option('stub_cash', 'QMT_STUB_CASH', '1000000', real(0, 1e12), '模拟账户的初始资金（元）', 'stub', metavar='YUAN'),
+    Option('stub_seed', 'QMT_STUB_SEED', '1', whole(0, 2 ** 31 - 1), '模拟行情的随机种子', 'stub', metavar='N'),
+    Option('stub_tick_interval', 'QMT_STUB_TICK_INTERVAL', '3', real(0.01, 3600), '模拟行情推送间隔（秒）', 'stub',
+           metavar='SECONDS'),
+    Option('stub_clock', 'QMT_STUB_CLOCK', 'always', one_of('always', 'market'),
+           '模拟市场的时间：always 任何时候都在交易，market 按真实交易时段', 'stub', metavar='always|market'),
+    # -- client ---------------------------------------------------------------------------------------
+    Option('host', 'QMT_SERVER_HOST', '127.0.0.1', parse_host, '服务端地址', 'client', metavar='HOST'),
+    Option('account_key', 'QMT_SERVER_ACCOUNT_KEY', None, parse_text, '使用的账户', 'client', metavar='KEY'),
+    Option('sub_account', 'QMT_SERVER_SUB_ACCOUNT', None, parse_text, '使用的子账户', 'client', metavar='NAME'),
+    Option('rpc_timeout', 'QMT_SERVER_RPC_TIMEOUT', '60', real(0.1, 3600), '一次请求最多等待的时间（秒）', 'client',
+           metavar='SECONDS'),
+    Option('data_provider', 'DEFAULT_DATA_PROVIDER', 'qmt-remote', one_of('qmt-remote'), '默认行情来源', 'client', ()),
+    Option('broker', 'DEFAULT_BROKER', 'qmt-remote', one_of('qmt-remote'), '默认交易通道', 'client', ()),
+]
+
+
+class Settings:
+    """Parsed options as attributes, with `sources` (name -> where it came from) and `warnings` (lines)."""
+
+    def __init__(self, values, sources, warnings=()):
+        self.__dict__.update(values)
+        self.sources, self.warnings = dict(sources), list(warnings)
+
+    def replace(self, **changes):
+        known = {name: value for name, value in vars(self).items() if name not in ('sources', 'warnings')}
+        return Settings(dict(known, **changes), self.sources, self.warnings)
+
+
+def options_of(*groups):
+    return [option for option in OPTIONS if set(groups) & set(option.group.split())]
+
+
+def load_settings(groups, given=None, environ=None, dotenv='.env'):
+    """Command line > file of --env-file or BT_ENV_FILE > process environment > ./.env > default.
+
+    given:   {option name or 'env_file': text} from the command line. Raises ConfigError naming the item.
+    """
+    given = {name: text for name, text in (given or {}).items() if text is not None}
+    environ = os.environ if environ is None else environ
+    chosen = given.get('env_file') or environ.get('BT_ENV_FILE')
+    layers = [('环境变量', environ), (dotenv, read_dotenv(dotenv, must_exist=False) if dotenv else {})]
+    if chosen:
+        layers.insert(0, (chosen, read_dotenv(chosen, must_exist=True)))
+    found = [_find_value(option, given, layers) for option in options_of(*groups)]
+    values = {option.name: _parse_option(option, text, source) for option, text, source in found}
+    return Settings(values, {option.name: source for option, text, source in found}, _misspelt(layers))
+
+
+def _find_value(option, given, layers):
+    if option.name in given:
+        return option, given[option.name], '命令行'
+    for source, layer in layers:
+        if layer.get(option.env, '').strip():
+            return option, layer[option.env], source
+    return option, option.default, '默认值'
+
+
+def _parse_option(option, text, source):
+    if text is None:
+        return None
+    try:
+        return option.parse(text)
+    except ValueError as error:
+        shown = '（内容不显示）' if option.secret else brief(text)
+        raise ConfigError('%s（%s，来自%s）的值 %s 无效：%s' % (
+            option.flags[0] if option.flags else option.env, option.env, source, shown, error))
+
+
+def _misspelt(layers):
+    """A setting with a misspelt name would silently not hold: the allowlist, say."""
+    known = {option.env for option in OPTIONS}
+    names = sorted({name for _, layer in layers for name in layer if name.startswith('QMT_SERVER_')} - known)
+    return ['不认识的设置 %s，没有起作用；请核对拼写' % printable(name) for name in names]
+
+
+def read_dotenv(path, must_exist):
+    """The names and values of a .env file. Raises ConfigError naming file and line."""
+    if not os.path.isfile(path):
+        if must_exist:
+            raise ConfigError('找不到配置文件 %s' % path, '检查 --env-file 或 BT_ENV_FILE')
+        return {}
+    try:
+        with io.open(path, encoding='utf-8-sig') as file:
+            return parse_dotenv(file.read(), path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError('配置文件 %s 读不出来：%s' % (path, error), '应为 UTF-8 文本')
+
+
+_DOTENV_LINE = re.compile(
+    r'(?:export\s+)?([A-Za-z_]\w*)\s*=\s*'            # name
+    r'(?:"([^"]*)"|\'([^\']*)\'|([^\s"\'#].*?|))'      # "value", 'value' or value
+    r'\s*(?:(?<=\s)#.*)?', re.ASCII)                   # comment after white space
+
+
+def parse_dotenv(text, path='.env'):
+    """NAME=value lines. Backslashes are plain characters everywhere, so that Windows paths stay as they are."""
+    values = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        line = line.strip()
+        if line and not line.startswith('#'):
+            name, value = _parse_dotenv_line(line, '%s 第 %d 行' % (path, number))
+            values[name] = value
+    return values
+
+
+def _parse_dotenv_line(line, where):
+    match = _DOTENV_LINE.fullmatch(line)
+    if not match:
+        raise ConfigError('%s 不是 名称=值 的形式' % where, '带空格或 # 的值请用引号括起来')
+    return match.group(1), next((part for part in match.groups()[1:] if part is not None), '')
+
+
+def dotenv_template():
+    """A commented .env with every option at its default."""
+    lines = ['# bullet-qmt 的配置。去掉行首的 # 并改值即生效；命令行参数优先于本文件。']
+    for title, group in (('服务端', 'server'), ('模拟交易所', 'stub'), ('客户端', 'client')):
+        lines += ['', '# ---- %s ----' % title]
+        for option in OPTIONS:
+            if option.group.split()[0] == group:
+                lines += ['# %s' % option.help, '#%s=%s' % (option.env, option.default or '')]
+    return '\n'.join(lines) + '\n'
+
+
+def account_specs(settings):
+    """The accounts that the settings describe; with none, the stub has `default` of its own."""
+    if settings.accounts:
+        return settings.accounts
+    if settings.account_id or settings.server_type == 'stub':
+        return (AccountSpec('default', settings.account_id or '10000001', settings.account_type,
+                            settings.data_path, settings.session_id, settings.auto_subscribe),)
+    raise ConfigError('没有配置账户', '用 --accounts 名称=资金账号:类型:userdata路径，或 QMT_ACCOUNT_ID 和 QMT_DATA_PATH')
+
+
+def check_server_settings(settings):
+    """What concerns several options at once. Raises ConfigError; returns the settings."""
+    if bool(settings.tls_cert) != bool(settings.tls_key):
+        raise ConfigError('--tls-cert 与 --tls-key 要同时给出', '只给了其中一个')
+    keys = [spec.key for spec in account_specs(settings)]
+    for sub in settings.sub_accounts:
+        if sub.account_key not in keys:
+            raise ConfigError('--sub-accounts 里 %s 的账户 %s 不存在' % (sub.name, sub.account_key),
+                              '现有账户：%s' % '、'.join(keys))
+    return settings
+
+
+# ======================================================================================================
+# 4. MARKET RULES - codes, lots, price steps, limits, cage, fees, sessions. Pure functions
+# ======================================================================================================
+# code:    canonical JoinQuant code.          kind: stock etf lof index bond (convertible) repo other.
+# board:   main star chinext bse, '' for what is not a stock.
+# tick:    price step in yuan.                lot: smallest order in shares. step: multiples beyond it.
+# t0:      bought shares can be sold the same day.
+Instrument = namedtuple('Instrument', 'code kind board tick lot step t0')
+
+_SUFFIXES = {'XSHE': 'XSHE', 'SZ': 'XSHE', 'XSHG': 'XSHG', 'SH': 'XSHG', 'BJ': 'BJ', 'BJSE': 'BJ'}
+_QMT_SUFFIX = {'XSHE': 'SZ', 'XSHG': 'SH', 'BJ': 'BJ'}
+_CODE = re.compile(r'(\d{6})\.([A-Za-z]{2,4})', re.ASCII)
+
+# (market, pattern of the number, kind, board); the first match decides.
+_KINDS = [(market, re.compile(pattern), kind, board) for market, pattern, kind, board in (
+    ('XSHG', r'000|88', 'index', ''), ('XSHG', r'68[89]', 'stock', 'star'), ('XSHG', r'60', 'stock', 'main'),
+    ('XSHG', r'5[12368]', 'etf', ''), ('XSHG', r'50', 'lof', ''), ('XSHG', r'11[01378]', 'bond', ''),
+    ('XSHG', r'204', 'repo', ''), ('XSHE', r'39', 'index', ''), ('XSHE', r'30', 'stock', 'chinext'),
+    ('XSHE', r'00', 'stock', 'main'), ('XSHE', r'159', 'etf', ''), ('XSHE', r'1[68]', 'lof', ''),
+    ('XSHE', r'12[378]', 'bond', ''), ('XSHE', r'131', 'repo', ''), ('BJ', r'899', 'index', ''),
+    ('BJ', r'[489]', 'stock', 'bse'))]
+
+# What the code alone proves to be T+0: money, bond, gold and cross-border ETFs of Shanghai, money ETFs of Shenzhen.
+_T0_FUND = re.compile(r'51[138]\d{3}\.XSHG|15900[135]\.XSHE')
+
+
+def normalize_code(security):
+    """'600519.SH', '600519.XSHG', '600519.sh' -> '600519.XSHG'. A bare number is refused: 000001 is two things."""
+    match = _CODE.fullmatch(security.strip()) if isinstance(security, str) else None
+    suffix = _SUFFIXES.get(match.group(2).upper()) if match else None
+    if suffix is None:
+        raise SecurityNotFound('证券代码不认识：%s' % brief(security),
+                               '写成 000001.XSHE / 000001.SZ、600000.XSHG / 600000.SH 或 430047.BJ')
+    return '%s.%s' % (match.group(1), suffix)
+
+
+def normalize_codes(securities, name='security', maximum=6000):
+    """One code or a list of codes -> list of canonical codes, doubles dropped, order kept."""
+    items = [securities] if isinstance(securities, str) else securities
+    if not isinstance(items, (list, tuple)) or not 0 < len(items) <= maximum:
+        raise BadRequest('%s 应为证券代码或 1 到 %d 个代码的列表' % (name, maximum))
+    return list(OrderedDict((normalize_code(item), None) for item in items))
+
+
+def qmt_code(code):
+    """'600519.XSHG' -> '600519.SH'."""
+    number, _, market = code.partition('.')
+    return '%s.%s' % (number, _QMT_SUFFIX[market])
+
+
+@lru_cache(maxsize=16384)
+def instrument(security):
+    """What the exchange's rules make of a code. Source: trading rules of SSE, SZSE and BSE."""
+    code = normalize_code(security)
+    kind, board = _kind_of(code)
+    tick = 0.01 if kind in ('stock', 'index', 'other') else 0.001
+    lot, step = _lot_of(code, kind, board)
+    return Instrument(code, kind, board, tick, lot, step, kind == 'bond' or bool(_T0_FUND.fullmatch(code)))
+
+
+def _kind_of(code):
+    for market, pattern, kind, board in _KINDS:
+        if code.endswith(market) and pattern.match(code):
+            return kind, board
+    return 'other', ''
+
+
+def _lot_of(code, kind, board):
+    if board == 'star':
+        return 200, 1
+    if board == 'bse':
+        return 100, 1
+    return (10, 10) if kind in ('bond', 'repo') else (100, 100)
+
+
+def tradable(security):
+    return instrument(security).kind in ('stock', 'etf', 'lof', 'bond')
+
+
+def round_to_tick(price, tick):
+    """Half up, in decimal: 2.675 to 0.01 is 2.68."""
+    step = Decimal(str(tick))
+    return float((Decimal(repr(price)) / step).quantize(Decimal(1), ROUND_HALF_UP) * step)
+
+
+def on_tick(price, tick):
+    return Decimal(repr(price)) % Decimal(str(tick)) == 0
+
+
+_CHINEXT_REFORM = date(2020, 8, 24)
+_BOND_LIMITS = date(2022, 8, 1)
+
+
+def limit_ratio(security, day, is_st=False):
+    """Largest move of a day as a fraction of the previous close; None where the exchange sets none."""
+    item = instrument(security)
+    if item.kind in ('index', 'repo', 'other') or (item.kind == 'bond' and day < _BOND_LIMITS):
+        return None
+    if item.board == 'bse':
+        return 0.3
+    wide = item.board == 'star' or (item.board == 'chinext' and day >= _CHINEXT_REFORM) or item.kind == 'bond'
+    if wide or item.code.startswith('588'):
+        return 0.2
+    return 0.05 if is_st else 0.1
+
+
+def price_limits(security, pre_close, day, is_st=False):
+    """(high_limit, low_limit) in yuan, or (None, None) where there is none. Rounded half up to the tick."""
+    ratio, tick = limit_ratio(security, day, is_st), instrument(security).tick
+    if ratio is None or not pre_close or not pre_close > 0:
+        return None, None
+    base, part = Decimal(repr(pre_close)), Decimal(str(ratio))
+    return round_to_tick(float(base * (1 + part)), tick), max(tick, round_to_tick(float(base * (1 - part)), tick))
+
+
+def price_cage(security, side, reference):
+    """Worst price that the exchange takes in continuous trading against the reference price; None without a cage.
+
+    Stocks of Shanghai and Shenzhen 2 % or ten ticks, of Beijing 5 % or ten ticks, convertible bonds 10 %.
+    """
+    item = instrument(security)
+    ratio = {'stock': 0.05 if item.board == 'bse' else 0.02, 'bond': 0.1}.get(item.kind)
+    if ratio is None or not reference or not reference > 0:
+        return None
+    ten = 10 * item.tick if item.kind == 'stock' else 0
+    if side == 'BUY':
+        return floor_to_tick(max(reference * (1 + ratio), reference + ten), item.tick)
+    return max(item.tick, ceil_to_tick(min(reference * (1 - ratio), reference - ten), item.tick))
+
+
+def floor_to_tick(price, tick):
+    """Down to the tick; the small addition keeps 10.2 * 1.0 from becoming 10.19."""
+    return round_to_tick(math.floor(price / tick + 1e-6) * tick, tick)
+
+
+def ceil_to_tick(price, tick):
+    return round_to_tick(math.ceil(price / tick - 1e-6) * tick, tick)
+
+
+def protect_price(security, side, reference, high_limit, low_limit):
+    """Worst price a market order may fill at: inside the cage and the day's limits. None if neither is known."""
+    bounds = [price_cage(security, side, reference), high_limit if side == 'BUY' else low_limit]
+    known = [bound for bound in bounds if bound]
+    if not known:
+        return None
+    return min(known) if side == 'BUY' else max(known)
+
+
+def lot_problem(security, side, amount, closeable=None):
+    """Why the amount is no order of this security, or None. A sale may take an odd rest along, whole."""
+    item = instrument(security)
+    if side == 'SELL' and closeable is not None and _odd_rest_sold(item, amount, closeable):
+        return None
+    if amount < item.lot:
+        return '数量 %d 小于最小申报数量 %d' % (amount, item.lot)
+    if (amount - item.lot) % item.step:
+        return '数量 %d 应为 %d 起、%d 的整数倍递增' % (amount, item.lot, item.step)
+    return None
+
+
+def _odd_rest_sold(item, amount, closeable):
+    if item.step == 1:
+        return amount == closeable
+    return amount <= closeable and closeable % item.step and amount % item.step == closeable % item.step
+
+
+def round_lot(security, amount):
+    """The largest valid order of at most `amount` shares; 0 if there is none."""
+    item = instrument(security)
+    return 0 if amount < item.lot else int(item.lot + (amount - item.lot) // item.step * item.step)
+
+
+COMMISSION_RATE, COMMISSION_MINIMUM, TRANSFER_RATE = Decimal('0.0003'), Decimal(5), Decimal('0.00001')
+_STAMP_CUT = date(2023, 8, 28)
+_CENT = Decimal('0.01')
+
+
+def stamp_tax_rate(security, side, day):
+    if side != 'SELL' or instrument(security).kind != 'stock':
+        return Decimal(0)
+    return Decimal('0.0005') if day >= _STAMP_CUT else Decimal('0.001')
+
+
+def trade_fees(security, side, value, day):
+    """(commission, stamp tax, transfer fee) of an order's fills worth `value` (Decimal yuan), in whole cents."""
+    commission = max(COMMISSION_MINIMUM, (value * COMMISSION_RATE).quantize(_CENT, ROUND_HALF_UP))
+    tax = (value * stamp_tax_rate(security, side, day)).quantize(_CENT, ROUND_HALF_UP)
+    transfer = value * TRANSFER_RATE if instrument(security).kind == 'stock' else Decimal(0)
+    return commission, tax, transfer.quantize(_CENT, ROUND_HALF_UP)
+
+
+MORNING_OPEN, MORNING_CLOSE = 9 * 60 + 30, 11 * 60 + 30
+AFTERNOON_OPEN, AFTERNOON_CLOSE = 13 * 60, 15 * 60
+MINUTES_A_DAY = 240
+# Minutes after midnight that label the 240 bars of a day, each by its end: 09:31-11:30, 13:01-15:00.
+BAR_MINUTES = tuple(range(MORNING_OPEN + 1, MORNING_CLOSE + 1)) + tuple(range(AFTERNOON_OPEN + 1, AFTERNOON_CLOSE + 1))
+
+
+def minute_of_day(moment):
+    return moment.hour * 60 + moment.minute
+
+
+def in_session(moment):
+    """Continuous trading at this clock time, on whatever day."""
+    minute = minute_of_day(moment)
+    return MORNING_OPEN <= minute < MORNING_CLOSE or AFTERNOON_OPEN <= minute < AFTERNOON_CLOSE
+
+
+def bars_elapsed(moment):
+    """How many of the day's 240 minute bars are complete at this clock time."""
+    return bisect.bisect_right(BAR_MINUTES, minute_of_day(moment))
+
+
+# Spring Festival 2005-2035, month and day: the one holiday that moves. The others are fixed days.
+_SPRING_FESTIVAL = dict(zip(range(2005, 2036), (
+    '0209 0129 0218 0207 0126 0214 0203 0123 0210 0131 0219 0208 0128 0216 0205 0125 0212 0201 0122 0210 0129 '
+    '0217 0206 0126 0213 0203 0123 0211 0131 0219 0208').split()))
+
+
+def rule_trade_day(day):
+    """Weekdays less New Year, Spring Festival, Labour Day and National Day: the paper exchange's calendar.
+
+    Real calendars differ by single days (Qingming, Dragon Boat, Mid-Autumn, bridges); a real source knows them.
+    """
+    if day.weekday() >= 5 or (day.month, day.day) in ((1, 1), (5, 1), (5, 2), (5, 3)):
+        return False
+    if day.month == 10 and day.day <= 7:
+        return False
+    festival = _SPRING_FESTIVAL.get(day.year)
+    return not festival or not -1 <= (day - date(day.year, int(festival[:2]), int(festival[2:]))).days <= 6
+
+
+# ======================================================================================================
+# 5. RECORDS - what travels: account, position, order, trade, tick; and Table, columns of arrays
+# ======================================================================================================
+RAW_STATUS = {48: 'new', 49: 'submitted', 50: 'open', 51: 'canceling', 52: 'canceling', 53: 'partly_canceled',
+              54: 'canceled', 55: 'filling', 56: 'filled', 57: 'rejected', 255: 'submit_unknown'}
+STATUS_RAW = {'new': 48, 'submitted': 49, 'open': 50, 'canceling': 51, 'partly_canceled': 53, 'canceled': 54,
+              'filling': 55, 'filled': 56, 'rejected': 57, 'submit_unknown': 255}
+FINAL_STATUSES = frozenset(['partly_canceled', 'filled', 'canceled', 'rejected'])
+SIDES = {'BUY': 23, 'SELL': 24}
+
+
+class Record:
+    """A row with named fields. FIELDS: ((name, default), ...). Unknown names are refused."""
+
+    FIELDS = ()
+
+    def __init__(self, **values):
+        for name, default in self.FIELDS:
+            setattr(self, name, values.pop(name, default))
+        if values:
+            raise TypeError('%s has no field %s' % (type(self).__name__, sorted(values)))
+
+    def replace(self, **changes):
+        return type(self)(**dict(self.as_dict(), **changes))
+
+    def as_dict(self):
+        return OrderedDict((name, getattr(self, name)) for name, _ in self.FIELDS)
+
+    @classmethod
+    def from_wire(cls, row):
+        """Takes what it knows of a row, so that a newer peer may send more."""
+        return cls(**{name: row[name] for name, _ in cls.FIELDS if row.get(name) is not None})
+
+    def __eq__(self, other):
+        return type(other) is type(self) and self.as_dict() == other.as_dict()
+
+    __hash__ = None
+
+    def __repr__(self):
+        return '%s(%s)' % (type(self).__name__, ', '.join('%s=%r' % item for item in self.as_dict().items()))
+
+
+class Account(Record):
+    """Money of an account, in yuan. frozen_cash is held by resting buys; total = cash + frozen + market value."""
+
+    FIELDS = (('account_id', ''), ('account_type', 'stock'), ('available_cash', 0.0), ('transferable_cash', 0.0),
+              ('frozen_cash', 0.0), ('market_value', 0.0), ('total_value', 0.0))
+
+    def to_wire(self, positions=()):
+        row = self.as_dict()
+        row.update(total_asset=self.total_value, positions=[position.to_wire() for position in positions])
+        return row
+
+
+class Position(Record):
+    """A holding. amount: all shares; closeable_amount: can be sold now; frozen: held by resting sales. Yuan a share."""
+
+    FIELDS = (('security', ''), ('name', ''), ('amount', 0), ('closeable_amount', 0), ('frozen_volume', 0),
+              ('avg_cost', 0.0), ('last_price', 0.0), ('market_value', 0.0))
+
+    def to_wire(self):
+        row = self.as_dict()
+        row.update(available_amount=self.closeable_amount, can_use_volume=self.closeable_amount,
+                   current_price=self.last_price, position_value=self.market_value)
+        return row
+
+
+class Order(Record):
+    """An order as the broker shows it. order_price: its limit; avg_price: average fill or 0; time: naive Beijing."""
+
+    FIELDS = (('order_id', ''), ('security', ''), ('side', 'BUY'), ('amount', 0), ('filled', 0), ('order_price', 0.0),
+              ('avg_price', 0.0), ('deal_balance', 0.0), ('status', 'new'), ('raw_status', None), ('style', 'limit'),
+              ('price_type', 50), ('order_remark', ''), ('strategy_name', ''), ('order_sysid', ''), ('time', None),
+              ('status_msg', ''), ('commission', 0.0), ('tax', 0.0), ('idempotency_key', None),
+              ('sub_account_id', None))
+
+    @property
+    def final(self):
+        return self.status in FINAL_STATUSES
+
+    @property
+    def remaining(self):
+        return self.amount - self.filled
+
+    def to_wire(self):
+        row = self.as_dict()
+        moment = row.pop('time')
+        row.update(is_buy=self.side == 'BUY', remaining=self.remaining, traded_volume=self.filled,
+                   price=self.avg_price, traded_price=self.avg_price, style_type=self.style,
+                   order_type=SIDES[self.side], raw_status=self._raw_status(),
+                   order_time=epoch_seconds(moment) if moment else None)
+        return {name: value for name, value in row.items()
+                if value is not None or name not in ('idempotency_key', 'sub_account_id')}
+
+    def _raw_status(self):
+        return STATUS_RAW[self.status] if self.raw_status is None else self.raw_status
+
+
+class Trade(Record):
+    """One fill. price in yuan a share, commission with transfer fee, time naive Beijing."""
+
+    FIELDS = (('trade_id', ''), ('order_id', ''), ('security', ''), ('side', 'BUY'), ('amount', 0), ('price', 0.0),
+              ('time', None), ('commission', 0.0), ('tax', 0.0), ('deal_balance', 0.0), ('order_remark', ''))
+
+    def to_wire(self):
+        row = self.as_dict()
+        row.update(traded_price=self.price, trade_price=self.price, commission_fee=self.commission,
+                   time=self.time.isoformat(sep=' ', timespec='seconds') if self.time else None)
+        return row
+
+
+class Tick(Record):
+    """A quote. Prices in yuan, volume in shares and money in yuan since the open, dt naive Beijing."""
+
+    FIELDS = (('sid', ''), ('last_price', None), ('dt', None), ('open', None), ('high', None), ('low', None),
+              ('pre_close', None), ('volume', 0), ('money', 0.0), ('high_limit', None), ('low_limit', None),
+              ('paused', False), ('a1_p', None), ('a1_v', None), ('b1_p', None), ('b1_v', None))
+
+    def to_wire(self):
+        row = self.as_dict()
+        row.update(symbol=self.sid, dt=self.dt.isoformat(sep=' ') if self.dt else None)
+        return row
+
+
+class OrderRequest(Record):
+    """What is asked of a broker. style 'limit' has a price; 'market' has a protect_price, never left out.
+
+    tag: at most 24 ASCII bytes, travels as the order's remark and is how an order is found again.
+    """
+
+    FIELDS = (('security', ''), ('side', 'BUY'), ('amount', 0), ('style', 'limit'), ('price', None),
+              ('protect_price', None), ('tag', ''), ('strategy_name', ''))
+
+    @property
+    def bound(self):
+        """The worst price that it can fill at."""
+        return self.price if self.style == 'limit' else self.protect_price
+
+
+# Column types of a Table. 'time' holds whole milliseconds of Beijing wall time since 1970; None is NaT.
+COLUMN_TYPES = ('float', 'int', 'bool', 'time', 'text')
+
+
+class Table:
+    """Named columns of equal length, each one `array`/list with a type out of COLUMN_TYPES, and index columns.
+
+    columns: OrderedDict name -> values.   types: dict name -> type.   index: names of index columns, in order.
+    wide:    None, or the list of (field, code) pairs that the data columns stand for (legacy panel form).
+    index_names: what the index levels are called, None for no name.
+    """
+
+    def __init__(self, columns, types, index=(), index_names=None, wide=None):
+        self.columns, self.types, self.index, self.wide = OrderedDict(columns), dict(types), list(index), wide
+        self.index_names = [None] * len(self.index) if index_names is None else list(index_names)
+
+    def __len__(self):
+        return len(next(iter(self.columns.values()), ()))
+
+    def __getitem__(self, name):
+        """One column as a list of plain values; times as datetime."""
+        return [_plain(value, self.types[name]) for value in self.columns[name]]
+
+    @property
+    def fields(self):
+        return [name for name in self.columns if name not in self.index]
+
+    def rows(self):
+        """Dicts name -> plain value, in order."""
+        plain = [self[name] for name in self.columns]
+        return [dict(zip(self.columns, values)) for values in zip(*plain)]
+
+    def slice(self, start, stop):
+        return self.with_columns((name, values[start:stop]) for name, values in self.columns.items())
+
+    def take(self, positions):
+        return self.with_columns((name, [values[i] for i in positions]) for name, values in self.columns.items())
+
+    def with_columns(self, columns):
+        columns = OrderedDict(columns)
+        return Table(columns, {name: self.types[name] for name in columns}, self.index, self.index_names, self.wide)
+
+    def __repr__(self):
+        shown = [[_shown(value) for value in row.values()] for row in self.slice(0, 10).rows()]
+        lines = format_table(list(self.columns), shown, '>' * len(self.columns)) if self.columns else []
+        return '\n'.join(lines + ['[%d rows x %d columns]' % (len(self), len(self.columns))])
+
+    # -- legacy wire form: rows of JSON values -----------------------------------------------------------
+    def to_wire(self):
+        encoded = [_encode_column(values, self.types[name]) for name, values in self.columns.items()]
+        payload = {'dtype': 'dataframe', 'columns': list(self.columns), 'records': [list(row) for row in zip(*encoded)]}
+        if self.index:
+            payload.update(index_columns=self.index, index_names=self.index_names, index_type=self._index_type(),
+                           index_dtypes=[_PANDAS_TYPES[self.types[name]] for name in self.index])
+        if self.wide:
+            payload.update(column_tuples=[list(pair) for pair in self.wide], column_index_names=['field', 'code'])
+        return payload
+
+    def _index_type(self):
+        if len(self.index) > 1:
+            return 'MultiIndex'
+        return 'DatetimeIndex' if self.types[self.index[0]] == 'time' else 'Index'
+
+    @classmethod
+    def from_wire(cls, payload):
+        """Reads what any server of this protocol sends. Raises ProtocolError for another shape."""
+        if not _is_table(payload):
+            raise ProtocolError('服务端的回答不是表格')
+        names, records, index = payload['columns'], payload['records'], payload.get('index_columns') or []
+        values = zip(*records) if records else [()] * len(names)
+        typed = [_decode_column(name, list(column), name in index) for name, column in zip(names, values)]
+        columns = OrderedDict((name, column) for name, column, _ in typed)
+        pairs = [tuple(pair) for pair in payload.get('column_tuples') or []] or None
+        return cls(columns, {name: kind for name, _, kind in typed}, index, payload.get('index_names'), pairs)
+
+    # -- pandas ------------------------------------------------------------------------------------------
+    def to_pandas(self):
+        """DataFrame with the index and column order of this table."""
+        pandas = optional_import('pandas')
+        data = OrderedDict((name, _pandas_column(pandas, values, self.types[name]))
+                           for name, values in self.columns.items())
+        frame = pandas.DataFrame(data, columns=list(data))
+        if self.index:
+            frame = frame.set_index(self.index)
+            frame.index.names = self.index_names
+        if self.wide:
+            frame.columns = pandas.MultiIndex.from_tuples(self.wide, names=['field', 'code'])
+        return frame
+
+
+def _is_table(payload):
+    """Rows of unequal length, say, would be cut without a word: the shape is looked at before anything is read."""
+    if not isinstance(payload, dict) or payload.get('dtype') != 'dataframe':
+        return False
+    names, records, pairs = payload.get('columns'), payload.get('records'), payload.get('column_tuples') or []
+    if not _are_names(names) or not isinstance(records, list) or not isinstance(pairs, list):
+        return False
+    return (all(isinstance(row, list) and len(row) == len(names) for row in records)
+            and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
+            and _is_index(names, payload.get('index_columns') or [], payload.get('index_names')))
+
+
+def _is_index(names, index, index_names):
+    named = index_names is None or (isinstance(index_names, list) and len(index_names) == len(index))
+    return _are_names(index) and set(index) <= set(names) and named
+
+
+def _are_names(value):
+    return isinstance(value, list) and all(isinstance(name, str) for name in value) and len(set(value)) == len(value)
+
+
+_PANDAS_TYPES = {'time': 'datetime64[ns]', 'text': 'object', 'int': 'int64', 'float': 'float64', 'bool': 'bool'}
+
+
+def _plain(value, kind):
+    return from_ms(value) if kind == 'time' and value is not None else value
+
+
+def _shown(value):
+    return '%.10g' % value if isinstance(value, float) else value
+
+
+def _encode_column(values, kind):
+    """NaN and infinities have no JSON; both travel as null."""
+    if kind == 'float':
+        return [value if value - value == 0 else None for value in values]
+    if kind == 'time':
+        return [None if value is None else iso_ms(value) for value in values]
+    return values
+
+
+def _decode_column(name, values, indexed):
+    """(name, column, type) of JSON values. Only an index column or one named like a time holds times."""
+    known = [value for value in values if value is not None]
+    if known and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in known):
+        if len(known) == len(values) and all(isinstance(value, int) for value in known):
+            return name, values, 'int'
+        return name, array('d', [math.nan if value is None else value for value in values]), 'float'
+    if known and all(isinstance(value, bool) for value in known) and len(known) == len(values):
+        return name, values, 'bool'
+    if known and (indexed or name in _TIME_COLUMNS):
+        return _decode_times(name, values)
+    return (name, values, 'text') if known or not values else (name, array('d', [math.nan] * len(values)), 'float')
+
+
+_TIME_COLUMNS = ('time', 'datetime', 'date', 'start_date', 'end_date')
+
+
+def _decode_times(name, values):
+    try:
+        return name, [None if value is None else to_ms(parse_moment(value)[0]) for value in values], 'time'
+    except ValueError:
+        return name, values, 'text'
+
+
+def _pandas_column(pandas, values, kind):
+    if kind == 'time':
+        return pandas.to_datetime(pandas.Series(values, dtype='float64' if None in values else 'int64'), unit='ms')
+    if kind == 'float':
+        return pandas.Series(values, dtype='float64')
+    return pandas.Series(list(values), dtype=_PANDAS_TYPES[kind])
+
+
+OVERVIEW_HEADERS = ('股票代码', '名称', '持仓', '可用', '成本价', '现价', '市值', '盈亏', '盈亏%', '占比%')
+
+
+def account_overview(account, positions, limit=20):
+    """Text that a trader reads: who, the money, and a table of the largest positions, `limit` rows at most."""
+    held = sorted(positions, key=lambda position: -position.market_value)
+    total = account.total_value
+    lines = ['QMT 连接建立: account_id=%s, type=%s' % (printable(account.account_id), account.account_type),
+             '总资产 %s，可用资金 %s，持仓市值 %s，仓位 %s' % (
+                 _yuan(total), _yuan(account.available_cash), _yuan(account.market_value),
+                 _percent(account.market_value, total))]
+    if not held:
+        return '\n'.join(lines + ['（没有持仓）'])
+    rows = [_overview_row(position, total) for position in held[:limit]]
+    lines += format_table(OVERVIEW_HEADERS, rows, '<<' + '>' * 8)
+    if len(held) > limit:
+        rest = held[limit:]
+        lines.append('... 另有 %d 只，市值合计 %s' % (len(rest), _yuan(sum(item.market_value for item in rest))))
+    return '\n'.join(lines)
+
+
+def _overview_row(position, total):
+    cost = position.avg_cost * position.amount
+    profit = position.market_value - cost
+    return (position.security, position.name, position.amount, position.closeable_amount, '%.3f' % position.avg_cost,
+            '%.3f' % position.last_price, _yuan(position.market_value), _yuan(profit), _percent(profit, cost),
+            _percent(position.market_value, total))
+
+
+def _yuan(value):
+    return '{:,.2f}'.format(value)
+
+
+def _percent(part, whole_value):
+    return '%.2f%%' % (100.0 * part / whole_value) if whole_value else '-'
+
+
+# ======================================================================================================
+# 6. WIRE - framing and JSON; one codec and one channel for both sides
+# ======================================================================================================
+# A frame is a 4-byte big-endian length and that many bytes of UTF-8 JSON, one object. At most 32 MiB, and at
+# most 4 KiB until the login is done. The top bit of the length word is kept for binary frames, which both
+# sides must have named as a feature in the handshake; no feature of that kind exists in this version.
+FRAME_LIMIT = 32 * 1024 * 1024
+LOGIN_LIMIT = 4096
+PROTOCOL = 1
+KEEPALIVE_S = 20
+DEPTH_LIMIT = 64
+SLOWEST_BYTES_S = 4096  # a peer that reads a large frame more slowly than this is given up
+_LENGTH = struct.Struct('>I')
+
+
+def encode_frame(frame):
+    """Dict -> bytes. Raises FrameTooLarge, and ValueError for NaN: whoever builds a payload sends None for it."""
+    body = json.dumps(frame, ensure_ascii=False, allow_nan=False, separators=(',', ':'), default=_encode_other)
+    data = body.encode('utf-8', 'backslashreplace')  # half a surrogate pair, echoed, has no UTF-8 but a JSON escape
+    if len(data) > FRAME_LIMIT:
+        raise FrameTooLarge('数据 %d 字节，超过一帧的上限 %d' % (len(data), FRAME_LIMIT), '缩小时间范围、字段或证券数量')
+    return _LENGTH.pack(len(data)) + data
+
+
+def _encode_other(value):
+    """What requests may hold beside JSON's own types: times, numpy numbers, decimals."""
+    if isinstance(value, (datetime, date)):
+        return _wire_moment(value)
+    if isinstance(value, (numbers.Real, Decimal)):
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    raise TypeError('cannot be sent: %r' % type(value).__name__)
+
+
+def _wire_moment(value):
+    moment, has_clock = parse_moment(value)
+    return moment.isoformat(sep=' ') if has_clock else moment.date().isoformat()
+
+
+def decode_frame(data, lenient=False):
+    """Bytes -> dict. Raises ProtocolError for anything that is no sound JSON object.
+
+    lenient: NaN and Infinity become None, which legacy servers send where the protocol says null.
+    """
+    try:
+        text = bytes(data).decode('utf-8')
+        frame = (_LENIENT if lenient else _STRICT).decode(text)
+    except UnicodeDecodeError:
+        raise ProtocolError('帧不是 UTF-8')
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError('帧不是合法的 JSON：%s' % brief(str(error)))
+    if not isinstance(frame, dict):
+        raise ProtocolError('帧应为 JSON 对象')
+    return frame
+
+
+def _no_doubles(pairs):
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError('duplicate key')
+    return result
+
+
+def _no_constant(name):
+    raise ValueError('%s is not JSON' % name)
+
+
+def _short_int(digits):
+    if len(digits) > 30:
+        raise ValueError('number too long')
+    return int(digits)
+
+
+def _finite_float(digits):
+    number = float(digits)
+    if math.isinf(number):  # 1e999
+        raise ValueError('number too large')
+    return number
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_no_doubles, parse_constant=_no_constant, parse_int=_short_int,
+                           parse_float=_finite_float)
+_LENIENT = json.JSONDecoder(parse_constant=lambda name: None, parse_int=_short_int)
+
+
+def check_depth(value, depth=DEPTH_LIMIT):
+    """Refuses nesting that no request has, before anybody walks it recursively."""
+    level = [value]
+    for _ in range(depth):
+        level = [child for item in level if isinstance(item, (dict, list))
+                 for child in (item.values() if isinstance(item, dict) else item)]
+        if not level:
+            return
+    raise ProtocolError('嵌套超过 %d 层' % depth)
+
+
+class Channel:
+    """Frames over a connected socket, plain or TLS, for one reading and many writing threads.
+
+    For the caller: read_frame, write_frame, abort (from any thread), close (by its one reader).
+    The socket never blocks; every wait has a deadline. OpenSSL allows one thread at a time in a session, so TLS
+    calls take `_tls_lock`, which is never held while waiting.
+    """
+
+    WRITE_TIMEOUT_S = 10.0
+
+    def __init__(self, sock, write_timeout_s=None, lenient=False):
+        sock.setblocking(False)
+        self.sock, self.lenient = sock, lenient
+        self.write_timeout_s = self.WRITE_TIMEOUT_S if write_timeout_s is None else write_timeout_s
+        self._buffer = bytearray()
+        self._write_lock = threading.Lock()
+        self._tls_lock = threading.Lock() if isinstance(sock, ssl.SSLSocket) else None
+        self.alive = True
+        self.last_read = time.monotonic()  # when bytes last came in
+
+    def read_frame(self, limit=FRAME_LIMIT, timeout_s=None):
+        """The next frame, or None at a clean end. Raises RequestTimeout, ProtocolError, ConnectionLost.
+
+        timeout_s counts from the call to the frame's last byte. After a timeout reading may go on where it was.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        if not self._fill(4, deadline, ends_here=True):
+            return None
+        length = _LENGTH.unpack_from(self._buffer)[0]
+        if length > limit:
+            raise FrameTooLarge('帧长 %d 超过上限 %d' % (length, limit), '对方可能不是本协议（例如把 TLS 发到了明文端口）')
+        self._fill(4 + length, deadline, ends_here=False)
+        body = bytes(self._buffer[4:4 + length])
+        del self._buffer[:4 + length]
+        return decode_frame(body, self.lenient)
+
+    def write_frame(self, frame):
+        self.write(encode_frame(frame))
+
+    def write(self, data):
+        """All of data, or ConnectionLost: a peer that takes nothing for write_timeout_s is given up."""
+        with self._write_lock:
+            if not self.alive:
+                raise ConnectionLost('连接已关闭')
+            try:
+                self._send_all(data)
+            except ConnectionLost:
+                self.abort()
+                raise
+
+    def abort(self):
+        """Ends the connection and wakes whoever waits on it. Any thread, any number of times."""
+        self.alive = False
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+
+    def close(self):
+        """Waits for a writer to notice: were the descriptor reused, its bytes would reach a stranger."""
+        self.abort()
+        with self._write_lock, contextlib.suppress(OSError):
+            self.sock.close()
+
+    def _fill(self, size, deadline, ends_here):
+        """Buffers at least `size` bytes. False at an end of file before the first byte where that is clean."""
+        while len(self._buffer) < size:
+            chunk = self._receive(deadline)
+            if not chunk:
+                if ends_here and not self._buffer:
+                    return False
+                raise ConnectionLost('对方在一帧中间断开了连接')
+            self._buffer += chunk
+            self.last_read = time.monotonic()
+        return True
+
+    def _receive(self, deadline):
+        while True:
+            writing = False
+            try:
+                return self._locked(self.sock.recv, 65536)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                pass
+            except ssl.SSLWantWriteError:
+                writing = True
+            except OSError as error:
+                return self._end_of_read(error)
+            self._wait(deadline, writing)
+
+    def _end_of_read(self, error):
+        """Our own abort, and a TLS peer that leaves without a goodbye, end like a closed connection."""
+        if not self.alive or is_tls_eof(error):
+            return b''
+        raise ConnectionLost('连接中断：%s' % error)
+
+    def _send_all(self, data):
+        """A slow line may take long for a large frame as long as it takes something; `last` is the end even so."""
+        deadline, view = time.monotonic() + self.write_timeout_s, memoryview(data)
+        last = deadline + len(data) / SLOWEST_BYTES_S
+        while len(view):
+            try:
+                view = view[self._locked(self.sock.send, view):]
+                deadline = min(last, time.monotonic() + self.write_timeout_s)
+            except (BlockingIOError, ssl.SSLWantWriteError):
+                self._wait_to_write(deadline, True)
+            except ssl.SSLWantReadError:
+                self._wait_to_write(deadline, False)
+            except OSError as error:
+                raise ConnectionLost('连接中断：%s' % error)
+
+    def _wait_to_write(self, deadline, writing):
+        """Up to a second: systems call a socket writable when much of its buffer is free, but it takes less before."""
+        now = time.monotonic()
+        if now >= deadline:
+            raise ConnectionLost('对方 %g 秒没有读取数据' % self.write_timeout_s)
+        with contextlib.suppress(RequestTimeout):
+            self._wait(min(deadline, now + 1.0), writing)
+
+    def _wait(self, deadline, writing):
+        try:
+            ready = wait_for_socket(self.sock, None if deadline is None else deadline - time.monotonic(), writing)
+        except (OSError, ValueError) as error:
+            raise ConnectionLost('连接已关闭：%s' % error)
+        if not ready:
+            raise RequestTimeout('等待对方数据超时')
+
+    def _locked(self, call, argument):
+        if self._tls_lock is None:
+            return call(argument)
+        with self._tls_lock:
+            return call(argument)
+
+
+def tls_handshake(sock, timeout_s):
+    """Completes the handshake of a wrapped socket by a deadline that a slow peer cannot stretch."""
+    deadline = time.monotonic() + timeout_s
+    sock.setblocking(False)
+    while True:
+        try:
+            return sock.do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+            writing = isinstance(error, ssl.SSLWantWriteError)
+        if not wait_for_socket(sock, deadline - time.monotonic(), writing):
+            raise socket.timeout('TLS handshake')
+
+
+# ======================================================================================================
+# 7. ADAPTER CONTRACT - what a source of data and a broker must provide; history in JoinQuant's semantics
+# ======================================================================================================
+ADAPTERS = {}  # name -> factory(settings, clock) -> Backend
+
+PRICE_FIELDS = ('open', 'close', 'high', 'low', 'pre_close', 'high_limit', 'low_limit')
+DEFAULT_FIELDS = ('open', 'close', 'high', 'low', 'volume', 'money')
+DAILY_COLUMNS = ('time', 'open', 'close', 'high', 'low', 'volume', 'money', 'pre_close', 'high_limit', 'low_limit',
+                 'paused')
+MINUTE_COLUMNS = ('time', 'open', 'close', 'high', 'low', 'volume', 'money')
+HISTORY_FIELDS = DAILY_COLUMNS[1:] + ('avg', 'price', 'factor')
+HISTORY_ROW_LIMIT = 2000000
+SECURITY_TYPES = ('stock', 'fund', 'etf', 'lof', 'index', 'bond')
+
+
+class Backend:
+    """What a factory in ADAPTERS returns. data: DataAdapter; brokers: OrderedDict account key -> BrokerAdapter.
+
+    close() stops every thread of the adapters; health() is merged into admin.health.
+    """
+
+    def __init__(self, name, data, brokers):
+        self.name, self.data, self.brokers = name, data, brokers
+
+    def health(self):
+        return {'backend_type': self.name}
+
+    def close(self):
+        """Stop; called once, from the thread that built it."""
+
+
+class BrokerAdapter:
+    """One account at a broker. Every method may block and be called from any thread.
+
+    To provide: account, positions, orders, trades, submit, cancel. Yuan, shares, canonical codes.
+    Raises QmtUnavailable where the broker cannot be asked; never answers "nothing" for "unknown".
+
+    submit(request, deadline_s) -> order id (text). Raises OrderRejected if the broker certainly refused,
+    OrderStateUnknown if nobody can tell. cancel(order_id, deadline_s) asks for it; what became of it shows
+    in the order. find(tag) -> the order submitted with this tag today, or None.
+    set_listener(listener): listener(kind, record) for each change, kind 'order' or 'trade', in their order,
+    from a thread that holds no lock of the adapter.
+    """
+
+    spec = None  # AccountSpec
+
+    def account(self):
+        raise NotImplementedError
+
+    def positions(self):
+        raise NotImplementedError
+
+    def orders(self):
+        raise NotImplementedError
+
+    def trades(self):
+        raise NotImplementedError
+
+    def submit(self, request, deadline_s):
+        raise NotImplementedError
+
+    def cancel(self, order_id, deadline_s):
+        raise NotImplementedError
+
+    def set_listener(self, listener):
+        raise NotImplementedError
+
+    def order(self, order_id):
+        """The order, or None if this account has none of that id."""
+        return next((order for order in self.orders() if order.order_id == order_id), None)
+
+    def find(self, tag):
+        return next((order for order in self.orders() if order.order_remark == tag), None)
+
+
+# -- a question about bars ------------------------------------------------------------------------------------
+class HistoryQuery(Record):
+    """data.history, checked. unit 'm' 'd' 'w' 'M'; start, end, ref in ms of Beijing wall time; fields never empty."""
+
+    FIELDS = (('securities', ()), ('single', True), ('unit', 'd'), ('step', 1), ('start', None), ('end', 0),
+              ('count', None), ('fields', DEFAULT_FIELDS), ('fq', 'pre'), ('ref', None), ('skip_paused', False),
+              ('fill_paused', True), ('panel', True))
+
+    @property
+    def intraday(self):
+        return self.unit == 'm'
+
+
+_UNITS = {'daily': (1, 'd'), 'day': (1, 'd'), 'd': (1, 'd'), 'minute': (1, 'm'), 'min': (1, 'm'), 'm': (1, 'm'),
+          'week': (1, 'w'), 'weekly': (1, 'w'), 'w': (1, 'w'), 'month': (1, 'M'), 'monthly': (1, 'M'), 'M': (1, 'M'),
+          'mon': (1, 'M')}
+_PERIOD = re.compile(r'([1-9]\d{0,3})(m|min|h|d|w|M|mon)', re.ASCII)
+_PERIOD_UNITS = {'m': (1, 'm'), 'min': (1, 'm'), 'h': (60, 'm'), 'd': (1, 'd'), 'w': (1, 'w'), 'M': (1, 'M'),
+                 'mon': (1, 'M')}
+_DEFAULT_START = datetime(2015, 1, 1)
+
+
+def parse_frequency(value):
+    """'daily', '1d', '5m', '1h', '1w', '1M' ... -> (number, unit)."""
+    if isinstance(value, str):
+        if value.strip() in _UNITS:
+            return _UNITS[value.strip()]
+        match = _PERIOD.fullmatch(value.strip())
+        if match and (match.group(2) not in ('w', 'M', 'mon') or match.group(1) == '1'):
+            number, unit = _PERIOD_UNITS[match.group(2)]
+            return int(match.group(1)) * number, unit
+    raise BadRequest('frequency 不认识：%s' % brief(value), '例如 daily、minute、1d、1m、5m、60m、1w、1M')
+
+
+def parse_history(payload, now):
+    """Payload of data.history -> HistoryQuery. Raises BadRequest naming the field."""
+    security = payload.get('security')
+    step, unit = parse_frequency(_first(payload, 'frequency', 'period') or 'daily')
+    start, count = _check_range(payload)
+    end = check_moment(_first(payload, 'end', 'end_date'), 'end')
+    query = HistoryQuery(
+        securities=normalize_codes(security), single=isinstance(security, str), unit=unit, step=step, count=count,
+        start=_bound(start, unit), end=to_ms(now) if end is None else min(_bound(end, unit), to_ms(now)),
+        fields=_check_fields(payload.get('fields')), fq=_check_fq(payload.get('fq', 'pre')),
+        ref=_bound(check_moment(payload.get('pre_factor_ref_date'), 'pre_factor_ref_date'), 'd'),
+        skip_paused=_flag(payload, 'skip_paused', False), fill_paused=_flag(payload, 'fill_paused', True),
+        panel=_flag(payload, 'panel', True))
+    if query.skip_paused and query.panel and len(query.securities) > 1:
+        raise BadRequest('多个证券且 skip_paused=True 时各证券的日期不同，不能用 panel=True', '加上 panel=False')
+    return query
+
+
+def _first(payload, *names):
+    return next((payload[name] for name in names if payload.get(name) is not None), None)
+
+
+def _flag(payload, name, default):
+    value = payload.get(name)
+    return default if value is None else check_flag(value, name)
+
+
+def _check_range(payload):
+    start, count = check_moment(_first(payload, 'start', 'start_date'), 'start'), payload.get('count')
+    if count is not None and start is not None:
+        raise BadRequest('start_date 与 count 只能给一个')
+    if count is None:
+        return start or (_DEFAULT_START, False), None
+    return None, check_whole(count, 'count', 1, 10 ** 7)
+
+
+def _bound(moment, unit):
+    """Days ignore clock parts; for minutes a bare date is 00:00, so an end on it leaves that day out."""
+    if moment is None:
+        return None
+    ms = to_ms(moment[0])
+    return ms if unit == 'm' else ms - ms % DAY_MS
+
+
+def _check_fields(fields):
+    if fields is None:
+        return DEFAULT_FIELDS
+    fields = [fields] if isinstance(fields, str) else fields
+    if not isinstance(fields, (list, tuple)) or not fields:
+        raise BadRequest('fields 应为字段名的列表', '可用：%s' % '、'.join(HISTORY_FIELDS))
+    return tuple(OrderedDict((check_choice(field, 'fields', HISTORY_FIELDS), None) for field in fields))
+
+
+def _check_fq(fq):
+    return None if fq in (None, 'none', '') else check_choice(fq, 'fq', ('pre', 'post'))
+
+
+# -- bars: dicts of columns, and pure functions over them -----------------------------------------------------
+# A "grid" says for each row of the answer where it comes from: (time, row of the source, NaN) for a bar,
+# (time, None, last close) for a suspended time, (time, None, NaN) before listing or after delisting.
+def daily_grid(bars, days, listed, delisted):
+    """bars: daily columns; days: trade days in ms. One grid entry for each day."""
+    times, paused, close = bars['time'], bars['paused'], bars['close']
+    grid = []
+    for day in days:
+        row = bisect.bisect_right(times, day) - 1
+        if row < 0 or not listed <= day <= delisted:
+            grid.append((day, None, math.nan))
+        elif times[row] == day and not paused[row]:
+            grid.append((day, row, math.nan))
+        else:
+            grid.append((day, None, close[row]))
+    return grid
+
+
+def minute_grid(bars, day_grid, start, end):
+    """bars: minute columns. Suspended and unlisted days of `day_grid` get their 240 minutes too."""
+    times, grid = bars['time'], []
+    for day, row, close in day_grid:
+        if row is None:
+            labels = (day + minute * 60000 for minute in BAR_MINUTES)
+            grid.extend((label, None, close) for label in labels if start <= label <= end)
+        else:
+            rows = range(bisect.bisect_left(times, max(day, start)), bisect.bisect_left(times, day + DAY_MS))
+            grid.extend((times[i], i, math.nan) for i in rows if times[i] <= end)
+    return grid
+
+
+def gather(bars, grid, fill):
+    """Columns along the grid. fill: suspended rows get the last close and no turnover; otherwise NaN."""
+    columns = {'time': [moment for moment, _, _ in grid],
+               'paused': [0.0 if row is not None else 1.0 for _, row, _ in grid]}
+    for name, values in bars.items():
+        if name not in columns:
+            share = 0.0 if name in ('volume', 'money') else 1.0
+            columns[name] = [values[row] if row is not None else share * close if fill else math.nan
+                             for _, row, close in grid]
+    return columns
+
+
+def scale(columns, ratios, digits):
+    """Multiplies prices by the ratio of each row, rounded to `digits`; volumes go the other way, money stays."""
+    scaled = dict(columns)
+    for name in PRICE_FIELDS:
+        if name in columns:
+            scaled[name] = [round(value * ratio, digits) for value, ratio in zip(columns[name], ratios)]
+    scaled['volume'] = [value if value != value else float(round(value / ratio))
+                        for value, ratio in zip(columns['volume'], ratios)]
+    return scaled
+
+
+_COMBINE = {'time': lambda part: part[-1], 'open': lambda part: _known(part)[0], 'close': lambda part: _known(part)[-1],
+            'high': lambda part: max(_known(part)), 'low': lambda part: min(_known(part)),
+            'volume': lambda part: math.fsum(_known(part)), 'money': lambda part: math.fsum(_known(part)),
+            'pre_close': lambda part: _known(part)[0], 'high_limit': lambda part: _known(part)[-1],
+            'low_limit': lambda part: _known(part)[-1], 'paused': min, 'factor': lambda part: part[-1]}
+
+
+def _known(part):
+    """NaN rows (unlisted, or suspended and not filled) do not count, unless there is nothing else."""
+    return [value for value in part if value == value] or [math.nan]
+
+
+def combine(columns, groups):
+    """Merges row ranges [(start, stop), ...] into one bar each, labelled by its last row."""
+    return {name: [_COMBINE[name](values[start:stop]) for start, stop in groups] for name, values in columns.items()}
+
+
+def windows_from_end(length, step):
+    """Ranges of `step` rows counted back from the end; the first may be short."""
+    stops = range(length, 0, -step)
+    return [(max(0, stop - step), stop) for stop in stops][::-1]
+
+
+def calendar_groups(times, unit):
+    """Ranges of rows in the same week or month."""
+    keys = [_week_or_month(from_ms(ms), unit) for ms in times]
+    starts = [i for i, key in enumerate(keys) if not i or keys[i - 1] != key]
+    return list(zip(starts, starts[1:] + [len(keys)]))
+
+
+def _week_or_month(moment, unit):
+    return moment.isocalendar()[:2] if unit == 'w' else (moment.year, moment.month)
+
+
+def factor_steps(bars):
+    """Cumulative adjustment factors of daily bars: [(day, factor)], a step where pre_close is not the last close."""
+    steps, factor = [], 1.0
+    for i in range(1, len(bars['time'])):
+        before, reference = bars['close'][i - 1], bars['pre_close'][i]
+        if reference > 0 and abs(before - reference) > 1e-6:
+            factor *= before / reference
+            steps.append((bars['time'][i], factor))
+    return steps
+
+
+def factor_at(steps, day):
+    row = bisect.bisect_right(steps, (day, math.inf)) - 1
+    return steps[row][1] if row >= 0 else 1.0
+
+
+class DataAdapter:
+    """A source of market data. Public methods check, lock nothing, and speak canonical codes and `Table`s.
+
+    For the caller: history, trade_days, security_info, all_securities, index_stocks, split_dividend, quote,
+    live_current, subscribe, unsubscribe, ensure_cache, set_tick_listener.
+    To provide: _calendar, _info, _codes, _daily, _minutes, quote, and where the source has them _members,
+    _dividends, _factor_steps, subscribe, unsubscribe. They may block and be called from any thread.
+    Bars are unadjusted; volume in shares, money in yuan, day bars labelled 00:00, minute bars by their end.
+    """
+
+    def __init__(self, clock):
+        self.clock = clock
+        self._tick_listener = None
+
+    # -- to provide -----------------------------------------------------------------------------------------
+    def _calendar(self):
+        """All trade days known, up to today: sorted list of ms."""
+        raise NotImplementedError
+
+    def _info(self, code):
+        """Dict code display_name name type subtype start_date end_date parent (dates as date). SecurityNotFound."""
+        raise NotImplementedError
+
+    def _codes(self):
+        """Every security that the source lists."""
+        raise NotImplementedError
+
+    def _daily(self, code, first, last):
+        """Dict of DAILY_COLUMNS, rows in [first, last] ms ascending. A running day counts up to now."""
+        raise NotImplementedError
+
+    def _minutes(self, code, first, last):
+        """Dict of MINUTE_COLUMNS, complete bars only, of the days in [first, last] ms."""
+        raise NotImplementedError
+
+    def quote(self, code):
+        """Tick of now. Raises DataUnavailable where there is no price."""
+        raise NotImplementedError
+
+    def _members(self, code, day):
+        raise DataUnavailable('没有指数 %s 的成份股' % code)
+
+    def _dividends(self, code, first, last):
+        """Dicts security, date, security_type, scale_factor, bonus_pre_tax (yuan per per_base), per_base."""
+        return []
+
+    def _factor_steps(self, code):
+        return factor_steps(self._daily(code, -1 << 60, 1 << 60))
+
+    def subscribe(self, codes):
+        """Ticks of these codes go to the tick listener until unsubscribe. Only called for codes not yet subscribed."""
+        raise NotSupported('这个行情源不推送')
+
+    def unsubscribe(self, codes):
+        raise NotSupported('这个行情源不推送')
+
+    def ensure_cache(self, query):
+        """Whatever must be fetched before history(query) can answer. Dict of figures."""
+        return {'ok': True, 'downloaded': 0}
+
+    # -- for the caller -------------------------------------------------------------------------------------
+    def set_tick_listener(self, listener):
+        """listener(tick) is called from the adapter's own thread."""
+        self._tick_listener = listener
+
+    def trade_days(self, start=None, end=None, count=None):
+        """Days in ms, both ends included; the last `count` of them if given."""
+        days = self._calendar()
+        first = 0 if start is None else bisect.bisect_left(days, start)
+        stop = len(days) if end is None else bisect.bisect_right(days, end)
+        return days[first:stop] if count is None else days[first:stop][-count:]
+
+    def security_info(self, code):
+        info = self._info(code)
+        return dict(info, qmt_code=qmt_code(code), start_date=info['start_date'].isoformat(),
+                    end_date=info['end_date'].isoformat())
+
+    def all_securities(self, types, day=None):
+        """Table by code: display_name name start_date end_date type. `day`: only what was listed then."""
+        rows = [self._info(code) for code in self._codes()]
+        rows = [row for row in rows
+                if _has_type(row, types) and (day is None or row['start_date'] <= day <= row['end_date'])]
+        columns = OrderedDict((name, [row[name] for row in rows]) for name in ('code', 'display_name', 'name'))
+        for name in ('start_date', 'end_date'):
+            columns[name] = [to_ms(row[name]) for row in rows]
+        columns['type'] = [row['type'] for row in rows]
+        kinds = {name: 'time' if name.endswith('_date') else 'text' for name in columns}
+        return Table(columns, kinds, ['code'], ['code'])
+
+    def index_stocks(self, code, day=None):
+        return self._members(code, day)
+
+    def split_dividend(self, code, first, last):
+        self._info(code)
+        return [dict(event, date=iso_ms(event['date'])[:10]) for event in self._dividends(code, first, last)]
+
+    def live_current(self, code):
+        """What a strategy asks before it orders: last price, limits, suspension."""
+        tick, info = self.quote(code), self._info(code)
+        return dict(tick.to_wire(), name=info['display_name'], day_open=tick.open)
+
+    def history(self, query):
+        """Table of bars: one security by time, many in wide (panel) or long form."""
+        series, rows = [], 0
+        for code in query.securities:
+            series.append((code, self._series(code, query)))
+            rows += len(series[-1][1]['time'])
+            if rows > HISTORY_ROW_LIMIT:
+                raise BadRequest('结果超过 %d 行' % HISTORY_ROW_LIMIT, '缩小时间范围或证券数量，分几次取')
+        if query.single:
+            return _single_table(series[0][1], query.fields)
+        return (_wide_table if query.panel else _long_table)(series, query.fields)
+
+    # -- history, step by step --------------------------------------------------------------------------------
+    def _series(self, code, query):
+        """Columns of one security: select, adjust, merge into the asked period, cut to count."""
+        info = self._info(code)
+        columns = self._intraday(code, info, query) if query.intraday else self._days(code, info, query)
+        columns = self._adjust(code, columns, query)
+        columns = _resample(columns, query)
+        if query.count is not None:
+            columns = {name: values[-query.count:] for name, values in columns.items()}
+        return _with_averages(columns)
+
+    def _days(self, code, info, query):
+        bars, grid = self._day_grid(code, info, query, query.start, query.end, _rows_a_bar(query))
+        return gather(bars, grid, query.fill_paused)
+
+    def _day_grid(self, code, info, query, start, end, days_a_bar, spare=0):
+        """(daily columns, grid of the days that the answer needs)."""
+        bars = self._daily(code, -1 << 60, end)
+        need = None if query.count is None else int(math.ceil(query.count * days_a_bar)) + spare
+        days = self.trade_days(start, self._opened(end), None if query.skip_paused else need)
+        grid = daily_grid(bars, days, to_ms(info['start_date']), to_ms(info['end_date']))
+        return bars, _cut(grid, query, need)
+
+    def _opened(self, end):
+        """Today counts only once it has opened: before, its missing bar would read as a suspension."""
+        now = self.clock.now()
+        return end if minute_of_day(now) >= MORNING_OPEN else min(end, to_ms(now.date()) - 1)
+
+    def _intraday(self, code, info, query):
+        """Whole days first, so that the source reads only what is needed, then minutes."""
+        start, midnight = query.start, query.end - query.end % DAY_MS
+        first = None if start is None else start - start % DAY_MS
+        daily, grid = self._day_grid(code, info, query, first, midnight, query.step / MINUTES_A_DAY, spare=2)
+        bars = self._minutes(code, grid[0][0] if grid else midnight, midnight)
+        grid = minute_grid(bars, grid, -1 << 60 if start is None else start, query.end)
+        grid = _cut(grid, query, query.count and query.count * query.step)
+        return _with_day_columns(gather(bars, grid, query.fill_paused), daily)
+
+    def _adjust(self, code, columns, query):
+        if query.fq is None:
+            return dict(columns, factor=[1.0] * len(columns['time']))
+        steps = self._factor_steps(code)
+        base = 1.0
+        if query.fq == 'pre':
+            base = factor_at(steps, to_ms(self.clock.now()) if query.ref is None else query.ref)
+        ratios = [factor_at(steps, moment) / base for moment in columns['time']]
+        if any(ratio != 1.0 for ratio in ratios):
+            columns = scale(columns, ratios, 3 if instrument(code).tick < 0.01 else 2)
+        return dict(columns, factor=ratios)
+
+
+def _has_type(row, types):
+    return row['type'] in types or ('fund' in types and row['type'] in ('etf', 'lof'))
+
+
+def _rows_a_bar(query):
+    return {'d': query.step, 'w': 7, 'M': 31}.get(query.unit, query.step)
+
+
+def _cut(grid, query, need):
+    """Drops suspended entries if asked, and all but the last `need`."""
+    grid = [entry for entry in grid if entry[1] is not None] if query.skip_paused else grid
+    return grid if need is None else grid[-need:]
+
+
+def _with_day_columns(columns, daily):
+    """Minute bars take limits from their day; their pre_close is their open."""
+    rows = [bisect.bisect_right(daily['time'], moment) - 1 for moment in columns['time']]
+    for name in ('high_limit', 'low_limit'):
+        columns[name] = [daily[name][row] if row >= 0 else math.nan for row in rows]
+    return dict(columns, pre_close=list(columns['open']))
+
+
+def _resample(columns, query):
+    if query.unit in ('w', 'M'):
+        return combine(columns, calendar_groups(columns['time'], query.unit))
+    return columns if query.step == 1 else combine(columns, windows_from_end(len(columns['time']), query.step))
+
+
+def _with_averages(columns):
+    pairs = zip(columns['money'], columns['volume'], columns['close'])
+    average = [money / volume if volume else close for money, volume, close in pairs]
+    return dict(columns, avg=average, price=average)
+
+
+def _float_columns(columns, fields):
+    return [(name, array('d', columns[name])) for name in fields]
+
+
+def _single_table(columns, fields):
+    named = [('index', columns['time'])] + _float_columns(columns, fields)
+    return Table(named, dict({name: 'float' for name in fields}, index='time'), ['index'])
+
+
+def _long_table(series, fields):
+    """Rows code by code: time, code, fields."""
+    named = OrderedDict([('time', []), ('code', [])] + [(name, array('d')) for name in fields])
+    for code, columns in series:
+        named['time'] += columns['time']
+        named['code'] += [code] * len(columns['time'])
+        for name, values in _float_columns(columns, fields):
+            named[name].extend(values)
+    return Table(named, dict({name: 'float' for name in fields}, time='time', code='text'))
+
+
+def _wide_table(series, fields):
+    """One row a time, one column a (field, code) pair; NaN where a security has no bar then."""
+    times = sorted(set().union(*(columns['time'] for _, columns in series)))
+    pairs = [(name, code) for name in fields for code, _ in series]
+    aligned = {code: _align(columns, times, fields) for code, columns in series}
+    named = [('index', times)] + [(repr(pair), aligned[pair[1]][pair[0]]) for pair in pairs]
+    return Table(named, dict({repr(pair): 'float' for pair in pairs}, index='time'), ['index'], wide=pairs)
+
+
+def _align(columns, times, fields):
+    if columns['time'] == times:
+        return dict(_float_columns(columns, fields))
+    rows = {moment: i for i, moment in enumerate(columns['time'])}
+    places = [rows.get(moment) for moment in times]
+    return {name: array('d', [math.nan if i is None else columns[name][i] for i in places]) for name in fields}
+
+
+# ======================================================================================================
+# 8. STUB ADAPTER - a paper exchange: market data (synthetic or CSV), clock, matching, ledger
+# ======================================================================================================
+# Two sources of bars, `_SyntheticMarket` and `_CsvMarket`, stand behind one `StubData`. Each knows whole days; only
+# StubData knows what time it is, and shows of the running day what has happened. Prices are counted in whole ticks
+# (integers) wherever they are made, with + - * / alone, so that every platform and version makes the same ones.
+_STUB_START = date(2005, 1, 4)
+_STUB_FOREVER = date(2200, 1, 1)
+# Later days are never suspended: whoever tries the paper exchange today finds everything trading.
+_STUB_LAST_SUSPENSION = date(2025, 12, 31)
+
+# base: price in yuan that the walk is drawn to. sigma: daily volatility. lots: an ordinary day's volume in lots of 100.
+_StubProfile = namedtuple('_StubProfile', 'code display_name name listed base sigma lots')
+# One whole day, in yuan, shares; limits are None where there are none. day: date.
+_StubBar = namedtuple('_StubBar', 'day open close high low volume money pre_close high_limit low_limit paused')
+
+_STUB_CATALOGUE = [line.split() for line in '''
+000001.XSHE 平安银行 PAYH 1991-04-03 12     1000000
+000002.XSHE 万科A WKA 1991-01-29 15          800000
+000333.XSHE 美的集团 MDJT 2013-09-18 55      250000
+000651.XSHE 格力电器 GLDQ 1996-11-18 38      400000
+000858.XSHE 五粮液 WLY 1998-04-27 140        150000
+000938.XSHE 紫光股份 ZGGF 1999-11-04 24      300000
+002415.XSHE 海康威视 HKWS 2010-05-28 32      300000
+002594.XSHE 比亚迪 BYD 2011-06-30 220        120000
+300059.XSHE 东方财富 DFCF 2010-03-19 18     2000000
+300750.XSHE 宁德时代 NDSD 2018-06-11 210     150000
+600000.XSHG 浦发银行 PFYH 1999-11-10 9       400000
+600030.XSHG 中信证券 ZXZQ 2003-01-06 22      900000
+600036.XSHG 招商银行 ZSYH 2002-04-09 36      500000
+600276.XSHG 恒瑞医药 HRYY 2000-10-18 46      250000
+600519.XSHG 贵州茅台 GZMT 2001-08-27 1500     30000
+600900.XSHG 长江电力 CJDL 2003-11-18 22      500000
+601166.XSHG 兴业银行 XYYH 2007-02-05 17      500000
+601318.XSHG 中国平安 ZGPA 2007-03-01 48      600000
+601398.XSHG 工商银行 GSYH 2006-10-27 5      2000000
+601988.XSHG 中国银行 ZGYH 2006-07-05 4      1800000
+688001.XSHG 华兴源创 HXYC 2019-07-22 30       40000
+688981.XSHG 中芯国际 ZXGJ 2020-07-16 55      400000
+510050.XSHG 华夏上证50ETF SZ50ETF 2005-02-23 2.6        6000000
+510300.XSHG 华泰柏瑞沪深300ETF HS300ETF 2012-05-28 3.9   5000000
+510500.XSHG 南方中证500ETF ZZ500ETF 2013-03-15 6        1500000
+159915.XSHE 易方达创业板ETF CYBETF 2011-12-09 2.1         6000000
+518880.XSHG 华安黄金ETF HJETF 2013-07-29 4.6            1000000
+511880.XSHG 银华日利ETF YHRL 2013-04-18 100              1500000
+113050.XSHG 南银转债 NYZZ 2021-07-01 112                  100000
+000001.XSHG 上证指数 SZZS 1991-07-15 3100              300000000
+000016.XSHG 上证50 SZ50 2004-01-02 2600                40000000
+000300.XSHG 沪深300 HS300 2005-04-08 3900             150000000
+000688.XSHG 科创50 KC50 2020-07-23 980                  8000000
+000852.XSHG 中证1000 ZZ1000 2014-10-17 6200           180000000
+000905.XSHG 中证500 ZZ500 2007-01-15 6000             140000000
+399001.XSHE 深证成指 SZCZ 1995-01-23 10500             400000000
+399006.XSHE 创业板指 CYBZ 2010-06-01 2100               120000000
+'''.strip().splitlines()]
+
+_STUB_SIGMA = {'stock': 0.02, 'etf': 0.012, 'lof': 0.012, 'index': 0.011, 'bond': 0.009, 'repo': 0.02}
+# (earliest listing, lowest and highest base price) of securities that are in no list.
+_STUB_UNLISTED = {'stock': (date(1996, 1, 2), 5, 60), 'star': (date(2019, 7, 22), 15, 120),
+                  'chinext': (date(2009, 10, 30), 8, 80), 'bse': (date(2021, 11, 15), 6, 40),
+                  'etf': (date(2012, 1, 4), 0.8, 5), 'lof': (date(2008, 1, 2), 0.7, 3),
+                  'index': (date(2005, 1, 4), 900, 6000), 'bond': (date(2018, 1, 2), 95, 140),
+                  'repo': (date(2006, 5, 8), 1.5, 3)}
+_STUB_TYPES = {'repo': 'bond'}  # a repo is listed among the bonds
+
+
+@lru_cache(maxsize=16384)
+def _stub_profile(code):
+    """Profile of a listed code, or one made from the code itself: the same on every machine and for every seed."""
+    row = next((row for row in _STUB_CATALOGUE if row[0] == code), None)
+    if row is None:
+        return _made_up_profile(code)
+    listed = parse_moment(row[3])[0].date()
+    return _StubProfile(code, row[1], row[2], listed, float(row[4]), _stub_sigma(code), int(row[5]))
+
+
+def _made_up_profile(code):
+    item, rng = instrument(code), random.Random('profile/%s' % code)
+    if item.kind == 'other':
+        raise SecurityNotFound('模拟交易所没有证券 %s' % code, '可用股票、ETF、LOF、指数、可转债的代码，例如 000001.XSHE')
+    earliest, low, high = _STUB_UNLISTED.get(item.board) or _STUB_UNLISTED[item.kind]
+    listed = earliest + timedelta(days=int(rng.random() * 600))
+    base = low + (high - low) * rng.random()
+    return _StubProfile(code, '模拟' + code[:6], 'MN' + code[2:6], listed, base, _stub_sigma(code),
+                        20000 + int(rng.random() * 200000))
+
+
+def _stub_sigma(code):
+    """Money funds hardly move."""
+    return 0.00004 if code.startswith(('5118', '5119', '15900')) else _STUB_SIGMA[instrument(code).kind]
+
+
+def _stub_info(profile, listed=None):
+    kind = instrument(profile.code).kind
+    return {'code': profile.code, 'display_name': profile.display_name, 'name': profile.name,
+            'type': _STUB_TYPES.get(kind, kind), 'subtype': None, 'start_date': listed or profile.listed,
+            'end_date': _STUB_FOREVER, 'parent': None}
+
+
+def _ticks_per_yuan(code):
+    return int(round(1 / instrument(code).tick))
+
+
+def _limit_ticks(pre, percent):
+    """price_limits in whole ticks, half up; (None, None) without a limit. Decimals would take ten times as long."""
+    if percent is None:
+        return None, None
+    return (pre * (100 + percent) + 50) // 100, max(1, (pre * (100 - percent) + 50) // 100)
+
+
+def _limit_percent(code, day):
+    ratio = limit_ratio(code, day)
+    return None if ratio is None else int(round(ratio * 100))
+
+
+# -- a day, and its 240 minutes -------------------------------------------------------------------------------
+_STUB_PULL = 0.004  # share of the way back to the base price that a day goes: keeps 20 years in a sane band
+
+
+def _draw_day(rng, profile, base, pre, percent):
+    """(open, close, high, low, lots, high limit, low limit) after a previous close of `pre` ticks; ten draws."""
+    top, bottom = _limit_ticks(pre, percent)
+    highest, lowest = top or pre * 2, bottom or max(1, pre // 2)
+    sigma, draw = profile.sigma, rng.random
+    move = sigma * 2 * (draw() + draw() + draw() - 1.5) * (3 if draw() < 0.02 else 1) + _STUB_PULL * (base / pre - 1)
+    close = min(highest, max(lowest, int(pre * (1 + move) + 0.5)))
+    opened = min(highest, max(lowest, int(pre * (1 + move * draw() * 0.5 + sigma * (draw() - 0.5) * 0.5) + 0.5)))
+    reach = sigma * pre * 0.7
+    high = min(highest, max(opened, close) + int(draw() * reach + 0.5))
+    low = max(lowest, min(opened, close) - int(draw() * reach + 0.5))
+    lots = int(profile.lots * (0.4 + draw() + 8 * abs(move))) + 2400
+    return opened, close, high, low, lots, top, bottom
+
+
+def _money_of(profile, volume, typical):
+    """Yuan for `volume` shares at a typical price. An index counts shares of its members, some 12 yuan each."""
+    if instrument(profile.code).kind == 'index':
+        typical = typical / profile.base * 12
+    return round(volume * typical, 2)
+
+
+def _minute_path(rng, first, last, low, high):
+    """240 closes in ticks: a bridge from the day's open to its close, kept between low and high."""
+    draw, total, walk = rng.random, 0.0, []
+    for _ in range(MINUTES_A_DAY):
+        total += draw() - 0.5
+        walk.append(total)
+    scale, slope = (high - low) / 5.6, (last - first) / MINUTES_A_DAY
+    path = [first + slope * i + scale * (value - total * i / MINUTES_A_DAY) for i, value in enumerate(walk, 1)]
+    return [min(high, max(low, int(value + 0.5))) for value in path[:-1]] + [last]
+
+
+def _minute_shares(rng, volume):
+    """240 volumes that add up exactly; more at the open and the close, whole lots but for the last."""
+    weights = [(1 + abs(i - 120) / 60) * (0.5 + rng.random()) for i in range(MINUTES_A_DAY)]
+    total, running, reached, shares = math.fsum(weights), 0.0, 0, []  # sum() rounds otherwise from 3.12 on
+    for weight in weights[:-1]:
+        running += weight
+        upto = int(volume * running / total) // 100 * 100
+        shares.append(upto - reached)
+        reached = upto
+    return shares + [int(volume) - reached]
+
+
+def _minute_money(columns, money):
+    """240 sums of money that add up to the day's: what the typical prices make, scaled."""
+    prices = zip(columns['open'], columns['close'], columns['high'], columns['low'], columns['volume'])
+    raw = [sum(parts[:4]) * parts[4] for parts in prices]
+    total = math.fsum(raw)
+    sums = [round(money * value / total, 2) if total else 0.0 for value in raw[:-1]]
+    return sums + [max(0.0, round(money - math.fsum(sums), 2))]
+
+
+def _minutes_of(rng, bar, per_yuan):
+    """The 240 minutes of a day: dict of columns, prices in ticks, that aggregate to `bar`."""
+    first, last, high, low = [int(round(price * per_yuan)) for price in (bar.open, bar.close, bar.high, bar.low)]
+    closes = _minute_path(rng, first, last, low, high)
+    opens, reach = [first] + closes[:-1], (high - low) / 60 + 1.5
+    highs = [min(high, max(pair) + int(rng.random() * reach)) for pair in zip(opens, closes)]
+    lows = [max(low, min(pair) - int(rng.random() * reach)) for pair in zip(opens, closes)]
+    highs[highs.index(max(highs))] = high
+    lows[lows.index(min(lows))] = low
+    columns = {'open': opens, 'close': closes, 'high': highs, 'low': lows, 'volume': _minute_shares(rng, bar.volume)}
+    return dict(columns, money=_minute_money(columns, bar.money))
+
+
+def _minute_labels(day):
+    """Milliseconds of the 240 bar ends of a day given in ms."""
+    return [day + minute * 60000 for minute in BAR_MINUTES]
+
+
+def _empty_columns(names):
+    return {name: [] for name in names}
+
+
+def _slice_columns(columns, first, last):
+    """Rows with first <= time <= last. Safe while another thread appends: `time` grows last."""
+    start, stop = bisect.bisect_left(columns['time'], first), bisect.bisect_right(columns['time'], last)
+    return {name: values[start:stop] for name, values in columns.items()}
+
+
+def _bar_at(columns, row, day):
+    values = {name: columns[name][row] for name in _StubBar._fields[1:]}
+    for name in ('high_limit', 'low_limit'):
+        values[name] = values[name] if values[name] == values[name] else None
+    return _StubBar(day=day, **dict(values, paused=bool(values['paused'])))
+
+
+def _columns_of(bar, day):
+    """A bar as daily columns of one row."""
+    values = dict(bar._asdict(), time=day, paused=float(bar.paused))
+    return {name: [math.nan if values[name] is None else values[name]] for name in DAILY_COLUMNS}
+
+
+def _paused_bar(day, close, high_limit=None, low_limit=None):
+    return _StubBar(day, close, close, close, close, 0.0, 0.0, close, high_limit, low_limit, True)
+
+
+class _StubMarket:
+    """Whole days of a set of securities, without regard to the time of day.
+
+    To provide: codes, info, members, is_trade_day, calendar, daily, minutes, dividends.
+    plan(code, day) is the whole bar that quotes of that calendar day move through.
+    """
+
+    def __init__(self, seed):
+        self.seed = seed
+
+    def codes(self):
+        raise NotImplementedError
+
+    def info(self, code):
+        raise NotImplementedError
+
+    def members(self, code, day):
+        raise NotImplementedError
+
+    def is_trade_day(self, day):
+        raise NotImplementedError
+
+    def calendar(self, today):
+        """Sorted ms of the trade days up to and including `today`."""
+        raise NotImplementedError
+
+    def daily(self, code, today):
+        """Daily columns of whole days, reaching at least to `today` (later rows may follow)."""
+        raise NotImplementedError
+
+    def minutes(self, code, first, last):
+        """Minute columns of whole days, first and last in ms."""
+        raise NotImplementedError
+
+    def dividends(self, code, today):
+        """Events in the contract's form, ascending."""
+        raise NotImplementedError
+
+    def plan(self, code, day):
+        columns, ms = self.daily(code, day), to_ms(day)
+        row = bisect.bisect_right(columns['time'], ms) - 1
+        if row < 0:
+            raise DataUnavailable('%s 在 %s 还没有行情' % (code, day), '上市日期或行情文件的第一天在这之后')
+        if columns['time'][row] == ms:
+            return _bar_at(columns, row, day)
+        return self._missing_day(code, day, columns['close'][row])
+
+    def _missing_day(self, code, day, pre_close):
+        """A day that is not in the history, such as a Sunday of the exchange that is always open."""
+        profile, per_yuan = _stub_profile(code), _ticks_per_yuan(code)
+        pre, rng = max(1, int(round(pre_close * per_yuan))), random.Random('%s/%s/%s' % (self.seed, code, day))
+        prices = _draw_day(rng, profile, pre, pre, _limit_percent(code, day))
+        return _bar_from_ticks(profile, day, pre, prices, per_yuan)
+
+    def plan_minutes(self, code, bar):
+        """The minutes of a plan: columns with prices in ticks."""
+        rng = random.Random('%s/%s/%s/minutes' % (self.seed, code, bar.day))
+        return _minutes_of(rng, bar, _ticks_per_yuan(code))
+
+
+def _bar_from_ticks(profile, day, pre, prices, per_yuan):
+    opened, close, high, low, lots, top, bottom = prices
+    volume = lots * 100.0
+    money = _money_of(profile, volume, (opened + close + high + low) / (4 * per_yuan))
+    limits = [None if value is None else value / per_yuan for value in (top, bottom)]
+    return _StubBar(day, opened / per_yuan, close / per_yuan, high / per_yuan, low / per_yuan, volume, money,
+                    pre / per_yuan, limits[0], limits[1], False)
+
+
+# -- synthetic market -----------------------------------------------------------------------------------------
+class _SyntheticSeries:
+    """The daily bars of one security from its first day on, made in order and kept. `until` may come from any thread.
+
+    columns: DAILY_COLUMNS as lists. dividends: events in the contract's form.
+    """
+
+    def __init__(self, seed, profile):
+        self.seed, self.profile = seed, profile
+        self.per_yuan = _ticks_per_yuan(profile.code)
+        self.columns, self.dividends = _empty_columns(DAILY_COLUMNS), []
+        self._is_stock = instrument(profile.code).kind == 'stock'
+        self._rng = random.Random('%s/%s' % (seed, profile.code))
+        self._base = profile.base * self.per_yuan
+        spread = min(0.3, 15 * profile.sigma)
+        self._close = max(1, int(self._base * (1 + spread * (2 * self._rng.random() - 1))))
+        self._next, self._year, self._lock = max(_STUB_START, profile.listed), None, threading.Lock()
+
+    def until(self, day):
+        with self._lock:
+            while self._next <= day:
+                if rule_trade_day(self._next):
+                    self._append(self._next)
+                self._next += timedelta(days=1)
+        return self.columns
+
+    def _append(self, day):
+        if day.year != self._year:
+            self._year = day.year
+            self._plan_year(day.year)
+        bar = self._paused_day(day) if self._is_paused(day) else self._trading_day(day)
+        for name, value in zip(_StubBar._fields[1:-1], bar[1:-1]):
+            self.columns[name].append(math.nan if value is None else value)
+        self.columns['paused'].append(float(bar.paused))
+        self.columns['time'].append(to_ms(day))
+
+    def _plan_year(self, year):
+        """Suspensions: one to three blocks of one to five days. Ex-date: May to July."""
+        rng, new_year = random.Random('%s/%s/%d' % (self.seed, self.profile.code, year)), date(year, 1, 1)
+        starts = [new_year + timedelta(days=int(rng.random() * 350)) for _ in range(1 + int(rng.random() * 3))]
+        self._blocks = [(start, min(_STUB_LAST_SUSPENSION, start + timedelta(days=int(rng.random() * 7))))
+                        for start in starts]
+        self._ex_date = date(year, 5, 8) + timedelta(days=int(rng.random() * 80))
+        self._yield = 0.008 + 0.025 * rng.random()
+        self._bonus = (1 + int(rng.random() * 5)) / 10 if rng.random() < 0.25 else 0.0
+
+    def _is_paused(self, day):
+        first_day = not self.columns['time']
+        return self._is_stock and not first_day and any(start <= day <= end for start, end in self._blocks)
+
+    def _paused_day(self, day):
+        limits = _limit_ticks(self._close, _limit_percent(self.profile.code, day))
+        return _paused_bar(day, self._close / self.per_yuan, *[limit and limit / self.per_yuan for limit in limits])
+
+    def _trading_day(self, day):
+        if self._is_stock and self.columns['time'] and self._ex_date and day >= self._ex_date:
+            self._ex_date = None
+            self._pay(day)
+        pre, percent = self._close, _limit_percent(self.profile.code, day)
+        prices = _draw_day(self._rng, self.profile, self._base, pre, percent)
+        self._close = prices[1]
+        return _bar_from_ticks(self.profile, day, pre, prices, self.per_yuan)
+
+    def _pay(self, day):
+        """The reference price of an ex-date: (close - cash) / (1 + bonus), to the tick."""
+        cents = int(self._close * self._yield)
+        self._close = max(1, int((self._close - cents) / (1 + self._bonus) + 0.5))
+        self.dividends.append({'security': self.profile.code, 'date': to_ms(day), 'security_type': 'stock',
+                               'scale_factor': 1 + self._bonus, 'bonus_pre_tax': cents * 10 / self.per_yuan,
+                               'per_base': 10})
+
+
+class _SyntheticMarket(_StubMarket):
+    """Random walks, the same for a seed and a code whatever is asked, and in whatever order.
+
+    Dividends fall on stocks alone. Days after 2025 are never suspended. The calendar is `rule_trade_day`.
+    """
+
+    def __init__(self, seed):
+        super().__init__(seed)
+        self._series, self._days, self._lock = {}, [], threading.Lock()
+
+    def codes(self):
+        return [row[0] for row in _STUB_CATALOGUE]
+
+    def info(self, code):
+        return _stub_info(_stub_profile(code))
+
+    def members(self, code, day):
+        """Every index holds the stocks of the list that were listed on the day."""
+        if instrument(code).kind != 'index':
+            raise DataUnavailable('%s 不是指数，没有成份股' % code, '指数例如 000300.XSHG')
+        stocks = [_stub_profile(item) for item in self.codes() if instrument(item).kind == 'stock']
+        return [profile.code for profile in stocks if profile.listed <= day]
+
+    def is_trade_day(self, day):
+        return day >= _STUB_START and rule_trade_day(day)
+
+    def calendar(self, today):
+        with self._lock:
+            day = from_ms(self._days[-1]).date() + timedelta(days=1) if self._days else _STUB_START
+            while day <= today:
+                if rule_trade_day(day):
+                    self._days.append(to_ms(day))
+                day += timedelta(days=1)
+            return self._days[:bisect.bisect_right(self._days, to_ms(today))]
+
+    def daily(self, code, today):
+        return self._series_of(code).until(today)
+
+    def minutes(self, code, first, last):
+        days = _slice_columns(self.daily(code, from_ms(min(last, to_ms(_STUB_FOREVER))).date()), first, last)
+        columns, per_yuan = _empty_columns(MINUTE_COLUMNS), _ticks_per_yuan(code)
+        for row, day in enumerate(days['time']):
+            if not days['paused'][row]:
+                bar = _bar_at(days, row, from_ms(day).date())
+                _extend_minutes(columns, self.plan_minutes(code, bar), day, per_yuan)
+        return columns
+
+    def dividends(self, code, today):
+        series = self._series_of(code)
+        series.until(today)
+        return series.dividends
+
+    def _series_of(self, code):
+        with self._lock:
+            if code not in self._series:
+                self._series[code] = _SyntheticSeries(self.seed, _stub_profile(code))
+            return self._series[code]
+
+
+def _extend_minutes(columns, minutes, day, per_yuan):
+    """Appends the minutes of a day, ticks turned into yuan."""
+    columns['time'] += _minute_labels(day)
+    for name in ('open', 'close', 'high', 'low'):
+        columns[name] += [ticks / per_yuan for ticks in minutes[name]]
+    columns['volume'] += [float(shares) for shares in minutes['volume']]
+    columns['money'] += minutes['money']
+
+
+# -- CSV market -----------------------------------------------------------------------------------------------
+_CSV_NAME = re.compile(r'(.+)_(1d|1m)\.csv', re.ASCII)
+_CSV_NUMBERS = ('open', 'close', 'high', 'low', 'volume', 'money')
+_CSV_OPTIONAL = ('pre_close', 'paused', 'high_limit', 'low_limit')
+
+
+class _CsvMarket(_StubMarket):
+    """Bars out of CODE_1d.csv and CODE_1m.csv, as they are. Raises ConfigError naming file and line.
+
+    Dividends are not in the files: each step between a close and the next pre_close counts as cash; where the
+    reference price rose, as a merger of shares. Days after the files have quotes (a plan drawn from the last close)
+    but no bars. A day that only other securities have is a suspension.
+    """
+
+    def __init__(self, directory, seed=1):
+        super().__init__(seed)
+        self.directory = directory
+        self._minutes = {}
+        self._daily = self._load(_csv_files(directory))
+        self._days = sorted(set().union(*(columns['time'] for columns in self._daily.values())))
+        self._day_set = frozenset(self._days)
+
+    def codes(self):
+        return sorted(self._daily)
+
+    def info(self, code):
+        return _stub_info(_stub_profile(code), from_ms(self._columns(code)['time'][0]).date())
+
+    def members(self, code, day):
+        raise DataUnavailable('目录 %s 里没有指数 %s 的成份股' % (self.directory, code), '成份股不在行情文件里')
+
+    def is_trade_day(self, day):
+        """The files decide as far as they reach, the rule of the paper exchange beyond."""
+        ms = to_ms(day)
+        return ms in self._day_set or (ms > self._days[-1] and rule_trade_day(day))
+
+    def calendar(self, today):
+        return self._days[:bisect.bisect_right(self._days, to_ms(today))]
+
+    def daily(self, code, today):
+        return self._columns(code)
+
+    def minutes(self, code, first, last):
+        self._columns(code)
+        if code not in self._minutes:
+            raise DataUnavailable('%s 没有分钟线' % code, '在 %s 放入 %s_1m.csv' % (self.directory, code))
+        return _slice_columns(self._minutes[code], first, last + DAY_MS - 1)
+
+    def dividends(self, code, today):
+        columns = self._columns(code)
+        steps = [row for row in range(1, len(columns['time']))
+                 if abs(columns['close'][row - 1] - columns['pre_close'][row]) > 1e-6]
+        return [_csv_dividend(code, columns, row) for row in steps]
+
+    def _missing_day(self, code, day, pre_close):
+        if to_ms(day) in self._day_set:
+            return _paused_bar(day, pre_close, *price_limits(code, pre_close, day))
+        return super()._missing_day(code, day, pre_close)
+
+    def plan_minutes(self, code, bar):
+        """The file's own minutes where it has all of the day's, so that quotes agree with them."""
+        day, per_yuan = to_ms(bar.day), _ticks_per_yuan(code)
+        own = _slice_columns(self._minutes.get(code) or _empty_columns(MINUTE_COLUMNS), day, day + DAY_MS - 1)
+        if len(own['time']) != MINUTES_A_DAY:
+            return super().plan_minutes(code, bar)
+        for name in ('open', 'close', 'high', 'low'):
+            own[name] = [int(round(price * per_yuan)) for price in own[name]]
+        return own
+
+    def _load(self, files):
+        daily = {code: _read_daily(path, code) for (code, period), path in files.items() if period == '1d'}
+        for (code, period), path in files.items():
+            if period == '1m':
+                self._minutes[code] = _read_minutes(path)
+                daily.setdefault(code, _days_of_minutes(code, self._minutes[code]))
+        return daily
+
+    def _columns(self, code):
+        if code not in self._daily:
+            raise SecurityNotFound('没有证券 %s 的行情' % code,
+                                   '模拟行情来自目录 %s，放入 %s_1d.csv 并重启即可' % (self.directory, code))
+        return self._daily[code]
+
+
+def _csv_dividend(code, columns, row):
+    """One step of the reference price, as cash for each ten shares (a fund: one) or as a merger of shares."""
+    before, reference = columns['close'][row - 1], columns['pre_close'][row]
+    fund = instrument(code).kind in ('etf', 'lof')
+    base = 1 if fund else 10
+    return {'security': code, 'date': columns['time'][row], 'security_type': 'fund' if fund else 'stock',
+            'scale_factor': 1.0 if before > reference else before / reference,
+            'bonus_pre_tax': round(max(0.0, before - reference) * base, 6), 'per_base': base}
+
+
+def _csv_files(directory):
+    """OrderedDict (code, '1d' or '1m') -> path."""
+    if not os.path.isdir(directory):
+        raise ConfigError('行情目录 %s 不存在' % directory, '检查 --stub-data')
+    files = OrderedDict()
+    for name in sorted(os.listdir(directory)):
+        if name.lower().endswith('.csv'):
+            path = os.path.join(directory, name)
+            key = _csv_key(path, name)
+            if key in files:
+                raise ConfigError('%s 与 %s 是同一证券的同一周期' % (path, files[key]), '只保留其中一个')
+            files[key] = path
+    if not files:
+        raise ConfigError('行情目录 %s 里没有 代码_1d.csv 或 代码_1m.csv' % directory, '检查 --stub-data')
+    return files
+
+
+def _csv_key(path, name):
+    match = _CSV_NAME.fullmatch(name)
+    try:
+        code = normalize_code(match.group(1)) if match else None
+    except SecurityNotFound:
+        code = None
+    if code is None or instrument(code).kind == 'other':
+        raise ConfigError('%s：文件名里没有认识的证券代码和周期' % path, '应为 600519.XSHG_1d.csv 或 600519.XSHG_1m.csv 的形式')
+    return code, match.group(2)
+
+
+_csv_number = re.compile(r'\s*(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,2})?\s*', re.ASCII).fullmatch
+_csv_moment = lru_cache(maxsize=8192)(parse_moment)  # files share their dates
+
+
+class _CsvReader:
+    """The rows of one file as columns. Every complaint names the file and the line."""
+
+    def __init__(self, path, time_column, optional=()):
+        self.path, self.line = path, 1
+        lines = self._lines()
+        self._header = [name.strip() for name in lines[0].split(',')]
+        missing = [name for name in (time_column,) + _CSV_NUMBERS if self._header.count(name) != 1]
+        if missing:
+            self.fail('表头缺少或重复了列 %s' % '、'.join(missing), '需要 %s' % ','.join((time_column,) + _CSV_NUMBERS))
+        self._names = _CSV_NUMBERS + tuple(name for name in optional if name in self._header)
+        self._places = [self._header.index(name) for name in self._names]
+        self._time_place = self._header.index(time_column)
+        self.columns = _empty_columns(('time',) + self._names)
+        for self.line, text in enumerate(lines[1:], 2):
+            self._add(text)
+        if not self.columns['time']:
+            self.fail('没有数据行')
+
+    def fail(self, problem, hint='更正这一行，或去掉这个文件'):
+        raise ConfigError('%s 第 %d 行：%s' % (self.path, self.line, problem), hint)
+
+    def check_time(self, moment, has_clock):
+        """Why this is no label of a bar, or None."""
+        raise NotImplementedError
+
+    def _lines(self):
+        try:
+            with open(self.path, 'rb') as file:
+                data = file.read()
+        except OSError as error:
+            raise ConfigError('行情文件 %s 读不出来：%s' % (self.path, error))
+        try:
+            lines = data.decode('utf-8-sig').replace('\r\n', '\n').split('\n')
+        except UnicodeDecodeError as error:
+            self.line = data.count(b'\n', 0, error.start) + 1
+            self.fail('不是 UTF-8 文本', '另存为 UTF-8 编码的 CSV')
+        return lines[:-1] if len(lines) > 1 and not lines[-1] else lines
+
+    def _add(self, text):
+        cells = text.split(',')
+        if len(cells) != len(self._header):
+            self.fail('应有 %d 列，实有 %d 列' % (len(self._header), len(cells)))
+        moment = self._moment(cells[self._time_place])
+        values = self._numbers([cells[place] for place in self._places])
+        self._check_prices(dict(zip(self._names, values)))
+        for name, value in zip(self._names, values):
+            self.columns[name].append(value)
+        self.columns['time'].append(moment)
+
+    def _moment(self, text):
+        try:
+            moment, has_clock = _csv_moment(text)
+        except ValueError:
+            self.fail('时间 %s 不认识' % brief(text))
+        problem = self.check_time(moment, has_clock)
+        if problem:
+            self.fail('时间 %s：%s' % (brief(text), problem))
+        ms = to_ms(moment)
+        if self.columns['time'] and ms <= self.columns['time'][-1]:
+            self.fail('时间 %s 重复或没有按升序排列' % brief(text))
+        return ms
+
+    def _numbers(self, cells):
+        """The pattern comes first: float() alone would take 1_000, nan and inf."""
+        for name, cell in zip(self._names, cells):
+            if not _csv_number(cell):
+                self.fail('%s 的值 %s 不是非负的数' % (name, brief(cell)))
+        return [float(cell) for cell in cells]
+
+    def _check_prices(self, row):
+        if row['high'] < row['low']:
+            self.fail('最高价 %g 低于最低价 %g' % (row['high'], row['low']))
+        if row.get('paused', 0.0) not in (0.0, 1.0):
+            self.fail('paused 的值 %g 应为 0 或 1' % row['paused'])
+        if row['close'] <= 0 or (not row.get('paused') and not self._inside(row)):
+            self.fail('开盘价 %g、收盘价 %g 不在最低价与最高价之间' % (row['open'], row['close']))
+
+    @staticmethod
+    def _inside(row):
+        return 0 < row['low'] <= min(row['open'], row['close']) and max(row['open'], row['close']) <= row['high']
+
+
+class _CsvDays(_CsvReader):
+    def check_time(self, moment, has_clock):
+        return '日线只写日期' if (moment.hour, moment.minute, moment.second) != (0, 0, 0) else None
+
+
+class _CsvMinutes(_CsvReader):
+    def check_time(self, moment, has_clock):
+        labels_bar = has_clock and minute_of_day(moment) in _BAR_MINUTE_SET and not moment.second
+        return None if labels_bar else '分钟线写结束时刻，09:31 到 11:30、13:01 到 15:00'
+
+
+_BAR_MINUTE_SET = frozenset(BAR_MINUTES)
+
+
+def _read_daily(path, code):
+    return _complete_days(code, _CsvDays(path, 'date', _CSV_OPTIONAL).columns)
+
+
+def _read_minutes(path):
+    return _CsvMinutes(path, 'time').columns
+
+
+def _complete_days(code, columns):
+    """Adds pre_close (the previous close; the open on the first day), paused and the limits where the file has none."""
+    columns = dict(columns)
+    columns.setdefault('paused', [0.0] * len(columns['time']))
+    columns.setdefault('pre_close', columns['open'][:1] + columns['close'][:-1])
+    limits = [_limits_of(code, pre, from_ms(day)) for day, pre in zip(columns['time'], columns['pre_close'])]
+    columns.setdefault('high_limit', [pair[0] for pair in limits])
+    columns.setdefault('low_limit', [pair[1] for pair in limits])
+    return columns
+
+
+def _limits_of(code, pre_close, moment):
+    per_yuan = _ticks_per_yuan(code)
+    ticks = int(round(pre_close * per_yuan))
+    if not ticks or abs(ticks - pre_close * per_yuan) > 1e-6:
+        return [math.nan if limit is None else limit for limit in price_limits(code, pre_close, moment.date())]
+    limits = _limit_ticks(ticks, _limit_percent(code, moment.date()))
+    return [math.nan if limit is None else limit / per_yuan for limit in limits]
+
+
+def _days_of_minutes(code, minutes):
+    """Daily columns of a security that has minutes only."""
+    days = [moment - moment % DAY_MS for moment in minutes['time']]
+    starts = [i for i, day in enumerate(days) if not i or days[i - 1] != day]
+    columns = combine(minutes, list(zip(starts, starts[1:] + [len(days)])))
+    return _complete_days(code, dict(columns, time=[days[i] for i in starts]))
+
+
+# -- the running day ------------------------------------------------------------------------------------------
+class _StubPlan:
+    """A day that quotes move through. position: minutes of trading so far, 0.0 to 240.0.
+
+    Inside a minute the price goes from the open over one extreme and the other to the close, a tick off at random.
+    """
+
+    def __init__(self, bar, minutes, per_yuan):
+        self.bar, self.minutes, self.per_yuan = bar, minutes, per_yuan
+        self._highs, self._lows = _running(max, minutes['high']), _running(min, minutes['low'])
+        self._volumes = _running(lambda a, b: a + b, minutes['volume'])
+        self._money = _running(lambda a, b: a + b, minutes['money'])
+
+    def state(self, position, wobble):
+        """(last, high, low in ticks, volume, money) so far; wobble: -1, 0 or 1 ticks."""
+        row = min(int(position), MINUTES_A_DAY - 1)
+        path, part = self._path(row), position - row
+        passed = [_along(path, 0)] + path[1:int(part * 3) + 1] + [_along(path, part)]
+        low, high = min(path), max(path)
+        last = passed[-1] + (wobble if 0 < part < 1 else 0)
+        above, below = min(high, max(passed) + 1), max(low, min(passed) - 1)
+        if row or part == 1:
+            above, below = self._with_past(row, part, above, below)
+        return min(max(last, below), above), above, below, self._sum(self._volumes, row, part, 100), \
+            self._sum(self._money, row, part, 0.01)
+
+    def day_so_far(self, count):
+        """The bar of the first `count` complete minutes; before the first, the open alone."""
+        if not count:
+            return self.bar._replace(close=self.bar.open, high=self.bar.open, low=self.bar.open, volume=0.0, money=0.0)
+        return self.bar._replace(
+            close=self.minutes['close'][count - 1] / self.per_yuan, high=self._highs[count - 1] / self.per_yuan,
+            low=self._lows[count - 1] / self.per_yuan, volume=float(self._volumes[count - 1]),
+            money=round(self._money[count - 1], 2))
+
+    def _path(self, row):
+        opened, close, high, low = [self.minutes[name][row] for name in ('open', 'close', 'high', 'low')]
+        return [opened, low, high, close] if close >= opened else [opened, high, low, close]
+
+    def _with_past(self, row, part, above, below):
+        past = row if part == 1 else row - 1
+        return max(above, self._highs[past]), min(below, self._lows[past])
+
+    @staticmethod
+    def _sum(sums, row, part, unit):
+        """Grows with the part of the minute in whole units; complete at its end."""
+        before = sums[row - 1] if row else 0
+        gone = sums[row] - before if part == 1 else int((sums[row] - before) * part / unit) * unit
+        return round(float(before + gone), 2)
+
+
+def _running(merge, values):
+    merged = [values[0]]
+    for value in values[1:]:
+        merged.append(merge(merged[-1], value))
+    return merged
+
+
+def _along(path, part):
+    """The price at this part of a minute: three equal legs between four prices, in whole ticks."""
+    leg = min(int(part * 3), 2)
+    return int(path[leg] + (path[leg + 1] - path[leg]) * (part * 3 - leg) + 0.5)
+
+
+def _level_one(rng, last, top, bottom):
+    """(a1_p, a1_v, b1_p, b1_v), prices in ticks, a tick or two around the last; at a limit one side is empty (0, 0)."""
+    ask, bid = last + 1 + int(rng.random() * 2), max(1, last - 1 - int(rng.random() * 2))
+    ask_volume, bid_volume = [100 * (10 + int(rng.random() * 90)) for _ in range(2)]
+    ask, bid = min(ask, top or ask), max(bid, bottom or bid)
+    if top and last >= top:
+        return 0, 0, top, bid_volume
+    if (bottom and last <= bottom) or bid >= last:
+        return bottom or ask, ask_volume, 0, 0
+    return ask, ask_volume, bid, bid_volume
+
+
+class StubData(DataAdapter):
+    """Market data of the paper exchange. source: `_SyntheticMarket` or `_CsvMarket`.
+
+    always_open=False: quotes follow the real sessions of trade days; outside them they stand still at the last close.
+    always_open=True: every moment of every calendar day is trading time for quotes. The 24 hours of the day are
+    scaled to the 240 minutes of its plan, six minutes of clock to one of plan: 00:00 is the open, 12:00 noon half
+    time, and at midnight a new day begins. A Sunday gets a plan of its own from the last close, which never enters
+    the history: that keeps to trade days and to real sessions by the clock, in both modes.
+    For the exchange: quote, market_open, trade_day, last_close. close() ends the pushing thread.
+    """
+
+    def __init__(self, source, clock, always_open, tick_interval_s):
+        super().__init__(clock)
+        self.source, self.always_open, self.tick_interval_s = source, always_open, tick_interval_s
+        self._plans, self._subscribed, self._thread = {}, set(), None
+        self._lock, self._stop = threading.Lock(), threading.Event()
+
+    # -- what the exchange asks -----------------------------------------------------------------------------
+    def market_open(self, moment=None):
+        """Whether orders can match at this moment (default: now)."""
+        moment = self.clock.now() if moment is None else moment
+        return self.always_open or (self.source.is_trade_day(moment.date()) and in_session(moment))
+
+    def trade_day(self, moment):
+        """The exchange's day of a moment: the calendar date, in both modes (always open: each one is a trading day)."""
+        return moment.date()
+
+    def last_close(self, code):
+        """The reference price of the current day in yuan: the last close, less what went ex today."""
+        return self._plan(code, self._quote_day(self.clock.now())).bar.pre_close
+
+    def quote(self, code):
+        """Tick of now, to the second; the same for a seed, a code and a moment.
+
+        Before the open: last_price is the previous close, no open, high, low. An index has no level 1 (None);
+        a side without orders has price 0.0 and volume 0.
+        """
+        now = self.clock.now().replace(microsecond=0)
+        self._info(code)
+        day = self._quote_day(now)
+        plan, position = self._plan(code, day), self._position(now, day)
+        if position is None or plan.bar.paused:
+            return self._still_tick(code, now, plan.bar)
+        return self._moving_tick(code, now, plan, position)
+
+    # -- hooks of the contract ------------------------------------------------------------------------------
+    def _calendar(self):
+        return self.source.calendar(self.clock.now().date())
+
+    def _info(self, code):
+        return self.source.info(code)
+
+    def _codes(self):
+        return self.source.codes()
+
+    def _members(self, code, day):
+        return self.source.members(code, self.clock.now().date() if day is None else day)
+
+    def _dividends(self, code, first, last):
+        today = self.clock.now().date()
+        last = to_ms(today) if last is None else min(last, to_ms(today))
+        return [dict(event) for event in self.source.dividends(code, today)
+                if (first is None or first <= event['date']) and event['date'] <= last]
+
+    def _daily(self, code, first, last):
+        now = self.clock.now()
+        today = to_ms(now.date())
+        columns = _slice_columns(self.source.daily(code, now.date()), first, min(last, today - 1))
+        running = self._running_day(code, now) if first <= today <= last else None
+        for name, values in (_columns_of(running, today) if running else {}).items():
+            columns[name] += values
+        return columns
+
+    def _minutes(self, code, first, last):
+        """Complete bars: of the running day only those whose end has come."""
+        now = self.clock.now()
+        columns = self.source.minutes(code, first, min(last, to_ms(now.date())))
+        return _slice_columns(columns, first, to_ms(now))
+
+    def _running_day(self, code, now):
+        """What today's bar shows at this moment: nothing before 09:30, all of it from 15:00."""
+        today, times = now.date(), self.source.daily(code, now.date())['time']
+        row = bisect.bisect_left(times, to_ms(today))
+        if row == len(times) or times[row] != to_ms(today) or minute_of_day(now) < MORNING_OPEN:
+            return None
+        plan = self._plan(code, today)
+        complete = plan.bar.paused or minute_of_day(now) >= AFTERNOON_CLOSE
+        return plan.bar if complete else plan.day_so_far(bars_elapsed(now))
+
+    # -- the running day --------------------------------------------------------------------------------------
+    def _quote_day(self, now):
+        """The day whose plan is shown: today, or the last trade day where today is none."""
+        day = now.date()
+        while not self.always_open and day > _STUB_START and not self.source.is_trade_day(day):
+            day -= timedelta(days=1)
+        return day
+
+    def _position(self, now, day):
+        """Minutes of the plan gone by; None before the open."""
+        minutes = minute_of_day(now) + now.second / 60
+        if self.always_open:
+            return (minute_of_day(now) * 60 + now.second) / 360
+        if day != now.date() or minutes >= AFTERNOON_CLOSE:
+            return float(MINUTES_A_DAY)
+        if minutes < MORNING_OPEN:
+            return None
+        return min(minutes - MORNING_OPEN, 120.0) + max(0.0, minutes - AFTERNOON_OPEN)
+
+    def _plan(self, code, day):
+        """One plan a code is kept: all but midnight asks for the same day again and again."""
+        plan = self._plans.get(code)
+        if plan is None or plan.bar.day != day:
+            bar = self.source.plan(code, day)
+            plan = _StubPlan(bar, self.source.plan_minutes(code, bar), _ticks_per_yuan(code))
+            self._plans[code] = plan
+        return plan
+
+    def _still_tick(self, code, now, bar):
+        """Suspended, or not open yet: the previous close and an empty book."""
+        book = {} if instrument(code).kind == 'index' else dict(a1_p=0.0, a1_v=0, b1_p=0.0, b1_v=0)
+        return Tick(sid=code, last_price=bar.pre_close, dt=now, pre_close=bar.pre_close, high_limit=bar.high_limit,
+                    low_limit=bar.low_limit, paused=bar.paused, volume=0.0, **book)
+
+    def _moving_tick(self, code, now, plan, position):
+        bar, per_yuan = plan.bar, plan.per_yuan
+        rng = random.Random('%s/%s/%s/%d' % (self.source.seed, code, bar.day, int(position * 360 + 0.5)))
+        last, high, low, volume, money = plan.state(position, int(rng.random() * 3) - 1)
+        tick = Tick(sid=code, last_price=last / per_yuan, dt=now, open=bar.open, high=high / per_yuan,
+                    low=low / per_yuan, pre_close=bar.pre_close, volume=volume, money=money,
+                    high_limit=bar.high_limit, low_limit=bar.low_limit)
+        return tick if instrument(code).kind == 'index' else self._with_book(tick, rng, last, per_yuan)
+
+    @staticmethod
+    def _with_book(tick, rng, last, per_yuan):
+        limits = [limit and int(round(limit * per_yuan)) for limit in (tick.high_limit, tick.low_limit)]
+        ask, ask_volume, bid, bid_volume = _level_one(rng, last, *limits)
+        return tick.replace(a1_p=ask / per_yuan, a1_v=ask_volume, b1_p=bid / per_yuan, b1_v=bid_volume)
+
+    # -- push -------------------------------------------------------------------------------------------------
+    def subscribe(self, codes):
+        for code in codes:
+            self._info(code)
+        with self._lock:
+            self._subscribed.update(codes)
+            if self._thread is None and not self._stop.is_set():
+                self._thread = threading.Thread(target=self._push_loop, name='stub-ticks', daemon=True)
+                self._thread.start()
+
+    def unsubscribe(self, codes):
+        with self._lock:
+            self._subscribed.difference_update(codes)
+
+    def close(self):
+        """Ends the pushing thread and waits for it."""
+        self._stop.set()
+        with self._lock:
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def _push_loop(self):
+        while not self._stop.is_set():
+            with self._lock:
+                codes = sorted(self._subscribed)
+            for code in codes:
+                self._push(code)
+            self._stop.wait(self.tick_interval_s)
+
+    def _push(self, code):
+        """Whatever fails for one security, in the listener most likely, must not silence the others."""
+        try:
+            tick = self._quote_if_listed(code)
+            if tick is not None and self._tick_listener is not None and not self._stop.is_set():
+                self._tick_listener(tick)
+        except Exception:
+            logging.getLogger('bullet_qmt').exception('行情回调失败：%s', code)
+
+    def _quote_if_listed(self, code):
+        try:
+            return self.quote(code)
+        except DataUnavailable:  # no price yet, no tick
+            return None
+
+
+# -- ledger of the paper exchange: whole 1/1000 yuan ("mills") and whole shares, so that no rounding loses any --
+def _to_mills(yuan):
+    return int((Decimal(repr(yuan)) * 1000).to_integral_value(ROUND_HALF_UP))
+
+
+def _to_yuan(mills):
+    return mills / 1000.0
+
+
+def _fees_in_mills(security, side, value, day):
+    """(commission with transfer fee, tax) of an order whose fills are worth `value`."""
+    commission, tax, transfer = trade_fees(security, side, Decimal(value) / 1000, day)
+    return int((commission + transfer) * 1000), int(tax * 1000)
+
+
+class _Hold:
+    """What an open order keeps from other use, and what its fills have come to so far.
+
+    left: shares not filled yet.  bound: worst price in mills.  cash: mills that it freezes (buys only).
+    value, commission (with transfer fee), tax: sums over the fills, in mills.
+    """
+
+    def __init__(self, security, side, amount, bound, day):
+        self.security, self.side, self.bound, self.day = security, side, bound, day
+        self.left, self.cash = amount, 0
+        self.value = self.commission = self.tax = 0
+
+    def accepts(self, price):
+        return price <= self.bound if self.side == 'BUY' else price >= self.bound
+
+    def cash_needed(self):
+        """The rest at its bound and the fees still to come; as fees grow with the value, no fill can need more."""
+        if self.side == 'SELL':
+            return 0
+        rest = self.left * self.bound
+        return rest + _fees_in_mills(self.security, self.side, self.value + rest, self.day)[0] - self.commission
+
+    def charge(self, amount, price):
+        """Books a fill; the (commission, tax) that it adds. A sale never costs more than it brings."""
+        value = amount * price
+        self.left, self.value = self.left - amount, self.value + value
+        commission, tax = _fees_in_mills(self.security, self.side, self.value, self.day)
+        commission, tax = commission - self.commission, min(tax - self.tax, value)
+        if self.side == 'SELL':
+            commission = min(commission, value - tax)
+        self.commission, self.tax = self.commission + commission, self.tax + tax
+        return commission, tax
+
+
+class _Holding:
+    """Shares of one security. today: bought today and not for sale yet; avg_cost in yuan a share, fees included."""
+
+    def __init__(self):
+        self.total = self.today = self.frozen = 0
+        self.avg_cost = 0.0
+
+    @property
+    def closeable(self):
+        return self.total - self.today - self.frozen
+
+    def add(self, amount, cost, t0):
+        self.avg_cost = (self.avg_cost * self.total + _to_yuan(cost)) / (self.total + amount)
+        self.total += amount
+        self.today += 0 if t0 else amount
+
+
+class StubLedger:
+    """Cash and shares of one account. Knows neither time nor threads; every figure is an int.
+
+    cash: mills free to use.  sale_income: mills that today's sales brought.  holds: order id -> _Hold.
+    holdings: code -> _Holding, only where there are shares.
+    """
+
+    def __init__(self, cash):
+        self.cash, self.sale_income = cash, 0
+        self.holds, self.holdings = OrderedDict(), OrderedDict()
+
+    @property
+    def frozen_cash(self):
+        return sum(hold.cash for hold in self.holds.values())
+
+    @property
+    def transferable_cash(self):
+        return max(0, self.cash - self.sale_income)
+
+    def closeable(self, security):
+        holding = self.holdings.get(security)
+        return holding.closeable if holding else 0
+
+    def hold(self, order_id, security, side, amount, bound, day):
+        """Freezes what the order may use up and returns its _Hold. Raises OrderRejected if there is not enough."""
+        hold = _Hold(security, side, amount, bound, day)
+        if side == 'BUY':
+            self._freeze_cash(hold)
+        else:
+            self._freeze_shares(hold)
+        self.holds[order_id] = hold
+        return hold
+
+    def fill(self, order_id, amount, price):
+        """Books a fill at `price` mills; (commission, tax) of this fill in mills. ValueError: outside the order."""
+        hold = self.holds[order_id]
+        if not 0 < amount <= hold.left or not hold.accepts(price):
+            raise ValueError('fill of %d at %d is outside order %s' % (amount, price, order_id))
+        commission, tax = hold.charge(amount, price)
+        if hold.side == 'BUY':
+            self._bought(hold, amount, amount * price + commission)
+        else:
+            self._sold(hold, amount, amount * price - commission - tax)
+        if not hold.left:
+            del self.holds[order_id]
+        return commission, tax
+
+    def release(self, order_id):
+        """The order is over: what it still froze is free again."""
+        hold = self.holds.pop(order_id)
+        self.cash += hold.cash
+        if hold.side == 'SELL':
+            self.holdings[hold.security].frozen -= hold.left
+
+    def roll(self):
+        """A new trading day: nothing frozen, all shares closeable."""
+        for order_id in list(self.holds):
+            self.release(order_id)
+        for holding in self.holdings.values():
+            holding.today = 0
+        self.sale_income = 0
+
+    def _freeze_cash(self, hold):
+        need = hold.cash_needed()
+        if need > self.cash:
+            raise _refusal('可用资金不足：需要 %.2f 元（含费用），可用 %.2f 元' % (_to_yuan(need), _to_yuan(self.cash)),
+                           '减少数量，或先撤销占用资金的委托')
+        hold.cash = need
+        self.cash -= need
+
+    def _freeze_shares(self, hold):
+        closeable = self.closeable(hold.security)
+        if hold.left > closeable:
+            raise _refusal('可卖数量不足：委托 %d，可卖 %d' % (hold.left, closeable), '当日买入的股票下一交易日才能卖出')
+        self.holdings[hold.security].frozen += hold.left
+
+    def _bought(self, hold, amount, cost):
+        needed = hold.cash_needed()
+        self.cash += hold.cash - needed - cost
+        hold.cash = needed
+        self.holdings.setdefault(hold.security, _Holding()).add(amount, cost, instrument(hold.security).t0)
+
+    def _sold(self, hold, amount, income):
+        holding = self.holdings[hold.security]
+        holding.total, holding.frozen = holding.total - amount, holding.frozen - amount
+        self.cash, self.sale_income = self.cash + income, self.sale_income + income
+        if not holding.total:
+            del self.holdings[hold.security]
+
+
+# -- what the exchange refuses; it does not rely on anybody having checked before --------------------------------
+def _refusal(message, hint=''):
+    return OrderRejected(message, hint, broker_called=True)
+
+
+def _checked_order(request):
+    """The request with a canonical code and plain numbers. Raises OrderRejected for a shape that is no order."""
+    try:
+        check_choice(request.side, 'side', SIDES)
+        check_choice(request.style, 'style', ('limit', 'market'))
+        amount = check_whole(request.amount, '数量', 1)
+        bound = check_number(request.bound, '委托价格' if request.style == 'limit' else '保护价', 0, 1e7)
+        changes = {'price' if request.style == 'limit' else 'protect_price': bound}
+        return request.replace(security=normalize_code(request.security), amount=amount, **changes)
+    except BadRequest as error:
+        raise _refusal(error.message, error.hint) from error
+
+
+def _check_quote(request, quote):
+    if quote.paused:
+        raise _refusal('%s 停牌，不接受委托' % request.security)
+    price, tick = request.bound, instrument(request.security).tick
+    if not price > 0:
+        raise _refusal('委托价格应大于 0')
+    if not on_tick(price, tick):
+        raise _refusal('价格 %s 不是最小价位 %s 的整数倍' % (price, tick))
+    if quote.high_limit and price > quote.high_limit:
+        raise _refusal('价格 %s 高于涨停价 %s' % (price, quote.high_limit))
+    if quote.low_limit and price < quote.low_limit:
+        raise _refusal('价格 %s 低于跌停价 %s' % (price, quote.low_limit))
+
+
+def _check_lot(request, closeable):
+    problem = lot_problem(request.security, request.side, request.amount, closeable)
+    if problem:
+        raise _refusal(problem)
+
+
+# -- matching ---------------------------------------------------------------------------------------------------
+_paper_log = logging.getLogger('bullet_qmt.stub')
+_PAPER_PRICE_TYPES = {'limit': 50, 'market': 88}
+
+
+class _PaperAccount:
+    """One account's ledger and the rows of its day. No lock of its own: the exchange's holds for it."""
+
+    def __init__(self, spec, cash):
+        self.spec, self.ledger, self.listener = spec, StubLedger(cash), None
+        self.orders, self.trades = OrderedDict(), []
+
+
+class _PaperOrder:
+    """An accepted order: its row and its hold, which goes on counting when the ledger is done with it."""
+
+    def __init__(self, account, hold, row):
+        self.account, self.hold, self.row = account, hold, row
+
+    def update(self, status, message=''):
+        row, hold = self.row, self.hold
+        row.status, row.status_msg, row.filled = status, message, row.amount - hold.left
+        row.deal_balance = _to_yuan(hold.value)
+        row.avg_price = hold.value / (1000.0 * row.filled) if row.filled else 0.0
+        row.commission, row.tax = _to_yuan(hold.commission), _to_yuan(hold.tax)
+
+
+class _Depth:
+    """Level 1 of one quote: what its two sides still offer. Orders take from it, so no share is sold twice."""
+
+    def __init__(self, key, quote, tick):
+        self.key = key
+        # A buyer meets the ask, a seller the bid.
+        self._prices = {'BUY': quote.a1_p, 'SELL': quote.b1_p}
+        self._left = {'BUY': int(quote.a1_v or 0), 'SELL': int(quote.b1_v or 0)}
+        self._tick = tick
+
+    def price(self, side):
+        """In mills; None for an empty side."""
+        price = self._prices[side]
+        return _to_mills(round_to_tick(price, self._tick)) if self._left[side] > 0 and price and price > 0 else None
+
+    def take(self, side, wanted):
+        amount = min(wanted, self._left[side])
+        self._left[side] -= amount
+        return amount
+
+
+class StubExchange:
+    """The paper exchange: all accounts, their orders, and the thread that matches them. Time only from the clock.
+
+    For the caller: open_account, start, close, match_now, open_orders; the rest is for StubBroker.
+    Orders are tried in the order of arrival, over all accounts, against level 1 of the quote. A quote offers its
+    volume once; the offer is new when the level changes or the next tick interval begins.
+
+    Order and trade ids are decimal texts out of one counter that starts at the clock's Unix time in ms. As long as
+    fewer than a thousand are given out per second on average, a restarted exchange cannot repeat one.
+
+    `_lock` guards everything here; quotes are asked for without it, as they may take a while, and `_round` lets only
+    one round at a time do so. Listeners are never called from submit, cancel or a query, but by whoever
+    runs a round (the thread, or the caller of match_now), as with a terminal's push thread: a caller may hold locks
+    of its own that its listener wants, too. Only the holder of `_delivery` takes events off the queue, hence they
+    are told one after the other in the order in which they happened.
+    """
+
+    def __init__(self, data, clock, tick_interval_s):
+        self.data, self.clock, self.tick_interval_s = data, clock, tick_interval_s
+        self._lock, self._round, self._delivery = threading.Condition(), threading.Lock(), threading.Lock()
+        self._accounts, self._resting, self._events = [], OrderedDict(), deque()
+        self._depths, self._last_prices = {}, {}
+        now = clock.now()
+        self._day, self._last_id = data.trade_day(now), epoch_seconds(now) * 1000 + now.microsecond // 1000
+        self._woken = self._stopping = False
+        self._thread = None
+
+    def open_account(self, spec, cash):
+        """cash in yuan. Returns what the other methods call `account`."""
+        account = _PaperAccount(spec, _to_mills(cash))
+        with self._lock:
+            self._accounts.append(account)
+        return account
+
+    def start(self):
+        self._thread = threading.Thread(target=self._run, name='bullet-paper-exchange', daemon=True)
+        self._thread.start()
+
+    def close(self):
+        with self._lock:
+            self._stopping = True
+            self._lock.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+
+    @property
+    def open_orders(self):
+        with self._today():
+            return len(self._resting)
+
+    def match_now(self):
+        """One round: tries every open order once, then tells the listeners all that happened so far."""
+        try:
+            with self._round:
+                self._run_round()
+        finally:
+            self._deliver()
+
+    # -- for StubBroker ------------------------------------------------------------------------------------------
+    def submit(self, account, request):
+        """Order id. Raises OrderRejected. The order is tried in the next round, which begins at once."""
+        request = _checked_order(request)
+        quote = self._quote_to_trade(request.security)
+        with self._today() as now:
+            self._check_hours(now)
+            _check_quote(request, quote)
+            _check_lot(request, account.ledger.closeable(request.security))
+            return self._accept(account, request, now)
+
+    def cancel(self, account, order_id):
+        with self._today():
+            if order_id not in account.orders:
+                raise OrderNotFound('没有委托 %s' % brief(order_id), '只能撤当日本账户的委托')
+            if order_id in self._resting:
+                self._finish(self._resting[order_id], '已撤单')
+
+    def orders(self, account):
+        with self._today():
+            return [paper.row.replace() for paper in account.orders.values()]
+
+    def order(self, account, order_id):
+        with self._today():
+            return account.orders[order_id].row.replace() if order_id in account.orders else None
+
+    def trades(self, account):
+        with self._today():
+            return [trade.replace() for trade in account.trades]
+
+    def set_listener(self, account, listener):
+        with self._lock:
+            account.listener = listener
+
+    def positions(self, account):
+        with self._today():
+            rows = self._position_rows(account)
+        return [self._valued(row) for row in rows]
+
+    def account_row(self, account):
+        with self._today():
+            rows, ledger = self._position_rows(account), account.ledger
+            cash, frozen, transferable = ledger.cash, ledger.frozen_cash, ledger.transferable_cash
+        value = sum(_to_mills(self._price_of(row.security)) * row.amount for row in rows)
+        return Account(account_id=account.spec.account_id, account_type=account.spec.account_type,
+                       available_cash=_to_yuan(cash), transferable_cash=_to_yuan(transferable),
+                       frozen_cash=_to_yuan(frozen), market_value=_to_yuan(value),
+                       total_value=_to_yuan(cash + frozen + value))
+
+    # -- the day -------------------------------------------------------------------------------------------------
+    @contextlib.contextmanager
+    def _today(self):
+        """The lock, once the day is the clock's; gives the time of the clock."""
+        with self._lock:
+            now = self.clock.now()
+            day = self.data.trade_day(now)
+            # Only forward: a clock set back does not make an earlier day a new one, nor does a weekend.
+            if day > self._day and self._is_trade_day(now):
+                self._roll(day)
+            yield now
+
+    def _roll(self, day):
+        for paper in list(self._resting.values()):
+            self._finish(paper, '收市未成交，已撤销')
+        for account in self._accounts:
+            account.ledger.roll()
+            account.orders.clear()
+            del account.trades[:]
+        self._day = day
+
+    def _is_trade_day(self, now):
+        """A day on which the market opens at all; a calendar need not reach as far as today."""
+        return self.data.market_open(now.replace(hour=10, minute=0))
+
+    def _check_hours(self, now):
+        if self.data.market_open(now):
+            return
+        if minute_of_day(now) >= AFTERNOON_CLOSE or not self._is_trade_day(now):
+            raise _refusal('非交易时间，不接受委托', '交易日 15:00 前委托；模拟市场可用 --stub-clock=always')
+
+    # -- orders --------------------------------------------------------------------------------------------------
+    def _quote_to_trade(self, code):
+        if not tradable(code):
+            raise _refusal('%s 不能交易' % code, '可交易：股票、ETF、LOF、可转债')
+        try:
+            self.data.security_info(code)
+            return self.data.quote(code)
+        except (SecurityNotFound, DataUnavailable) as error:
+            raise _refusal('%s 不能交易：%s' % (code, error.message), error.hint) from error
+
+    def _accept(self, account, request, now):
+        order_id = self._new_id()
+        hold = account.ledger.hold(order_id, request.security, request.side, request.amount,
+                                   _to_mills(request.bound), self._day)
+        row = Order(order_id=order_id, security=request.security, side=request.side, amount=request.amount,
+                    order_price=request.bound, status='submitted', style=request.style, order_sysid='S' + order_id,
+                    price_type=_PAPER_PRICE_TYPES[request.style], order_remark=request.tag, time=now,
+                    strategy_name=request.strategy_name)
+        paper = _PaperOrder(account, hold, row)
+        account.orders[order_id] = self._resting[order_id] = paper
+        self._tell_later(account, 'order', row)
+        return order_id
+
+    def _new_id(self):
+        self._last_id += 1
+        return str(self._last_id)
+
+    def _finish(self, paper, message):
+        """Ends an open order by cancelling what is left of it."""
+        del self._resting[paper.row.order_id]
+        paper.account.ledger.release(paper.row.order_id)
+        paper.update('partly_canceled' if paper.row.filled else 'canceled', message)
+        self._tell_later(paper.account, 'order', paper.row)
+
+    # -- one round -----------------------------------------------------------------------------------------------
+    def _run_round(self):
+        quotes = self._quotes_of_resting()
+        with self._today() as now:
+            if self.data.market_open(now):
+                self._match(quotes, now)
+
+    def _quotes_of_resting(self):
+        with self._today():
+            codes = sorted({paper.row.security for paper in self._resting.values()})
+        return {code: self._quote_or_none(code) for code in codes}
+
+    def _quote_or_none(self, code):
+        """None where there is no price now: the orders rest."""
+        try:
+            return self.data.quote(code)
+        except DataUnavailable:
+            return None
+
+    def _match(self, quotes, now):
+        for paper in list(self._resting.values()):
+            quote = quotes.get(paper.row.security)  # none yet for an order that came after the quotes
+            if quote is not None and not quote.paused:
+                self._try(paper, self._depth(paper.row.security, quote, now), now)
+
+    def _depth(self, code, quote, now):
+        interval_ms = max(1, int(self.tick_interval_s * 1000))
+        key = (to_ms(now) // interval_ms, quote.a1_p, quote.a1_v, quote.b1_p, quote.b1_v)
+        if code not in self._depths or self._depths[code].key != key:
+            self._depths[code] = _Depth(key, quote, instrument(code).tick)
+        return self._depths[code]
+
+    def _try(self, paper, depth, now):
+        """A limit order takes what it gets and rests; a market order's rest is cancelled at once."""
+        hold, price = paper.hold, depth.price(paper.hold.side)
+        if price is not None and hold.accepts(price):
+            self._fill(paper, depth.take(hold.side, hold.left), price, now)
+        if not hold.left:
+            return
+        if paper.row.style == 'market':
+            self._finish(paper, '最优价即时成交，剩余撤销')
+        elif paper.row.status == 'submitted':
+            paper.update('open')
+            self._tell_later(paper.account, 'order', paper.row)
+
+    def _fill(self, paper, amount, price, now):
+        row, account = paper.row, paper.account
+        commission, tax = account.ledger.fill(row.order_id, amount, price)
+        self._last_prices[row.security] = _to_yuan(price)
+        trade = Trade(trade_id=self._new_id(), order_id=row.order_id, security=row.security, side=row.side,
+                      amount=amount, price=_to_yuan(price), time=now, commission=_to_yuan(commission),
+                      tax=_to_yuan(tax), deal_balance=_to_yuan(amount * price), order_remark=row.order_remark)
+        account.trades.append(trade)
+        self._tell_later(account, 'trade', trade)
+        self._after_fill(paper)
+
+    def _after_fill(self, paper):
+        paper.update('filling' if paper.hold.left else 'filled')
+        if not paper.hold.left:
+            del self._resting[paper.row.order_id]
+        if not paper.hold.left or paper.row.style == 'limit':  # a market order's end follows in the same breath
+            self._tell_later(paper.account, 'order', paper.row)
+
+    # -- values --------------------------------------------------------------------------------------------------
+    def _position_rows(self, account):
+        return [Position(security=code, amount=holding.total, closeable_amount=holding.closeable,
+                         frozen_volume=holding.frozen, avg_cost=round(holding.avg_cost, 6))
+                for code, holding in account.ledger.holdings.items()]
+
+    def _valued(self, row):
+        price = self._price_of(row.security)
+        return row.replace(name=self.data.security_info(row.security)['display_name'], last_price=price,
+                           market_value=_to_yuan(_to_mills(price) * row.amount))
+
+    def _price_of(self, code):
+        """Last price in yuan; while there is none, the last one known."""
+        quote = self._quote_or_none(code)
+        if quote is not None and quote.last_price and quote.last_price > 0:
+            self._last_prices[code] = quote.last_price
+        return self._last_prices[code]
+
+    # -- thread and events ---------------------------------------------------------------------------------------
+    def _run(self):
+        while self._wait_for_work():
+            try:
+                self.match_now()
+            except Exception:  # the exchange outlives a bad round; the next one tries again
+                _paper_log.exception('模拟撮合出错')
+
+    def _wait_for_work(self):
+        """Until something happened, or a tick interval while orders rest. False when closing."""
+        with self._lock:
+            self._lock.wait_for(lambda: self._woken or self._stopping, self.tick_interval_s if self._resting else None)
+            self._woken = False
+            return not self._stopping
+
+    def _tell_later(self, account, kind, record):
+        self._events.append((account, kind, record.replace()))
+        self._woken = True
+        self._lock.notify_all()
+
+    def _deliver(self):
+        """Looks again after letting go: what was queued meanwhile by one who could not get in is not left behind."""
+        while self._events and self._delivery.acquire(False):
+            try:
+                while self._events:
+                    _tell_listener(*self._events.popleft())
+            finally:
+                self._delivery.release()
+
+
+def _tell_listener(account, kind, record):
+    if account.listener is None:
+        return
+    try:
+        account.listener(kind, record)
+    except Exception:  # a listener's mistake must not stop the market
+        _paper_log.exception('处理回报出错：%s', kind)
+
+
+class StubBroker(BrokerAdapter):
+    """One account of the paper exchange. Never blocks for long, so deadlines do not matter."""
+
+    def __init__(self, exchange, spec, cash):
+        self.spec, self._exchange = spec, exchange
+        self._account = exchange.open_account(spec, cash)
+
+    def account(self):
+        return self._exchange.account_row(self._account)
+
+    def positions(self):
+        return self._exchange.positions(self._account)
+
+    def orders(self):
+        return self._exchange.orders(self._account)
+
+    def trades(self):
+        return self._exchange.trades(self._account)
+
+    def order(self, order_id):
+        return self._exchange.order(self._account, order_id)
+
+    def submit(self, request, deadline_s=None):
+        return self._exchange.submit(self._account, request)
+
+    def cancel(self, order_id, deadline_s=None):
+        self._exchange.cancel(self._account, order_id)
+
+    def set_listener(self, listener):
+        self._exchange.set_listener(self._account, listener)
+
+
+class StubBackend(Backend):
+    """The paper exchange with its market data."""
+
+    def __init__(self, data, brokers, exchange, settings):
+        super().__init__('stub', data, brokers)
+        self.exchange, self._settings = exchange, settings
+
+    def health(self):
+        source = {'stub_data': self._settings.stub_data} if self._settings.stub_data else {
+            'stub_seed': self._settings.stub_seed}
+        return dict(super().health(), stub_clock=self._settings.stub_clock, open_orders=self.exchange.open_orders,
+                    **source)
+
+    def close(self):
+        self.exchange.close()
+        self.data.close()
+
+
+def open_stub(settings, clock):
+    """Backend of the paper exchange. Raises ConfigError for other than stock accounts and for broken data files."""
+    specs = account_specs(settings)
+    for spec in specs:
+        if spec.account_type != 'stock':
+            raise ConfigError('账户 %s 的类型 %s 在模拟交易所里没有' % (spec.key, spec.account_type), '模拟交易所只有 stock 账户')
+    source = _CsvMarket(settings.stub_data) if settings.stub_data else _SyntheticMarket(settings.stub_seed)
+    data = StubData(source, clock, settings.stub_clock == 'always', settings.stub_tick_interval)
+    exchange = StubExchange(data, clock, settings.stub_tick_interval)
+    brokers = OrderedDict((spec.key, StubBroker(exchange, spec, settings.stub_cash)) for spec in specs)
+    exchange.start()
+    return StubBackend(data, brokers, exchange, settings)
+
+
+ADAPTERS['stub'] = open_stub
+
+
+# ======================================================================================================
+# 9. QMT ADAPTER - xtquant at arm's length: guarded calls with deadlines, connection keeper, code and status maps
+# ======================================================================================================
+# Not in this version: ADAPTERS holds no 'qmt', and the server says so and does not start.
+
+
+# ======================================================================================================
+# 10. ORDER DESK - the journal, idempotency, sub-accounts, limits, waiting. The one way to the broker
+# ======================================================================================================
+Route = namedtuple('Route', 'key broker sub')  # account key, BrokerAdapter, SubAccountSpec or None
+
+
+class AccountBook:
+    """Which account and sub-account a payload means. Anything unknown is refused, nothing is guessed."""
+
+    def __init__(self, brokers, sub_accounts=()):
+        self.brokers = brokers
+        self.subs = {spec.name: spec for spec in sub_accounts}
+
+    def route(self, account_key=None, sub_account_id=None):
+        sub = None if sub_account_id in (None, '') else self._sub(sub_account_id)
+        if account_key in (None, ''):
+            account_key = sub.account_key if sub else self._only()
+        if not isinstance(account_key, str) or account_key not in self.brokers:
+            raise AccountNotFound('没有账户 %s' % brief(account_key), '现有账户：%s' % '、'.join(self.brokers))
+        if sub and sub.account_key != account_key:
+            raise AccountNotFound('子账户 %s 不属于账户 %s' % (sub.name, account_key))
+        return Route(account_key, self.brokers[account_key], sub)
+
+    def _sub(self, text):
+        name, at, account_key = text.partition('@') if isinstance(text, str) else (None, '', '')
+        spec = self.subs.get(name)
+        if spec is None or (at and account_key != spec.account_key):
+            raise AccountNotFound('没有子账户 %s' % brief(text),
+                                  '现有子账户：%s' % ('、'.join(sorted(self.subs)) or '（无）'))
+        return spec
+
+    def _only(self):
+        if 'default' in self.brokers:
+            return 'default'
+        if len(self.brokers) == 1:
+            return next(iter(self.brokers))
+        raise AccountNotFound('没有指明账户', '用 account_key 指明其中一个：%s' % '、'.join(self.brokers))
+
+
+# -- journal ---------------------------------------------------------------------------------------------------
+PLACE, CANCEL = 'broker.place_order', 'broker.cancel_order'
+JOURNAL_SCHEMA = 1
+JOURNAL_DAYS = 30
+# claimed: taken, nothing sent. submitting: on disk before the broker is called. The rest: what came of it.
+CLAIMED, SUBMITTING, ACCEPTED, REJECTED, UNKNOWN = 'claimed', 'submitting', 'accepted', 'rejected', 'unknown'
+
+JournalEntry = namedtuple('JournalEntry', 'action idempotency_key account_key sub_account_id fingerprint tag state '
+                                          'order_id request answer day')
+_JOURNAL_TABLE = '''CREATE TABLE IF NOT EXISTS writes (
+    action TEXT NOT NULL, idempotency_key TEXT NOT NULL, account_key TEXT NOT NULL, sub_account_id TEXT,
+    fingerprint TEXT NOT NULL, tag TEXT NOT NULL UNIQUE, state TEXT NOT NULL, order_id TEXT, request TEXT NOT NULL,
+    answer TEXT, day TEXT NOT NULL, PRIMARY KEY (action, idempotency_key))'''
+
+
+class Journal:
+    """Every order and cancel ever claimed, by key. One connection, one lock; each change is a transaction.
+
+    path None: memory only. A file is synced at each change, and one server at a time may hold it.
+    `id` names the journal. `tag` is at most 24 ASCII bytes and unique; it travels with the order.
+    """
+
+    def __init__(self, path, clock):
+        self.clock = clock
+        self._lock = threading.Lock()
+        self._by_order = {}
+        try:
+            self._open(path)
+        except (sqlite3.Error, OSError) as error:
+            raise ConfigError('委托日志 %s 打不开：%s' % (path, error),
+                              '检查 --state：目录要存在、可写，且没有另一个服务端在使用它')
+
+    def _open(self, path):
+        self._db = sqlite3.connect(path or ':memory:', timeout=1.0, isolation_level=None, check_same_thread=False)
+        try:
+            self._prepare(self._db, path)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _prepare(self, db, path):
+        if path:
+            restrict_to_owner(path)
+            for pragma in ('locking_mode=EXCLUSIVE', 'journal_mode=WAL', 'synchronous=FULL'):
+                db.execute('PRAGMA ' + pragma).fetchall()
+        self._check_schema(db, path)
+        db.execute(_JOURNAL_TABLE)
+        self.id = self._identity(db)
+        self._settle_at_start(db)
+
+    def _check_schema(self, db, path):
+        version = db.execute('PRAGMA user_version').fetchone()[0]
+        if version not in (0, JOURNAL_SCHEMA):
+            raise ConfigError('委托日志 %s 的版本 %d 不认识' % (path, version), '用写它的那个版本的程序，或换一个 --state')
+        db.execute('PRAGMA user_version=%d' % JOURNAL_SCHEMA)
+
+    def _identity(self, db):
+        """Random, and kept as long as the entries are: a client repeats a write only to a journal it knows."""
+        db.execute('CREATE TABLE IF NOT EXISTS identity (id TEXT NOT NULL)')
+        if db.execute('SELECT count(*) FROM identity').fetchone()[0] == 0:
+            db.execute('INSERT INTO identity VALUES (?)', (uuid.uuid4().hex,))
+        return db.execute('SELECT id FROM identity').fetchone()[0]
+
+    def _settle_at_start(self, db):
+        """What was only claimed never left; what was being submitted may be at the broker."""
+        oldest = (self.clock.now() - timedelta(days=JOURNAL_DAYS)).date().isoformat()
+        db.execute('DELETE FROM writes WHERE state=? OR day<?', (CLAIMED, oldest))
+        db.execute('UPDATE writes SET state=? WHERE state=?', (UNKNOWN, SUBMITTING))
+        for entry in self._select(db, 'action=? AND order_id IS NOT NULL', (PLACE,)):
+            self._by_order[entry.account_key, entry.order_id] = entry
+
+    def _select(self, db, where, values):
+        columns = ','.join(JournalEntry._fields)
+        rows = db.execute('SELECT %s FROM writes WHERE %s' % (columns, where), values).fetchall()
+        return [JournalEntry(*row)._replace(request=json.loads(row[8]), answer=json.loads(row[9] or 'null'))
+                for row in rows]
+
+    def close(self):
+        with self._lock:
+            self._db.close()
+
+    @contextlib.contextmanager
+    def _transaction(self):
+        with self._lock:
+            try:
+                yield self._db
+            except sqlite3.IntegrityError:
+                raise
+            except sqlite3.Error as error:
+                raise JournalError('委托日志写不进去：%s' % error, '检查磁盘空间和 --state 文件')
+
+    def claim(self, action, key, route, fingerprint, request):
+        """(entry, True) if the key is now ours; (the earlier entry, False) if somebody had it."""
+        entry = JournalEntry(action, key, route.key, route.sub.name if route.sub else None, fingerprint,
+                             _make_tag(), CLAIMED, None, request, None, self.clock.now().date().isoformat())
+        with self._transaction() as db:
+            try:
+                db.execute('INSERT INTO writes (%s) VALUES (%s)' % (
+                    ','.join(JournalEntry._fields), ','.join('?' * len(entry))),
+                    entry._replace(request=json.dumps(request), answer=None))
+                return entry, True
+            except sqlite3.IntegrityError:
+                return self._select(db, 'action=? AND idempotency_key=?', (action, key))[0], False
+
+    def release(self, entry):
+        """Forgets a claim of which nothing was sent, so that the key can be used again."""
+        with self._transaction() as db:
+            db.execute('DELETE FROM writes WHERE tag=? AND state=?', (entry.tag, CLAIMED))
+
+    def record(self, entry, state, order_id=None, answer=None):
+        """The entry in its new state, on disk when this returns."""
+        changed = entry._replace(state=state, order_id=order_id or entry.order_id, answer=answer or entry.answer)
+        with self._transaction() as db:
+            if changed.order_id and entry.action == PLACE:  # whose order it is holds even if the disk fails
+                self._by_order[entry.account_key, changed.order_id] = changed
+            db.execute('UPDATE writes SET state=?, order_id=?, answer=? WHERE tag=?',
+                       (state, changed.order_id, json.dumps(changed.answer), entry.tag))
+        return changed
+
+    def find(self, action, key):
+        with self._transaction() as db:
+            return next(iter(self._select(db, 'action=? AND idempotency_key=?', (action, key))), None)
+
+    def of_order(self, account_key, order_id):
+        """The entry that placed this order, or None for an order of somebody else."""
+        return self._by_order.get((account_key, order_id))
+
+
+def _make_tag():
+    """24 ASCII characters: what an order_remark is sure to keep."""
+    return 'bq' + uuid.uuid4().hex[:22]
+
+
+# -- a request to trade, checked for shape -----------------------------------------------------------------------
+_ORDER_KEYS = frozenset((
+    'account_key sub_account_id security side amount volume style price market wait_timeout order_remark remark '
+    'strategy_name idempotency_key').split())
+# Bookkeeping that legacy clients may add; it changes nothing about the order.
+_LEGACY_ORDER_KEYS = frozenset((
+    'signal_batch_id execution_batch_id client_id request_id market_type execution_claim_token provider '
+    'execution_claim_generation gateway_id_snapshot sub_account_binding_id_snapshot backend_provider '
+    'binding_version').split())
+_STYLE_KEYS = {'limit': {'type', 'price'}, 'market': {'type', 'protect_price', 'market_type'}}
+WAIT_LIMIT_S = 600
+
+
+class OrderTicket(Record):
+    """What a client asks for: shape checked, market rules not yet."""
+
+    FIELDS = (('security', ''), ('asked_security', ''), ('side', 'BUY'), ('amount', 0), ('style', 'limit'),
+              ('price', None), ('remark', ''), ('strategy_name', ''), ('wait_s', 0.0))
+
+    def fingerprint(self, route):
+        return _fingerprint([route.key, route.sub and route.sub.name, self.security, self.side, self.amount,
+                             self.style, self.price])
+
+    def journaled(self):
+        """What the journal keeps of it: enough to tell the order again when the broker cannot be asked."""
+        return {'remark': self.remark, 'security': self.security, 'side': self.side, 'amount': self.amount,
+                'style': self.style, 'price': self.price}
+
+
+def _fingerprint(parts):
+    return hashlib.sha256(json.dumps(parts).encode('utf-8')).hexdigest()
+
+
+def parse_ticket(payload):
+    """Payload of broker.place_order -> OrderTicket. An unknown field is refused: it may have meant something."""
+    unknown = set(payload) - _ORDER_KEYS - _LEGACY_ORDER_KEYS
+    if unknown:
+        raise BadRequest('委托含有不认识的字段：%s' % '、'.join(map(brief, sorted(unknown))))
+    style, price = _parse_style(payload)
+    return OrderTicket(
+        security=normalize_code(payload.get('security')), asked_security=payload.get('security'),
+        side=check_choice(payload.get('side'), 'side', SIDES), style=style, price=price,
+        amount=check_whole(_agreed(payload, 'amount', 'volume'), 'amount', 1),
+        remark=_optional_text(_agreed(payload, 'order_remark', 'remark'), 'order_remark'),
+        strategy_name=_optional_text(payload.get('strategy_name'), 'strategy_name'), wait_s=parse_wait(payload))
+
+
+def _agreed(payload, *names):
+    """The one value under any of these names; two different ones are refused."""
+    values = [payload[name] for name in names if payload.get(name) is not None]
+    if any(value != values[0] for value in values):
+        raise BadRequest('%s 互相矛盾' % '、'.join(names))
+    return values[0] if values else None
+
+
+def _optional_text(value, name):
+    return '' if value is None or value == '' else check_text(value, name)
+
+
+def _parse_style(payload):
+    """('limit', price) or ('market', protect price or None)."""
+    style = payload.get('style')
+    if style is None:
+        style = {'type': _implied_style(payload)}
+    if not isinstance(style, dict):
+        raise BadRequest('style 应为 {"type": "limit", "price": ...} 或 {"type": "market"}，收到 %s' % brief(style))
+    kind = check_choice(style.get('type'), 'style.type', ('limit', 'market'))
+    if set(style) - _STYLE_KEYS[kind]:
+        raise BadRequest('%s 委托的 style 含有不认识的字段：%s' % (
+            kind, '、'.join(map(brief, sorted(set(style) - _STYLE_KEYS[kind])))))
+    if bool(_flag(payload, 'market', kind == 'market')) != (kind == 'market'):
+        raise BadRequest('market 与 style 互相矛盾')
+    return kind, _style_price(kind, style, payload)
+
+
+def _implied_style(payload):
+    if payload.get('market') is True:
+        return 'market'
+    if payload.get('price') is None:
+        raise BadRequest('没有说明是限价还是市价', '给出 style，或给出 price（限价），或 market=true（市价）')
+    return 'limit'
+
+
+def _style_price(kind, style, payload):
+    inner = style.get('price' if kind == 'limit' else 'protect_price')
+    price = _agreed({'style.price': inner, 'price': payload.get('price')}, 'style.price', 'price')
+    if price is None and kind == 'market':
+        return None
+    price = check_number(price, 'price', 0, 1e6)
+    if price <= 0:
+        raise BadRequest('price 应大于 0')
+    return price
+
+
+def parse_wait(payload, default=0):
+    value = payload.get('wait_timeout')
+    return check_number(default if value is None else value, 'wait_timeout', 0, WAIT_LIMIT_S)
+
+
+def parse_key(payload, prefix):
+    """The client's idempotency key; a client that sends none gets one made, and with it no protection."""
+    key = payload.get('idempotency_key')
+    return '%s-%s' % (prefix, uuid.uuid4().hex) if key in (None, '') else check_key(key)
+
+
+def check_key(value):
+    return check_text(value, 'idempotency_key', 255)
+
+
+def parse_order_id(value):
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    return check_text(value, 'order_id', 64)
+
+
+# -- market rules on a ticket ------------------------------------------------------------------------------------
+def approve_order(ticket, route, quote, closeable, now):
+    """OrderTicket -> OrderRequest within every rule, or OrderRejected with the reason. Nothing was sent yet.
+
+    quote: Tick; closeable: shares that can be sold now. A rule that cannot be computed does not pass.
+    """
+    _refuse_if(not tradable(ticket.security), '%s 不是可以买卖的证券' % ticket.security)
+    _refuse_if(quote.paused, '%s 停牌' % ticket.security)
+    problem = lot_problem(ticket.security, ticket.side, ticket.amount, closeable)
+    _refuse_if(problem, '%s %s' % (ticket.security, problem))
+    _refuse_if(ticket.side == 'SELL' and ticket.amount > closeable,
+               '%s 可卖数量 %d，不足 %d' % (ticket.security, closeable, ticket.amount))
+    price = (_limit_price if ticket.style == 'limit' else _market_bound)(ticket, quote, now)
+    _check_sub_limit(ticket, route, price, quote)
+    bound = {'price': price} if ticket.style == 'limit' else {'protect_price': price}
+    return OrderRequest(security=ticket.security, side=ticket.side, amount=ticket.amount, style=ticket.style,
+                        strategy_name=ticket.strategy_name, **bound)
+
+
+def _refuse_if(problem, message):
+    if problem:
+        raise OrderRejected(message, broker_called=False)
+
+
+def _limit_price(ticket, quote, now):
+    price, tick = ticket.price, instrument(ticket.security).tick
+    _refuse_if(not on_tick(price, tick), '价格 %s 不是最小变动价位 %s 的整数倍' % (price, tick))
+    high, low = _day_limits(ticket.security, quote, now)
+    _refuse_if(high and price > high, '价格 %s 高于涨停价 %s' % (price, high))
+    _refuse_if(low and price < low, '价格 %s 低于跌停价 %s' % (price, low))
+    cage = price_cage(ticket.security, ticket.side, _reference(ticket, quote)) if in_session(now) else None
+    _refuse_if(cage and (price > cage if ticket.side == 'BUY' else price < cage),
+               '价格 %s 超出价格笼子（%s 不能劣于 %s）' % (price, ticket.side, cage))
+    return price
+
+
+def _day_limits(security, quote, now):
+    """(high, low); refused where the security has limits but nobody knows them."""
+    if limit_ratio(security, now.date()) is None:
+        return None, None
+    high, low = quote.high_limit, quote.low_limit
+    if not (_is_price(high) and _is_price(low)):
+        high, low = price_limits(security, quote.pre_close, now.date())
+    _refuse_if(not (_is_price(high) and _is_price(low)), '%s 的涨跌停价未知' % security)
+    return high, low
+
+
+def _is_price(value):
+    """None, 0 and NaN stand for unknown."""
+    return value is not None and 0 < value < math.inf
+
+
+def _reference(ticket, quote):
+    """What cage and value are measured from: the other side's best price, else the last one, else the last close."""
+    best = quote.a1_p if ticket.side == 'BUY' else quote.b1_p
+    price = next(filter(_is_price, (best, quote.last_price, quote.pre_close)), None)
+    _refuse_if(price is None, '%s 没有行情，无法核对价格' % ticket.security)
+    return price
+
+
+def _market_bound(ticket, quote, now):
+    """The stricter of the rules' bound and the client's own, rounded to the safe side."""
+    high, low = _day_limits(ticket.security, quote, now)
+    bound = protect_price(ticket.security, ticket.side, _reference(ticket, quote), high, low)
+    _refuse_if(bound is None, '%s 无法确定市价委托的保护价' % ticket.security)
+    bound = bound if ticket.price is None else _stricter(ticket, bound)
+    _refuse_if(high and not low <= bound <= high, '保护价 %s 不在跌停价 %s 与涨停价 %s 之间' % (bound, low, high))
+    return bound
+
+
+def _stricter(ticket, bound):
+    tick = instrument(ticket.security).tick
+    if ticket.side == 'SELL':
+        return max(bound, ceil_to_tick(ticket.price, tick))
+    own = floor_to_tick(ticket.price, tick)
+    _refuse_if(own <= 0, '保护价 %s 小于最小变动价位 %s' % (ticket.price, tick))
+    return min(bound, own)
+
+
+def _check_sub_limit(ticket, route, price, quote):
+    """A sale fills at the market's price where that is better than its own: it is worth the higher of the two."""
+    limit = route.sub.limit if route.sub else None
+    if limit is not None:
+        worth = price if ticket.side == 'BUY' else max(price, _reference(ticket, quote))
+        value = Decimal(repr(worth)) * ticket.amount
+        _refuse_if(value > Decimal(repr(limit)),
+                   '委托金额 %s 元超过子账户 %s 的每笔上限 %s 元' % (value, route.sub.name, limit))
+
+
+# -- waiting -----------------------------------------------------------------------------------------------------
+class OrderWatch:
+    """Wakes those who wait for an order to become final. Fed by the brokers' listeners, never polls."""
+
+    def __init__(self):
+        self._changed, self._stopped = threading.Condition(), False
+        self._watched = {}  # (account key, order id) -> [number of waiters, newest Order]
+
+    def notice(self, account_key, order):
+        with self._changed:
+            watched = self._watched.get((account_key, order.order_id))
+            if watched is not None:
+                watched[1] = order
+                self._changed.notify_all()
+
+    def stop(self):
+        """Everybody who waits gets the order as it stands, now and from now on."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def wait_final(self, account_key, order_id, read, timeout_s):
+        """The order when final, or as it stands when the time is over. `read()` asks the broker once, first."""
+        watched = self._enter(account_key, order_id)
+        try:
+            order = read()
+            if order is None or order.final or timeout_s <= 0:
+                return order
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopped or (watched[1] is not None and watched[1].final),
+                                       timeout_s)
+            return watched[1] or order
+        finally:
+            self._leave(account_key, order_id)
+
+    def _enter(self, account_key, order_id):
+        with self._changed:
+            watched = self._watched.setdefault((account_key, order_id), [0, None])
+            watched[0] += 1
+            return watched
+
+    def _leave(self, account_key, order_id):
+        with self._changed:
+            watched = self._watched[account_key, order_id]
+            watched[0] -= 1
+            if not watched[0]:
+                del self._watched[account_key, order_id]
+
+
+class KeyLocks:
+    """One thread at a time for each key: a retry waits for the attempt that is still under way."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._held = {}  # key -> [threads that hold or want it, its lock]
+
+    @contextlib.contextmanager
+    def alone(self, key, timeout_s):
+        """Yields whether the key could be had in time."""
+        with self._lock:
+            slot = self._held.setdefault(key, [0, threading.Lock()])
+            slot[0] += 1
+        got = slot[1].acquire(timeout=timeout_s)
+        try:
+            yield got
+        finally:
+            if got:
+                slot[1].release()
+            self._forget(key, slot)
+
+    def busy(self, key):
+        with self._lock:
+            return key in self._held
+
+    def _forget(self, key, slot):
+        with self._lock:
+            slot[0] -= 1
+            if not slot[0]:
+                del self._held[key]
+
+
+# -- the desk ----------------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def _nothing_sent(give_back=lambda: None):
+    """A failure inside comes before the broker is called, and says so."""
+    try:
+        yield
+    except Exception as error:
+        give_back()
+        raise _as_not_sent(error)
+
+
+def _as_not_sent(error):
+    """The error under a code that no client reads as 'may have reached the broker'."""
+    if not isinstance(error, BulletError):
+        LOG.error('委托前的检查出错', exc_info=error)
+        return InternalError('委托前的检查出错，没有提交：%s' % printable(error), '详情见服务端日志', broker_called=False)
+    if error.code in (BulletError.code, RequestTimeout.code):
+        return QmtUnavailable('委托前的检查没有完成，没有提交', '稍后重试', broker_called=False)
+    error.broker_called = False
+    return error
+
+
+CANCEL_WAIT_S = 5.0
+
+
+class OrderDesk:
+    """Orders, cancels and account views of all accounts, from payloads to wire rows.
+
+    place, cancel and resolve are the only way to a broker's submit and cancel. deadline_s bounds a broker call.
+    """
+
+    def __init__(self, accounts, data, journal, clock, deadline_s=60.0):
+        self.accounts, self.data, self.journal, self.clock = accounts, data, journal, clock
+        self.deadline_s = deadline_s
+        self._watch, self._keys = OrderWatch(), KeyLocks()
+        for key, broker in accounts.brokers.items():
+            broker.set_listener(self._listener(key))
+
+    def _listener(self, account_key):
+        def listen(kind, record):
+            if kind == 'order':
+                self._watch.notice(account_key, record)
+        return listen
+
+    def stop_waiting(self):
+        """Ends every wait for an outcome, so that the server can stop; the answers say that the order goes on."""
+        self._watch.stop()
+
+    def close(self):
+        self.journal.close()
+
+    def _route(self, payload):
+        return self.accounts.route(payload.get('account_key'), payload.get('sub_account_id'))
+
+    # -- placing -------------------------------------------------------------------------------------------------
+    def place(self, payload):
+        ticket, route = parse_ticket(payload), self._route(payload)
+        key = parse_key(payload, 'place')
+        with self._claimed(PLACE, key, route, ticket.fingerprint(route), ticket.journaled()) as (entry, mine):
+            if mine:
+                entry = self._submit(entry, self._approve(entry, ticket, route), route)
+        entry = self._settle(entry, route)
+        return _place_wire(self._outcome(entry, route, ticket.wait_s), entry, ticket)
+
+    @contextlib.contextmanager
+    def _claimed(self, action, key, route, fingerprint, request):
+        """Yields (entry, whether it is ours to carry out) while no other thread works on the key."""
+        with self._keys.alone((action, key), self.deadline_s) as alone:
+            if not alone:
+                raise self._unknown(key, '同一委托仍在提交中')
+            entry, fresh = self.journal.claim(action, key, route, fingerprint, request)
+            if entry.fingerprint != fingerprint:
+                raise IdempotencyConflict('idempotency_key %s 已用于另一笔委托' % brief(key),
+                                          '每笔新委托用新的 key；重试同一笔时各字段保持不变')
+            yield entry, fresh or entry.state == CLAIMED
+
+    def _approve(self, entry, ticket, route):
+        """Any failure before the broker is called gives the key back."""
+        with _nothing_sent(lambda: self.journal.release(entry)):
+            closeable = self._closeable(route, ticket.security) if ticket.side == 'SELL' else 0
+            quote = self.data.quote(ticket.security)
+            return approve_order(ticket, route, quote, closeable, self.clock.now()).replace(tag=entry.tag)
+
+    def _closeable(self, route, security):
+        return sum(item.closeable_amount for item in route.broker.positions() if item.security == security)
+
+    def _submit(self, entry, request, route):
+        entry = self.journal.record(entry, SUBMITTING)
+        try:
+            return self.journal.record(entry, ACCEPTED, route.broker.submit(request, self.deadline_s))
+        except OrderRejected as error:
+            raise self._rejected(entry, error)
+        except Exception as error:
+            self._note(entry, UNKNOWN)
+            raise self._unknown(entry.idempotency_key, '委托的结果未知：%s' % printable(error))
+
+    def _rejected(self, entry, error):
+        error.broker_called = True
+        self._note(entry, REJECTED, answer=error.to_wire())
+        return error
+
+    def _note(self, entry, state, order_id=None, answer=None):
+        """Records what is already a fact. Where the disk fails, the entry on it stays open, and is asked about."""
+        try:
+            return self.journal.record(entry, state, order_id, answer)
+        except JournalError as error:
+            LOG.error('%s', printable(error))
+            return entry._replace(state=state, order_id=order_id or entry.order_id, answer=answer or entry.answer)
+
+    def _unknown(self, key, message):
+        return OrderStateUnknown(message, '不要换 key 重发；用同一 idempotency_key 重试或查询，不会重复下单',
+                                 idempotency_key=key, broker_called=True)
+
+    def _settle(self, entry, route):
+        """The entry once accepted; rejections and unknown outcomes are raised. Never submits."""
+        if entry.state in (UNKNOWN, SUBMITTING):
+            entry = self._note(entry, ACCEPTED, self._found(entry, route).order_id)
+        if entry.state == REJECTED:
+            raise error_from_wire(entry.answer)
+        return entry
+
+    def _found(self, entry, route):
+        """The broker's order of this entry. A broker that cannot be asked leaves it unknown."""
+        try:
+            found = route.broker.find(entry.tag)
+        except Exception as error:
+            raise self._unknown(entry.idempotency_key, '委托的结果仍然未知：%s' % printable(error))
+        if found is None:
+            raise self._unknown(entry.idempotency_key, '委托的结果仍然未知')
+        return found
+
+    def _outcome(self, entry, route, wait_s):
+        """The accepted order as the broker shows it, or as the journal knows it: no failure to read it is a refusal."""
+        try:
+            order = self._wait(route, entry.order_id, wait_s)
+        except Exception as error:
+            LOG.warning('委托 %s 已被接受，但状态读不到：%s', printable(entry.order_id), printable(error))
+            order = None
+        return self._dress(route.key, order or self._remembered(entry))
+
+    def _wait(self, route, order_id, timeout_s):
+        return self._watch.wait_final(route.key, order_id, lambda: route.broker.order(order_id), timeout_s)
+
+    def _remembered(self, entry):
+        """An accepted order that the broker does not list (yet, or any more)."""
+        asked, today = entry.request, self.clock.now().date().isoformat()
+        return Order(order_id=entry.order_id, security=asked['security'], side=asked['side'], amount=asked['amount'],
+                     order_price=asked['price'] or 0.0, style=asked['style'],
+                     status='submitted' if entry.day == today else 'submit_unknown')
+
+    # -- cancelling ----------------------------------------------------------------------------------------------
+    def cancel(self, payload):
+        route, order_id = self._route(payload), parse_order_id(payload.get('order_id'))
+        wait_s, key = parse_wait(payload, CANCEL_WAIT_S), parse_key(payload, 'cancel')
+        with _nothing_sent():
+            self._own_order(route, order_id)
+        fingerprint = _fingerprint([route.key, route.sub and route.sub.name, order_id])
+        with self._claimed(CANCEL, key, route, fingerprint, {}) as (entry, mine):
+            if mine:
+                entry = self._send_cancel(entry, route, order_id)
+        if entry.state == REJECTED:
+            raise error_from_wire(entry.answer)
+        return _cancel_wire(self._after_cancel(entry, route, order_id, wait_s), entry)
+
+    def _after_cancel(self, entry, route, order_id, wait_s):
+        try:
+            order = self._wait(route, order_id, wait_s)
+        except Exception as error:
+            raise self._unknown(entry.idempotency_key, '撤单已提交，但委托状态读不到：%s' % printable(error))
+        if order is None:
+            raise self._unknown(entry.idempotency_key, '撤单已提交，但柜台不再列出委托 %s' % printable(order_id))
+        return self._dress(route.key, order)
+
+    def _own_order(self, route, order_id):
+        order = route.broker.order(order_id)
+        if order is None or not self._visible(route, order_id):
+            raise OrderNotFound('账户 %s 没有委托 %s' % (route.sub.name if route.sub else route.key, brief(order_id)))
+        return order
+
+    def _send_cancel(self, entry, route, order_id):
+        entry = self.journal.record(entry, SUBMITTING, order_id)
+        try:
+            route.broker.cancel(order_id, self.deadline_s)
+            return self.journal.record(entry, ACCEPTED)
+        except (OrderNotFound, OrderRejected) as error:
+            raise self._rejected(entry, error)
+        except Exception as error:
+            self._note(entry, UNKNOWN)
+            raise self._unknown(entry.idempotency_key, '撤单的结果未知：%s' % printable(error))
+
+    # -- what became of a write ----------------------------------------------------------------------------------
+    def resolve(self, payload):
+        """broker.resolve_submission: what the journal and the broker know of a key. Asks, never submits."""
+        action = check_choice(payload.get('write_action'), 'write_action', (PLACE, CANCEL))
+        key, route = check_key(payload.get('idempotency_key')), self._route(payload)
+        busy, entry = self._keys.busy((action, key)), self.journal.find(action, key)
+        if entry is None or not self._same_owner(entry, route):
+            return self._resolution(action, key, None, 'submit_unknown')
+        if busy or entry.state == CLAIMED:
+            return self._resolution(action, key, None, 'reconciling')
+        return (self._resolve_place if action == PLACE else self._resolve_cancel)(entry, route, payload)
+
+    def _same_owner(self, entry, route):
+        return entry.account_key == route.key and (route.sub is None or entry.sub_account_id == route.sub.name)
+
+    def _resolve_place(self, entry, route, payload):
+        try:
+            entry = self._settle(entry, route)
+        except OrderStateUnknown:
+            return self._resolution(PLACE, entry.idempotency_key, None, 'submit_unknown')
+        except BulletError as error:
+            return self._resolution(PLACE, entry.idempotency_key, None, 'rejected', status_msg=error.message)
+        row = _as_asked(self._outcome(entry, route, 0).to_wire(), payload.get('request_payload'))
+        return self._resolution(PLACE, entry.idempotency_key, row, 'accepted')
+
+    def _resolve_cancel(self, entry, route, payload):
+        order = route.broker.order(entry.order_id) if entry.order_id else None
+        if order is None:
+            return self._resolution(CANCEL, entry.idempotency_key, None, 'submit_unknown')
+        refused = order.final or entry.state == REJECTED
+        canceled = order.status in ('canceled', 'partly_canceled')
+        state = 'accepted' if canceled else 'rejected' if refused else 'reconciling'
+        row = dict(self._dress(route.key, order).to_wire(), idempotency_key=entry.idempotency_key)
+        return self._resolution(CANCEL, entry.idempotency_key, row, state)
+
+    def _resolution(self, action, key, row, state, **more):
+        answer = dict(more, submission_state=state, status=row['status'] if row else state, write_action=action,
+                      idempotency_key=key)
+        answer.setdefault('order_id', row['order_id'] if row else None)
+        return dict(answer, resolved_result=row) if row else answer
+
+    # -- views ---------------------------------------------------------------------------------------------------
+    def account(self, payload):
+        route = self._route(payload)
+        row = route.broker.account().to_wire(route.broker.positions())
+        return dict(row, sub_account_id=route.sub.name) if route.sub else row
+
+    def positions(self, payload):
+        return [position.to_wire() for position in self._route(payload).broker.positions()]
+
+    def orders(self, payload):
+        route = self._route(payload)
+        wanted = _order_filter(payload)
+        rows = [self._dress(route.key, order) for order in route.broker.orders()
+                if self._visible(route, order.order_id)]
+        return [order.to_wire() for order in rows if wanted(order)]
+
+    def trades(self, payload):
+        route = self._route(payload)
+        wanted = _order_filter(payload, ('order_id', 'security'))
+        return [trade.replace(order_remark=self._remark(route.key, trade.order_id, trade.order_remark)).to_wire()
+                for trade in route.broker.trades() if self._visible(route, trade.order_id) and wanted(trade)]
+
+    def order_status(self, payload):
+        """The order's row, or {} if this account (or sub-account) has none of that id."""
+        route, order_id = self._route(payload), parse_order_id(payload.get('order_id'))
+        order = route.broker.order(order_id) if self._visible(route, order_id) else None
+        return self._dress(route.key, order).to_wire() if order else {}
+
+    def overview(self, payload):
+        """Text of account_overview; `limit` positions at most."""
+        limit = payload.get('limit')
+        limit = 20 if limit is None else check_whole(limit, 'limit', 1, 10000)
+        route = self._route(payload)
+        return account_overview(route.broker.account(), route.broker.positions(), limit), route
+
+    def _visible(self, route, order_id):
+        """A sub-account sees what it placed itself; the account sees all of it."""
+        if route.sub is None:
+            return True
+        entry = self.journal.of_order(route.key, order_id)
+        return entry is not None and entry.sub_account_id == route.sub.name
+
+    def _dress(self, account_key, order):
+        """The order with the client's own remark instead of our tag, and whose it is."""
+        entry = self.journal.of_order(account_key, order.order_id)
+        if entry is None:
+            return order
+        return order.replace(order_remark=entry.request.get('remark', ''), idempotency_key=entry.idempotency_key,
+                             sub_account_id=entry.sub_account_id)
+
+    def _remark(self, account_key, order_id, remark):
+        entry = self.journal.of_order(account_key, order_id)
+        return remark if entry is None else entry.request.get('remark', '')
+
+
+def _order_filter(payload, names=('order_id', 'security', 'status')):
+    """A test of order or trade rows by what the payload asks for."""
+    wanted = {}
+    if payload.get('order_id') is not None:
+        wanted['order_id'] = parse_order_id(payload['order_id'])
+    if payload.get('security') is not None:
+        wanted['security'] = normalize_code(payload['security'])
+    if payload.get('status') is not None and 'status' in names:
+        wanted['status'] = check_choice(payload['status'], 'status', STATUS_RAW)
+    return lambda row: all(getattr(row, name) == value for name, value in wanted.items())
+
+
+def _as_asked(row, request):
+    """Legacy clients compare the security letter by letter with what they sent."""
+    asked = request.get('security') if isinstance(request, dict) else None
+    try:
+        same = asked is not None and normalize_code(asked) == row['security']
+    except SecurityNotFound:
+        same = False
+    return dict(row, security=asked) if same else row
+
+
+def _place_wire(order, entry, ticket):
+    """`price` is the price of the order, as QMT servers answer; the average fill is avg_price."""
+    row = order.to_wire()
+    pending = not order.final
+    if ticket.wait_s > 0:
+        row['last_snapshot'] = dict(row)
+    return dict(row, security=ticket.asked_security, price=order.order_price, timed_out=pending and ticket.wait_s > 0,
+                async_tracking=pending, idempotency_key=entry.idempotency_key)
+
+
+def _cancel_wire(order, entry):
+    """value: whether it is certainly cancelled. An order that filled meanwhile, or is pending, says so."""
+    row = order.to_wire()
+    return {'dtype': 'dict', 'value': order.status in ('canceled', 'partly_canceled'), 'order_id': order.order_id,
+            'status': order.status, 'raw_status': row['raw_status'], 'last_snapshot': row,
+            'timed_out': not order.final, 'idempotency_key': entry.idempotency_key}
+
+
+# ======================================================================================================
+# 11. SERVER - gate, sessions, action table, event hub
+# ======================================================================================================
+ACCESS_LOG = logging.getLogger('bullet_qmt.access')
+LOGIN_TIMEOUT_S = 10.0
+IN_FLIGHT_LIMIT = 64
+ORDER_MARGIN_S = 30.0  # what an order may take beside waiting for its outcome
+SERVER_FEATURES = frozenset()  # extensions that a client may name in its handshake; none in this version
+
+
+# -- service: every action, without sockets --------------------------------------------------------------------
+class Service:
+    """Adapters, order desk and event hub behind one call(action, payload, session). No sockets."""
+
+    def __init__(self, settings, backend, desk, clock):
+        self.settings, self.backend, self.desk, self.clock = settings, backend, desk, clock
+        self.hub = TickHub(backend.data, settings.max_subscriptions)
+        self.scopes = [name for name, on in (('data', settings.enable_data), ('broker', settings.enable_broker)) if on]
+        self.started = clock.monotonic()
+        self.session_count = lambda: 0
+
+    def find(self, name):
+        """The Action of that name, if it exists and is switched on."""
+        action = ACTIONS.get(name) if isinstance(name, str) else None
+        if action is None:
+            raise UnknownAction('没有 action %s' % brief(name), '检查拼写和服务端版本')
+        if action.scope != 'admin' and action.scope not in self.scopes:
+            raise ServiceDisabled('服务端关闭了 %s 服务' % action.scope, '服务端去掉 --disable-%s' % action.scope)
+        return action
+
+    def call(self, name, payload, session):
+        payload = {} if payload is None else payload
+        if not isinstance(payload, dict):
+            raise BadRequest('payload 应为 JSON 对象，收到 %s' % brief(payload))
+        return self.find(name).run(self, payload, session)
+
+    def close(self):
+        self.hub.close()
+        self.backend.close()
+        self.desk.close()
+
+
+def open_service(settings, clock=None):
+    """The service that the settings describe. Raises ConfigError; nothing is left running then."""
+    clock = clock or Clock()
+    if settings.server_type not in ADAPTERS:
+        raise ConfigError('这个版本还不含 %s 后端' % settings.server_type,
+                          '现有后端：%s；先用 --server-type=stub 在模拟交易所上试' % '、'.join(ADAPTERS))
+    check_server_settings(settings)
+    backend = ADAPTERS[settings.server_type](settings, clock)
+    try:
+        accounts = AccountBook(backend.brokers, settings.sub_accounts)
+        desk = OrderDesk(accounts, backend.data, Journal(settings.state, clock), clock, settings.request_timeout)
+        return Service(settings, backend, desk, clock)
+    except BaseException:
+        backend.close()
+        raise
+
+
+# -- actions: handler(service, payload, session) -> payload of the response --------------------------------------
+# lane: 'inline' never blocks and runs in the session's thread; the others run on the worker pool of that name.
+Action = namedtuple('Action', 'scope lane run')
+
+
+def _as_dict(value):
+    return {'dtype': 'dict', 'value': value}
+
+
+def _health(service, payload, session):
+    value = {'process_alive': True, 'uptime_seconds': round(service.clock.monotonic() - service.started, 3),
+             'sessions': service.session_count(), 'accounts': list(service.backend.brokers),
+             'features': service.scopes, 'version': __version__, 'subscriptions': service.hub.count()}
+    return _as_dict(dict(value, **service.backend.health()))
+
+
+def _print_account(service, payload, session):
+    text, route = service.desk.overview(payload)
+    if service.settings.log_account:
+        LOG.info('%s', text)
+    answer = {'dtype': 'text', 'value': text, 'account_key': route.key}
+    return dict(answer, sub_account_id=route.sub.name) if route.sub else answer
+
+
+def _history(service, payload, session):
+    table = service.backend.data.history(parse_history(payload, service.clock.now()))
+    if session.plain_tables and table.wide:
+        return _flat_wide(table)
+    return table.to_wire()
+
+
+def _flat_wide(table):
+    """For clients that know no index columns: a tuple for every column, the time's as well."""
+    payload = Table(table.columns, table.types).to_wire()
+    return dict(payload, column_tuples=[['time', '']] + [list(pair) for pair in table.wide],
+                column_index_names=['field', 'code'])
+
+
+def _one_code(payload):
+    return normalize_code(payload.get('security'))
+
+
+def _snapshot(service, payload, session):
+    return service.backend.data.quote(_one_code(payload)).to_wire()
+
+
+def _live_current(service, payload, session):
+    return service.backend.data.live_current(_one_code(payload))
+
+
+def _day_ms(payload, *names):
+    moment = check_moment(_first(payload, *names), names[0])
+    return None if moment is None else to_ms(moment[0].date())
+
+
+def _trade_days(service, payload, session):
+    count = payload.get('count')
+    start, end = _day_ms(payload, 'start', 'start_date'), _day_ms(payload, 'end', 'end_date')
+    if count is not None:
+        count = check_whole(count, 'count', 1, 10 ** 5)
+        if start is not None:
+            raise BadRequest('start_date 与 count 只能给一个')
+    days = service.backend.data.trade_days(start, to_ms(service.clock.now()) if end is None else end, count)
+    return {'dtype': 'list', 'values': [iso_ms(day)[:10] for day in days]}
+
+
+def _security_info(service, payload, session):
+    info = service.backend.data.security_info(_one_code(payload))
+    return dict(info, **_as_dict(info))
+
+
+def _ensure_cache(service, payload, session):
+    known = {name: value for name, value in payload.items() if name != 'auto_download'}
+    _flag(payload, 'auto_download', True)
+    query = parse_history(dict(known, panel=False), service.clock.now())
+    return _as_dict(service.backend.data.ensure_cache(query))
+
+
+def _all_securities(service, payload, session):
+    types = payload.get('types')
+    types = [types] if isinstance(types, str) else types or ['stock']
+    if not isinstance(types, list):
+        raise BadRequest('types 应为类型或类型的列表', '可用：%s' % '、'.join(SECURITY_TYPES))
+    types = [check_choice(name, 'types', SECURITY_TYPES) for name in types]
+    moment = check_moment(payload.get('date'), 'date')
+    return service.backend.data.all_securities(types, moment and moment[0].date()).to_wire()
+
+
+def _index_stocks(service, payload, session):
+    moment = check_moment(payload.get('date'), 'date')
+    code = normalize_code(payload.get('index_symbol'))
+    return {'values': service.backend.data.index_stocks(code, moment and moment[0].date())}
+
+
+def _split_dividend(service, payload, session):
+    first, last = _day_ms(payload, 'start', 'start_date'), _day_ms(payload, 'end', 'end_date')
+    last = to_ms(service.clock.now()) if last is None else last
+    return {'events': service.backend.data.split_dividend(_one_code(payload), 0 if first is None else first, last)}
+
+
+def _subscribe(service, payload, session):
+    return service.hub.subscribe(session, _asked_codes(payload))
+
+
+def _unsubscribe(service, payload, session):
+    if _first(payload, 'securities', 'symbols') is None:
+        return service.hub.unsubscribe_all(session)
+    return service.hub.unsubscribe(session, list(_asked_codes(payload)))
+
+
+def _unsubscribe_all(service, payload, session):
+    return service.hub.unsubscribe_all(session)
+
+
+def _asked_codes(payload):
+    """{canonical code: the spelling that the client used and will look for in ticks}."""
+    asked = _first(payload, 'securities', 'symbols')
+    codes = normalize_codes(asked, 'securities')
+    spelling = {normalize_code(text): text for text in ([asked] if isinstance(asked, str) else asked)}
+    return OrderedDict((code, spelling[code]) for code in codes)
+
+
+def _desk_call(method, wrap=None):
+    def run(service, payload, session):
+        payload = session.with_defaults(payload)
+        answer = getattr(service.desk, method)(payload)
+        return wrap(answer) if wrap else answer
+    return run
+
+
+ACTIONS = {
+    'admin.health': Action('admin', 'inline', _health),
+    'admin.print_account': Action('broker', 'broker', lambda service, payload, session: _print_account(
+        service, session.with_defaults(payload), session)),
+    'data.history': Action('data', 'data', _history),
+    'data.snapshot': Action('data', 'data', _snapshot),
+    'data.current_tick': Action('data', 'data', _snapshot),
+    'data.live_current': Action('data', 'data', _live_current),
+    'data.trade_days': Action('data', 'data', _trade_days),
+    'data.security_info': Action('data', 'data', _security_info),
+    'data.ensure_cache': Action('data', 'data', _ensure_cache),
+    'data.get_all_securities': Action('data', 'data', _all_securities),
+    'data.get_index_stocks': Action('data', 'data', _index_stocks),
+    'data.get_split_dividend': Action('data', 'data', _split_dividend),
+    'data.subscribe': Action('data', 'data', _subscribe),
+    'data.unsubscribe': Action('data', 'data', _unsubscribe),
+    'data.unsubscribe_all': Action('data', 'data', _unsubscribe_all),
+    'broker.account': Action('broker', 'broker', _desk_call('account', _as_dict)),
+    'broker.positions': Action('broker', 'broker', _desk_call('positions')),
+    'broker.orders': Action('broker', 'broker', _desk_call('orders')),
+    'broker.trades': Action('broker', 'broker', _desk_call('trades')),
+    'broker.order_status': Action('broker', 'broker', _desk_call('order_status')),
+    'broker.place_order': Action('broker', 'broker', _desk_call('place')),
+    'broker.cancel_order': Action('broker', 'broker', _desk_call('cancel')),
+    'broker.resolve_submission': Action('broker', 'broker', _desk_call('resolve')),
+}
+
+
+# -- ticks: newest per symbol, a mailbox per session -------------------------------------------------------------
+class TickHub:
+    """Who wants ticks of what. The source is subscribed once for all sessions and released with the last."""
+
+    def __init__(self, data, limit):
+        self.data, self.limit = data, limit
+        self._lock = threading.Lock()          # guards the two dicts; never held while anything blocks
+        self._source_lock = threading.Lock()   # one change at a time at the source
+        self._wanted = {}                      # code -> set of sessions
+        self._spelling = {}                    # session -> OrderedDict code -> the client's spelling
+        data.set_tick_listener(self.deliver)
+
+    def count(self):
+        with self._lock:
+            return len(self._wanted)
+
+    def subscribe(self, session, spelling):
+        with self._source_lock:
+            if session.ended:
+                raise ConnectionLost('会话已结束')
+            new = self._check_new(session, spelling)
+            if new:
+                self.data.subscribe(new)
+            with self._lock:
+                mine = self._spelling.setdefault(session, OrderedDict())
+                mine.update(spelling)
+                for code in spelling:
+                    self._wanted.setdefault(code, set()).add(session)
+                return {'count': len(mine)}
+
+    def _check_new(self, session, spelling):
+        """Codes that nobody had yet; refused as a whole when the session would have too many."""
+        with self._lock:
+            total = len(set(self._spelling.get(session, ())) | set(spelling))
+            if total > self.limit:
+                raise SubscriptionLimit('订阅数 %d 超过每个会话的上限 %d' % (total, self.limit),
+                                        '先退订，或由服务端调大 --max-subscriptions')
+            return [code for code in spelling if code not in self._wanted]
+
+    def unsubscribe(self, session, codes):
+        """codes: None for all that the session has."""
+        with self._source_lock:
+            removed, unwanted, left = self._remove(session, codes)
+            if unwanted:
+                self.data.unsubscribe(unwanted)
+            return {'count': left, 'removed': removed}
+
+    def unsubscribe_all(self, session):
+        return self.unsubscribe(session, None)
+
+    def _remove(self, session, codes):
+        """(how many the session gave up, codes that nobody wants any more, how many the session keeps)."""
+        with self._lock:
+            mine = self._spelling.get(session, {})
+            codes = list(mine) if codes is None else codes
+            gone = [code for code in codes if mine.pop(code, None) is not None]
+            for code in gone:
+                self._wanted[code].discard(session)
+            unwanted = [code for code in gone if not self._wanted[code]]
+            for code in unwanted:
+                del self._wanted[code]
+            if not mine:
+                self._spelling.pop(session, None)
+            return len(gone), unwanted, len(mine)
+
+    def deliver(self, tick):
+        """Called by the source; never blocks."""
+        with self._lock:
+            sessions = [(session, self._spelling[session][tick.sid]) for session in self._wanted.get(tick.sid, ())]
+        for session, symbol in sessions:
+            session.post(tick.sid, dict(tick.to_wire(), symbol=symbol))
+
+    def close(self):
+        self.data.set_tick_listener(lambda tick: None)
+
+
+class Mailbox:
+    """What a session has yet to send: answers in order, ticks newest per symbol, and the thread that sends them.
+
+    Nobody but this thread waits for a client that reads slowly. A large answer is refused while too much waits.
+    """
+
+    LARGE, BACKLOG_LIMIT = 65536, 64 * 1024 * 1024
+
+    def __init__(self, name, channel):
+        self._channel = channel
+        self._changed = threading.Condition()
+        self._answers, self._ticks, self._backlog = deque(), OrderedDict(), 0  # backlog: bytes of answers
+        self._tick_next, self._closed = False, False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def put_answer(self, data):
+        with self._changed:
+            if self._closed or not self._channel.alive:
+                raise ConnectionLost('连接已关闭')
+            if self._backlog and len(data) > self.LARGE and self._backlog + len(data) > self.BACKLOG_LIMIT:
+                raise ServerBusy('前面的回答还没有读走', '读完前面的回答再请求', retry_after_s=5)
+            self._answers.append(data)
+            self._backlog += len(data)
+            self._changed.notify_all()
+
+    def put_tick(self, symbol, event):
+        with self._changed:
+            self._ticks[symbol] = event
+            self._changed.notify_all()
+
+    def flush(self, timeout_s):
+        """Waits until the answers are out, or the connection is over."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._backlog or self._closed or not self._channel.alive,
+                                   timeout_s)
+
+    def close(self):
+        """The channel has been aborted before, so that the thread is not kept by it."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _run(self):
+        with contextlib.suppress(ConnectionLost):
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._answers or self._ticks or self._closed)
+                    if self._closed:
+                        return
+                    answer, tick = self._take()
+                self._send(answer, tick)
+
+    def _take(self):
+        """(answer, tick), one of them None. By turns: a queue of large answers does not keep ticks back."""
+        self._tick_next = bool(self._ticks) and (self._tick_next or not self._answers)
+        if self._tick_next:
+            self._tick_next = False
+            return None, self._ticks.popitem(last=False)[1]
+        self._tick_next = True
+        return self._answers.popleft(), None
+
+    def _send(self, answer, tick):
+        try:
+            self._channel.write(encode_frame(tick) if answer is None else answer)
+        except (ValueError, TypeError):
+            LOG.exception('行情 %s 不能编码', printable(tick['payload'].get('symbol')))
+        finally:
+            if answer is not None:
+                with self._changed:
+                    self._backlog -= len(answer)
+                    self._changed.notify_all()
+
+
+# -- workers -----------------------------------------------------------------------------------------------------
+class WorkerPool:
+    """Threads made as needed, up to a limit, for actions that may block. Jobs beyond the queue are refused."""
+
+    def __init__(self, name, threads, queue):
+        self.name, self.limit, self.queue_limit = name, threads, queue
+        self._changed = threading.Condition()
+        self._jobs, self._threads, self._idle, self._closed = deque(), [], 0, False
+
+    def submit(self, job):
+        with self._changed:
+            if self._closed or len(self._jobs) >= self.queue_limit:
+                raise ServerBusy('服务端正忙（%s 队列已满）' % self.name, '稍后重试', retry_after_s=1)
+            self._jobs.append(job)
+            if self._idle < len(self._jobs) and len(self._threads) < self.limit:
+                self._start_thread()
+            self._changed.notify()
+
+    def _start_thread(self):
+        thread = threading.Thread(target=self._run, name='%s-%d' % (self.name, len(self._threads) + 1), daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _run(self):
+        while True:
+            with self._changed:
+                self._idle += 1
+                self._changed.wait_for(lambda: self._jobs or self._closed)
+                self._idle -= 1
+                if not self._jobs:
+                    return
+                job = self._jobs.popleft()
+            try:
+                job()
+            except Exception:  # a job answers for itself; whatever escapes must not cost the pool a thread
+                LOG.exception('%s 的任务出错', self.name)
+
+    def close(self, timeout_s):
+        """Lets queued and running jobs finish; returns whether they did in time. What still waits then is dropped."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        deadline = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0, deadline - time.monotonic()))
+        with self._changed:
+            self._jobs.clear()
+        return not any(thread.is_alive() for thread in self._threads)
+
+
+# -- gate --------------------------------------------------------------------------------------------------------
+class Gate:
+    """Who may connect, how many, and how often a wrong token may be tried."""
+
+    FAILURES, WINDOW_S, PENALTY_S, REMEMBERED = 5, 60.0, 5.0, 10000
+
+    def __init__(self, settings, monotonic, stopping):
+        self.allowed, self.limit = settings.allowlist, settings.max_connections
+        self.token = settings.token.encode('utf-8')
+        self.monotonic, self.stopping = monotonic, stopping
+        self._lock = threading.Lock()
+        self.connections = 0
+        self._failures = OrderedDict()  # address -> deque of times
+        self._waiting = set()
+
+    def admits(self, address):
+        return not self.allowed or any(_in_network(address, network) for network in self.allowed)
+
+    def enter(self):
+        """Takes a place for a connection; False if there is none."""
+        with self._lock:
+            free = self.connections < self.limit
+            self.connections += free
+            return free
+
+    def leave(self):
+        with self._lock:
+            self.connections -= 1
+
+    def check_token(self, address, token):
+        """Raises AuthFailed. An address that guessed too often waits, one login at a time, the rest are refused."""
+        source = _guess_source(address)
+        with self._penalty(source):
+            given = token.encode('utf-8', 'surrogatepass') if isinstance(token, str) else b''
+            if hmac.compare_digest(given, self.token):
+                return
+            self._note_failure(source)
+        raise AuthFailed('口令不匹配', '检查两端的 QMT_SERVER_TOKEN 是否一致')
+
+    @contextlib.contextmanager
+    def _penalty(self, source):
+        with self._lock:
+            guilty = self._recent_failures(source) >= self.FAILURES
+            if guilty and source in self._waiting:
+                raise AuthThrottled('该地址登录失败次数过多', '%d 秒后再试' % self.PENALTY_S, retry_after_s=self.PENALTY_S)
+            if guilty:
+                self._waiting.add(source)
+        try:
+            if guilty:
+                self.stopping.wait(self.PENALTY_S)
+            yield
+        finally:
+            if guilty:
+                with self._lock:
+                    self._waiting.discard(source)
+
+    def _recent_failures(self, source):
+        times = self._failures.get(source, ())
+        while times and times[0] < self.monotonic() - self.WINDOW_S:
+            times.popleft()
+        return len(times)
+
+    def _note_failure(self, source):
+        with self._lock:
+            self._failures.setdefault(source, deque(maxlen=self.FAILURES)).append(self.monotonic())
+            self._failures.move_to_end(source)
+            while len(self._failures) > self.REMEMBERED:
+                self._failures.popitem(last=False)
+
+
+def _plain_address(address):
+    """An IPv4 client on an IPv6 socket is an IPv4 client; a zone index is not part of an address."""
+    ip = ipaddress.ip_address(address.partition('%')[0])
+    return getattr(ip, 'ipv4_mapped', None) or ip
+
+
+def _in_network(address, network):
+    ip = _plain_address(address)
+    return ip.version == network.version and ip in network
+
+
+def _guess_source(address):
+    """One guesser: an IPv4 address, or an IPv6 /64, which one machine has whole."""
+    ip = _plain_address(address)
+    return str(ip) if ip.version == 4 else str(ipaddress.ip_network('%s/64' % ip, strict=False))
+
+
+# -- session -----------------------------------------------------------------------------------------------------
+class Session:
+    """One connection: handshake, login, then requests until either side ends it. Runs in a thread of its own."""
+
+    def __init__(self, server, sock, address):
+        self.server, self.service, self.address = server, server.service, address
+        self.id = 's' + uuid.uuid4().hex[:12]
+        self.features, self.plain_tables, self._defaults = frozenset(), False, {}
+        self._sock, self._channel, self._mailbox = sock, None, None
+        self._lock = threading.Lock()  # guards _in_flight
+        self._in_flight, self.ended = 0, False
+
+    def run(self):
+        try:
+            deadline = time.monotonic() + LOGIN_TIMEOUT_S
+            self._channel = Channel(self._secure(self._sock))
+            if self._login(deadline - time.monotonic()):
+                self._serve()
+        except (BulletError, OSError) as error:
+            LOG.info('连接 %s 结束：%s', self.address, printable(error))
+        except Exception:
+            LOG.exception('连接 %s 出错', self.address)
+        finally:
+            self._end()
+
+    def abort(self):
+        """From any thread: makes run() return soon."""
+        if self._channel is not None:
+            self._channel.abort()
+        else:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
+
+    def flush(self, timeout_s):
+        """Gives answers that wait to be sent this much time."""
+        if self._mailbox is not None:
+            self._mailbox.flush(timeout_s)
+
+    def _end(self):
+        """The socket goes whatever the source says to the end of its subscriptions."""
+        self.ended = True
+        self.abort()
+        try:
+            self.service.hub.unsubscribe_all(self)
+        except Exception:
+            LOG.exception('退订失败')
+        finally:
+            if self._mailbox is not None:
+                self._mailbox.close()
+            with contextlib.suppress(OSError):
+                (self._channel or self._sock).close()
+
+    # -- login -------------------------------------------------------------------------------------------------
+    def _secure(self, sock):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self.server.tls is None:
+            return sock
+        self._sock = sock = self.server.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        if self.server.stopping.is_set():  # abort() may have met the socket that was wrapped away
+            raise ConnectionLost('服务端正在停止')
+        tls_handshake(sock, LOGIN_TIMEOUT_S)
+        return sock
+
+    def _login(self, timeout_s):
+        """Whether the peer is in. A first frame of another type ends the connection without a word."""
+        try:
+            hello = self._channel.read_frame(LOGIN_LIMIT, timeout_s)
+            if hello is None or hello.get('type') != 'handshake':
+                return False
+            check_depth(hello)
+            self._accept(hello)
+        except (BulletError, ValueError) as error:
+            self._refuse(error if isinstance(error, BulletError) else BadRequest('地址不认识'))
+            return False
+        return True
+
+    def _accept(self, hello):
+        self.server.gate.check_token(self.address, hello.get('token'))
+        asked = hello.get('features')
+        asked = [name for name in asked if isinstance(name, str)] if isinstance(asked, list) else []
+        self._defaults = {name: hello[name] for name in ('account_key', 'sub_account_id') if hello.get(name)}
+        if self._defaults:
+            self.service.desk.accounts.route(**self._defaults)
+        self.features, self.plain_tables = SERVER_FEATURES.intersection(asked), not asked
+        self._mailbox = Mailbox('sender-%s' % self.id, self._channel)
+        self.send({'type': 'handshake_ack', 'session_id': self.id, 'keepalive': KEEPALIVE_S, 'protocol': PROTOCOL,
+                   'features': self.service.scopes + sorted(self.features),
+                   'journal_id': self.service.desk.journal.id})
+        LOG.info('客户端登录：%s 会话 %s', self.address, self.id)
+
+    def _refuse(self, error):
+        LOG.warning('拒绝登录 %s：%s', self.address, printable(error))
+        with contextlib.suppress(ConnectionLost):
+            self.send(dict(error.to_wire(), type='error'))
+
+    # -- requests ------------------------------------------------------------------------------------------------
+    def _serve(self):
+        while True:
+            try:
+                frame = self._read()
+                if frame is None:
+                    return
+                check_depth(frame)
+            except ProtocolError as error:
+                self.send(dict(error.to_wire(), type='error'))
+                return
+            self._take(frame)
+
+    def _read(self):
+        """A large request on a slow line may take its time; one that sends nothing is over."""
+        while True:
+            try:
+                return self._channel.read_frame(timeout_s=3 * KEEPALIVE_S)
+            except RequestTimeout:
+                silent_s = time.monotonic() - self._channel.last_read
+                if silent_s >= 3 * KEEPALIVE_S:
+                    raise ConnectionLost('对方 %d 秒没有声音' % silent_s)
+
+    def _take(self, frame):
+        kind = frame.get('type', 'request')
+        if kind == 'ping':
+            self.send({'type': 'pong', 'id': _plain_id(frame.get('id'))})
+        elif kind == 'request':
+            self._request(frame)
+        else:
+            error = BadRequest('不支持的消息类型 %s' % brief(kind))
+            self.send(dict(error.to_wire(), type='error', id=_plain_id(frame.get('id')), code='UNSUPPORTED'))
+
+    def _request(self, frame):
+        job = Job(self, _plain_id(frame.get('id')), frame.get('action'), frame.get('payload'))
+        try:
+            lane = self.service.find(job.action).lane
+            if lane == 'inline':
+                job()
+                return
+            self._take_off(job)
+            self.server.run_later(lane, job)
+        except BulletError as error:
+            job.fail(error)
+
+    def _take_off(self, job):
+        with self._lock:
+            if self._in_flight >= IN_FLIGHT_LIMIT:
+                raise ServerBusy('本连接有 %d 个请求还没有回答' % self._in_flight, '等前面的请求回来', retry_after_s=1)
+            self._in_flight += 1
+            job.airborne = True
+
+    def landed(self):
+        with self._lock:
+            self._in_flight -= 1
+
+    def send(self, frame):
+        self._channel.write_frame(frame)
+
+    def put_answer(self, data):
+        self._mailbox.put_answer(data)
+
+    def with_defaults(self, payload):
+        """The account of the login stands in for one that the payload does not name."""
+        if not self._defaults or payload.get('account_key') or payload.get('sub_account_id'):
+            return payload
+        return dict(payload, **self._defaults)
+
+    def post(self, symbol, tick):
+        """A tick for this session; never blocks."""
+        self._mailbox.put_tick(symbol, {'type': 'event', 'event': 'tick', 'payload': tick})
+
+
+def _plain_id(value):
+    """The id to answer with: a short number or text, exactly as it came."""
+    return value if isinstance(value, (str, int, float)) and len(str(value)) <= 128 else None
+
+
+class Job:
+    """One request: runs its action, answers exactly once, writes the access log. Callable, for a worker."""
+
+    def __init__(self, session, id, action, payload):
+        self.session, self.id, self.action, self.payload = session, id, action, payload
+        self.airborne = False  # counted among the session's requests in flight
+        self._started = time.monotonic()
+        self._lock, self.answered, self._begun = threading.Lock(), False, False
+
+    def __call__(self):
+        with self._lock:
+            if self._begun or self.answered:  # its time was over before its turn came
+                return
+            self._begun = True
+        try:
+            self._answer({'type': 'response', 'id': self.id,
+                          'payload': self.session.service.call(self.action, self.payload, self.session)}, 'OK')
+        except BulletError as error:
+            self.fail(error)
+        except Exception as error:
+            LOG.exception('%s 失败', printable(self.action))
+            self.fail(InternalError('服务端内部错误：%s' % printable(error), '详情见服务端日志', **self._doubt()))
+
+    def _doubt(self):
+        """An unforeseen failure of a write may have come after the broker was called."""
+        return {'broker_called': None if self.action in (PLACE, CANCEL) else False}
+
+    def wait_s(self):
+        """How long a write may wait for its outcome, beside being carried out."""
+        wait = self.payload.get('wait_timeout') if isinstance(self.payload, dict) else None
+        return min(wait, WAIT_LIMIT_S) if isinstance(wait, (int, float)) and wait > 0 else 0
+
+    def fail(self, error):
+        self._answer(dict(error.to_wire(), type='error', id=self.id), error.code)
+
+    def expire(self, limit_s):
+        """Called when the request has taken too long. A late result is dropped; what has not begun never will."""
+        with self._lock:
+            waiting, self._begun = not self._begun, True
+        if self.action in (PLACE, CANCEL) and waiting:
+            self.fail(ServerBusy('排队 %g 秒仍未轮到，没有提交' % limit_s, '稍后用同一 idempotency_key 重试', retry_after_s=1))
+        elif self.action in (PLACE, CANCEL):
+            key = self.payload.get('idempotency_key') if isinstance(self.payload, dict) else None
+            self.fail(OrderStateUnknown('%g 秒内没有结果，状态未知' % limit_s, '用同一 idempotency_key 重试或查询',
+                                        idempotency_key=key))
+        else:
+            self.fail(RequestTimeout('%s 超过 %g 秒没有完成' % (self.action, limit_s), '缩小请求，或调大 --request-timeout'))
+
+    def _answer(self, frame, status):
+        with self._lock:
+            if self.answered:
+                return
+            self.answered = True
+        try:
+            status = self._send(frame, status)
+        except ConnectionLost:
+            status += ' (client gone)'
+        finally:
+            self._finish(status)
+
+    def _send(self, frame, status):
+        """The status that the client gets: an answer that cannot be sent becomes an error; the connection lives."""
+        try:
+            self.session.put_answer(encode_frame(frame))
+            return status
+        except (FrameTooLarge, ServerBusy) as error:
+            failure = error
+        except (ValueError, TypeError):
+            LOG.exception('%s 的结果不能编码', printable(self.action))
+            failure = InternalError('结果含有 NaN 或不能编码的值', '详情见服务端日志')
+        self.session.put_answer(encode_frame(dict(failure.to_wire(), type='error', id=self.id)))
+        return failure.code
+
+    def _finish(self, status):
+        if self.airborne:
+            self.session.landed()
+        if self.session.service.settings.access_log:
+            ACCESS_LOG.info('%s %s id=%s %s account=%s %s %.1fms', self.session.address, self.session.id,
+                            brief(self.id), brief(self.action), brief(self._account()), status,
+                            (time.monotonic() - self._started) * 1000)
+
+    def _account(self):
+        payload = self.payload if isinstance(self.payload, dict) else {}
+        return payload.get('sub_account_id') or payload.get('account_key')
+
+
+class Timekeeper:
+    """One thread that expires jobs whose time is over."""
+
+    def __init__(self, limit_s):
+        self.limit_s = limit_s
+        self._changed = threading.Condition()
+        self._due, self._count, self._closed = [], 0, False  # heap of (time, number, job, limit)
+        self._thread = threading.Thread(target=self._run, name='timekeeper', daemon=True)
+        self._thread.start()
+
+    def watch(self, job):
+        limit_s = max(self.limit_s, job.wait_s() + ORDER_MARGIN_S) if job.wait_s() else self.limit_s
+        with self._changed:
+            while self._due and self._due[0][2].answered:
+                heapq.heappop(self._due)
+            self._count += 1
+            heapq.heappush(self._due, (time.monotonic() + limit_s, self._count, job, limit_s))
+            self._changed.notify()
+
+    def close(self):
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self):
+        while True:
+            with self._changed:
+                if self._closed:
+                    return
+                self._changed.wait(self._pause())
+                late = self._late()
+            for job, limit_s in late:
+                job.expire(limit_s)
+
+    def _pause(self):
+        return max(0.0, self._due[0][0] - time.monotonic()) if self._due else None
+
+    def _late(self):
+        late = []
+        while self._due and self._due[0][0] <= time.monotonic():
+            late.append(heapq.heappop(self._due)[2:])
+        return late
+
+
+# -- the listening socket ------------------------------------------------------------------------------------------
+class Usher:
+    """Tells those for whom there is no room that there is none, in a thread of its own: the accepting one never waits.
+
+    The answer survives only if what the peer sent has been read before closing.
+    """
+
+    def __init__(self):
+        self._changed = threading.Condition()
+        self._guests, self._closed = deque(), False
+        self._thread = threading.Thread(target=self._run, name='usher', daemon=True)
+        self._thread.start()
+
+    def turn_away(self, sock):
+        with self._changed:
+            if len(self._guests) >= 16:
+                sock.close()
+                return
+            self._guests.append(sock)
+            self._changed.notify()
+
+    def close(self):
+        with self._changed:
+            self._closed = True
+            while self._guests:
+                self._guests.popleft().close()
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self):
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._guests or self._closed)
+                if self._closed:
+                    return
+                sock = self._guests.popleft()
+            self._show_out(sock)
+
+    def _show_out(self, sock):
+        channel = Channel(sock, write_timeout_s=1.0)
+        error = ServerBusy('连接数已满', '关闭不用的客户端，或由服务端调大 --max-connections', retry_after_s=5)
+        try:
+            channel.read_frame(LOGIN_LIMIT, 1.0)
+            channel.write_frame(dict(error.to_wire(), type='error'))
+        except (BulletError, OSError) as failure:
+            LOG.info('没有空位，对方已离开：%s', printable(failure))
+        finally:
+            channel.close()
+
+
+def server_tls(settings):
+    """SSLContext of the server's certificate, or None without one."""
+    if not settings.tls_cert:
+        return None
+    context = require_tls12(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+    try:
+        # No password: an encrypted key must not make the server wait at a prompt.
+        context.load_cert_chain(settings.tls_cert, settings.tls_key, password='')
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError('TLS 证书或私钥读不出来：%s' % error, '检查 --tls-cert %s 与 --tls-key %s 是否配对的 PEM 文件' % (
+            settings.tls_cert, settings.tls_key))
+    return context
+
+
+class BulletServer(socketserver.TCPServer):
+    """The listening socket, its sessions and their workers. start() serves; close() ends everything in order.
+
+    Attributes: address (host, port), service, gate, tls.
+    """
+
+    request_queue_size = 128
+    DRAIN_S = 5.0
+    POOLS = (('data', 8, 256), ('broker', 128, 256))  # name, threads, queue; a waiting order holds a thread
+
+    def __init__(self, settings, service):
+        self.settings, self.service, self.tls = settings, service, server_tls(settings)
+        self.stopping = threading.Event()
+        self.gate = Gate(settings, time.monotonic, self.stopping)
+        self._sessions, self._lock = {}, threading.Lock()
+        self._bind(settings.listen, settings.port)
+        self.address = self.socket.getsockname()[:2]
+        self._pools = {name: WorkerPool(name, threads, queue) for name, threads, queue in self.POOLS}
+        self._timekeeper, self._usher = Timekeeper(settings.request_timeout), Usher()
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.1,), name='accept', daemon=True)
+        service.session_count = lambda: len(self._sessions)
+
+    def _bind(self, host, port):
+        try:
+            self.address_family, _, _, _, place = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)[0]
+            super().__init__(place[:2], None, bind_and_activate=False)
+            own_port_exclusively(self.socket)
+            self.server_bind()
+            self.server_activate()
+        except OSError as error:
+            if hasattr(self, 'socket'):
+                self.socket.close()
+            raise ConfigError('不能监听 %s:%s：%s' % (host, port, error), '换一个 --port，或先停掉占用它的程序')
+
+    def start(self):
+        self._thread.start()
+
+    def close(self):
+        """No new connections; running requests get DRAIN_S to finish; then sessions, adapters and journal end."""
+        self.stopping.set()
+        self.shutdown()
+        self._thread.join()
+        self.server_close()
+        self.service.desk.stop_waiting()
+        if not all([pool.close(self.DRAIN_S) for pool in self._pools.values()]):
+            LOG.warning('有请求没有在 %g 秒内结束，已放弃等待', self.DRAIN_S)
+        self._end_sessions()
+        self._timekeeper.close()
+        self._usher.close()
+        self.service.close()
+
+    def _end_sessions(self):
+        with self._lock:
+            sessions = list(self._sessions.items())
+        deadline = time.monotonic() + self.DRAIN_S
+        for session, _ in sessions:
+            session.flush(deadline - time.monotonic())
+        for session, _ in sessions:
+            session.abort()
+        for _, thread in sessions:
+            thread.join(max(0.1, deadline - time.monotonic()))
+
+    def run_later(self, lane, job):
+        self._pools[lane].submit(job)
+        self._timekeeper.watch(job)
+
+    # -- hooks of socketserver, in the accepting thread: nothing here may block ---------------------------------------
+    def verify_request(self, request, client_address):
+        if self.gate.admits(client_address[0]):
+            return True
+        LOG.warning('拒绝连接 %s：不在 --allowlist 内', client_address[0])
+        return False
+
+    def process_request(self, request, client_address):
+        if not self.gate.enter():
+            LOG.warning('拒绝连接 %s：连接数已满', client_address[0])
+            self._turn_away(request)
+            return
+        session = Session(self, request, client_address[0])
+        thread = threading.Thread(target=self._run_session, args=(session,), name='session-' + session.id, daemon=True)
+        with self._lock:
+            self._sessions[session] = thread
+        try:
+            thread.start()
+        except RuntimeError:  # the machine has no thread left
+            self._forget(session)
+            raise
+
+    def _turn_away(self, sock):
+        """Inside TLS nobody would understand the answer."""
+        sock.close() if self.tls else self._usher.turn_away(sock)
+
+    def _run_session(self, session):
+        try:
+            session.run()
+        finally:
+            self._forget(session)
+
+    def _forget(self, session):
+        with self._lock:
+            del self._sessions[session]
+        self.gate.leave()
+
+    def handle_error(self, request, client_address):
+        LOG.exception('处理连接 %s 时出错', client_address[0])
+
+
+def serve(settings, clock=None):
+    """A running BulletServer for checked settings. Raises ConfigError; the caller closes it."""
+    service = open_service(settings, clock)
+    try:
+        server = BulletServer(settings, service)
+    except BaseException:
+        service.close()
+        raise
+    server.start()
+    return server
+
+
+# ======================================================================================================
+# 12. CLIENTS - RemoteQmtConnection (long, reconnecting, pushing), ShortConnection (per call), LocalConnection
+# ======================================================================================================
+WRITES = {'broker.place_order': 'place', 'broker.cancel_order': 'cancel'}
+CLIENT_FEATURES = ['tick']  # an empty list marks the peer's copy-and-paste helper, which reads tables differently
+HISTORY_TIMEOUT_S = 180.0
+WRITE_MARGIN_S = 30.0       # what a write may take beside waiting for its outcome
+
+
+class Endpoint:
+    """Where a server is and how to get in: dial() gives a logged-in channel."""
+
+    def __init__(self, host, port, token, tls_cert=None, connect_timeout=10.0):
+        if not isinstance(token, str) or not token:
+            raise ConfigError('缺少口令', '给出 token，或设置环境变量 QMT_SERVER_TOKEN')
+        self.host, self.port, self.tls_cert, self.connect_timeout = host, int(port), tls_cert, connect_timeout
+        self._token = token
+        self._tls = self._tls_context() if tls_cert else None
+
+    def __repr__(self):
+        return '%s:%s%s' % (self.host, self.port, ' (TLS)' if self._tls else '')
+
+    def _tls_context(self):
+        try:
+            return trust_certificate(require_tls12(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)), self.tls_cert)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError('TLS 证书 %s 读不出来：%s' % (self.tls_cert, error), '应为服务端证书的 PEM 文件')
+
+    def dial(self):
+        """(Channel, handshake_ack). Raises ConnectionLost, TlsError, AuthFailed, ServerBusy, ..."""
+        channel = Channel(self.secure(self.open_socket()), lenient=True)
+        try:
+            channel.write_frame({'type': 'handshake', 'token': self._token, 'protocol': PROTOCOL,
+                                 'features': CLIENT_FEATURES})
+            return channel, self._read_ack(channel)
+        except BaseException:
+            channel.close()
+            raise
+
+    def open_socket(self):
+        try:
+            sock = socket.create_connection((self.host, self.port), self.connect_timeout)
+        except socket.gaierror:
+            raise ConnectionLost('找不到主机 %s' % self.host, '检查地址拼写和 DNS')
+        except ConnectionRefusedError:
+            raise ConnectionLost('%s 拒绝连接' % self, '服务端没有启动，或端口不对、防火墙没有放行')
+        except (OSError, UnicodeError) as error:
+            raise ConnectionLost('连不上 %s：%s' % (self, error), '检查网络、地址、端口与防火墙')
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock
+
+    def secure(self, sock):
+        if self._tls is None:
+            return sock
+        try:
+            sock = self._tls.wrap_socket(sock, server_hostname=self.host, do_handshake_on_connect=False)
+            tls_handshake(sock, self.connect_timeout)
+            return sock
+        except (OSError, ssl.CertificateError) as error:
+            sock.close()
+            raise TlsError('与 %s 的 TLS 握手失败：%s' % (self, error), _tls_advice(str(error)))
+
+    def _read_ack(self, channel):
+        try:
+            ack = channel.read_frame(timeout_s=self.connect_timeout)
+        except ProtocolError:
+            raise ConnectionLost('%s 的回答不是本协议' % self, '服务端可能要求 TLS（给出 tls_cert），或端口不对', retryable=False)
+        except RequestTimeout:
+            raise ConnectionLost('%s 没有应答登录' % self, '检查端口是不是本服务，以及服务端是否正常')
+        except ConnectionLost:
+            ack = None
+        if ack is None:
+            raise ConnectionLost('%s 关闭了连接' % self, '服务端可能要求 TLS（给出 tls_cert），或本机地址不在它的 --allowlist 内')
+        if ack.get('type') == 'error':
+            raise error_from_wire(ack)
+        if ack.get('type') != 'handshake_ack':
+            raise ConnectionLost('%s 的回答不是本协议' % self, '检查端口', retryable=False)
+        return ack
+
+
+def _tls_advice(text):
+    low = text.lower()
+    if 'hostname' in low or 'ip address mismatch' in low or "doesn't match" in low:
+        return '连接用的主机名或 IP 不在证书里：用证书上的名字连接，或重做带这个名字（SAN）的证书'
+    if 'expired' in low or 'not yet valid' in low:
+        return '证书不在有效期内，或本机时间不对'
+    if 'verify failed' in low:
+        return '证书与 tls_cert 不符：把服务端的证书文件原样拷到本机，用 tls_cert 指向它；证书不在有效期内也会这样'
+    if 'wrong version' in low or 'record layer' in low or 'unexpected eof' in low:
+        return '服务端这个端口可能没有开 TLS：服务端加 --tls-cert 和 --tls-key，或客户端去掉 tls_cert'
+    return '检查证书、主机名和网络'
+
+
+def _request_timeout(action, payload, timeout_s):
+    """A request waits at least as long as the server may rightly take."""
+    if action == 'data.history':
+        return max(timeout_s, HISTORY_TIMEOUT_S)
+    wait = payload.get('wait_timeout') if action in WRITES else None
+    return max(timeout_s, wait + WRITE_MARGIN_S) if isinstance(wait, (int, float)) and wait > 0 else timeout_s
+
+
+def _with_key(action, payload):
+    """A write always carries a key: without one it could never be asked about."""
+    if action in WRITES and payload.get('idempotency_key') in (None, ''):
+        return dict(payload, idempotency_key='%s-%s' % (WRITES[action], uuid.uuid4().hex))
+    return payload
+
+
+class _Call:
+    """A request on its way.
+
+    sent:    a server may have a copy of it that got no answer, or the answer did not say that nothing was done.
+    doubt:   that was so already when the newest copy went out; its answer may know nothing of the earlier one.
+    journal: the journal that may have seen it: the only one that may see it again.
+    """
+
+    def __init__(self, action, payload):
+        self.id = uuid.uuid4().hex
+        self.action, self.payload = action, _with_key(action, payload)
+        self.data = self._encoded()
+        self.sent, self.doubt, self.journal, self.channel = False, False, None, None
+        self._done = threading.Event()
+        self._answer, self._error = None, None
+
+    def _encoded(self):
+        try:
+            return encode_frame({'type': 'request', 'id': self.id, 'action': self.action, 'payload': self.payload})
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
+            raise BadRequest('请求里有不能发送的值：%s' % brief(str(error)), '数值不能是 NaN 或无穷大')
+
+    def about_to_send(self, journal):
+        """Whether it may be sent to a server with this journal. Call before each attempt.
+
+        A write is repeated only to the journal that keeps its key; another server, one that restarted without
+        its journal, or one that has none could carry it out twice.
+        """
+        if self.action in WRITES and self.sent and (journal is None or journal != self.journal):
+            return False
+        self.sent, self.doubt, self.journal = True, self.sent, journal
+        return True
+
+    def take(self, frame):
+        if frame.get('type') == 'error':
+            self._error = error_from_wire(frame)
+            self.sent = self.doubt or self._error.broker_called is not False
+        else:
+            self._answer = frame.get('payload')
+        self._done.set()
+
+    def fail(self, error):
+        self._error = error
+        self._done.set()
+
+    def lost(self, reason):
+        """The error for a call that got no answer: a write that was sent is unknown, anything else just failed."""
+        if self.action not in WRITES:
+            return RequestTimeout('%s：%s 没有得到回答' % (reason, self.action), '检查网络与服务端')
+        if not self.sent:
+            return ConnectionLost('%s：%s 没有发出' % (reason, self.action), '检查网络与服务端', broker_called=False)
+        return OrderStateUnknown('%s：没有确定的结果，状态未知' % reason, '不要换 key 重发；用同一 idempotency_key 查询',
+                                 idempotency_key=self.payload['idempotency_key'])
+
+    def verdict(self, error):
+        """What an error means to the caller: of a write that may have been carried out, only a refusal of it is final."""
+        final = isinstance(error, (OrderRejected, BadRequest, OrderStateUnknown))
+        if self.action not in WRITES or not self.sent or final:
+            return error
+        return self.lost(printable(error.message))
+
+    def result(self, timeout_s):
+        if not self._done.wait(timeout_s):
+            raise self.lost('等待 %g 秒' % timeout_s)
+        if self._error is not None:
+            raise self._error
+        return self._answer
+
+
+class EventDispatcher:
+    """Calls listeners of events in a thread of its own, so that they may make requests themselves."""
+
+    def __init__(self, name):
+        self._changed = threading.Condition()
+        self._listeners, self._events, self._closed = {}, deque(maxlen=10000), False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def add(self, event, listener):
+        with self._changed:
+            self._listeners.setdefault(event, []).append(listener)
+
+    def remove(self, event, listener):
+        with self._changed:
+            self._listeners[event].remove(listener)
+
+    def emit(self, event, payload):
+        with self._changed:
+            if not self._closed and not self._thread.is_alive():
+                self._thread.start()
+            self._events.append((event, payload))
+            self._changed.notify()
+
+    def close(self):
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _run(self):
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._events or self._closed)
+                if self._closed:
+                    return
+                event, payload = self._events.popleft()
+                listeners = list(self._listeners.get(event, ()))
+            for listener in listeners:
+                self._call(listener, event, payload)
+
+    def _call(self, listener, event, payload):
+        try:
+            listener(payload)
+        except Exception:
+            LOG.exception('%s 事件的回调出错', event)
+
+
+class BaseConnection:
+    """What the facades need of a connection. Subclasses provide request(); the pushing ones more.
+
+    request(action, payload=None, timeout=None) -> payload of the answer, or a BulletError.
+    """
+
+    def start(self):
+        return self
+
+    def close(self):
+        """Ends it; waiting calls fail."""
+
+    def __enter__(self):
+        return self.start()
+
+    def __exit__(self, *exc_info):
+        self.close()
+
+    def request(self, action, payload=None, timeout=None):
+        raise NotImplementedError
+
+    def subscribe(self, key, symbols):
+        raise NotSupported('这种连接不接收推送', '用 RemoteQmtConnection')
+
+    def unsubscribe(self, key, symbols=None):
+        raise NotSupported('这种连接不接收推送', '用 RemoteQmtConnection')
+
+    def add_event_listener(self, event, listener):
+        raise NotSupported('这种连接不接收推送', '用 RemoteQmtConnection')
+
+
+class PushingConnection(BaseConnection):
+    """Subscriptions by key: what several users of one connection asked for is the union of it."""
+
+    def __init__(self, name):
+        self._events = EventDispatcher('events-' + name)
+        self._subscriptions = {}  # key -> tuple of symbols
+        self._subscription_lock = threading.Lock()
+
+    def add_event_listener(self, event, listener):
+        """listener(payload) for each event of that name ('tick'), in the dispatcher's thread."""
+        self._events.add(event, listener)
+
+    def remove_event_listener(self, event, listener):
+        self._events.remove(event, listener)
+
+    def subscribe(self, key, symbols):
+        with self._subscription_lock:
+            wanted = self._wanted()
+            new = [symbol for symbol in _symbols(symbols) if symbol not in wanted]
+            answer = self.request('data.subscribe', {'securities': new}) if new else {'count': len(wanted)}
+            self._keep_symbols(key, self._subscriptions.get(key, ()) + tuple(_symbols(symbols)))
+            return answer
+
+    def unsubscribe(self, key, symbols=None):
+        with self._subscription_lock:
+            mine = self._subscriptions.get(key, ())
+            going = list(mine) if symbols is None else [symbol for symbol in _symbols(symbols) if symbol in mine]
+            self._keep_symbols(key, [symbol for symbol in mine if symbol not in going])
+            wanted = self._wanted()
+            gone = [symbol for symbol in going if symbol not in wanted]
+            if not gone:
+                return {'count': len(wanted), 'removed': 0}
+            return self.request('data.unsubscribe', {'securities': gone})
+
+    def _keep_symbols(self, key, symbols):
+        """A new dict each time: a reconnecting thread reads the old one meanwhile."""
+        changed = dict(self._subscriptions)
+        changed[key] = tuple(OrderedDict.fromkeys(symbols))
+        self._subscriptions = changed
+
+    def _wanted(self):
+        return list(OrderedDict((symbol, None) for mine in self._subscriptions.values() for symbol in mine))
+
+
+def _symbols(symbols):
+    items = [symbols] if isinstance(symbols, str) else list(symbols)
+    return list(OrderedDict.fromkeys(normalize_text_code(item) for item in items))
+
+
+def normalize_text_code(item):
+    return item.strip().upper() if isinstance(item, str) else item
+
+
+class RemoteQmtConnection(PushingConnection):
+    """One long connection: many requests in flight from any thread, heartbeat, reconnect with back-off.
+
+    start() connects or raises; afterwards a lost connection is made again, subscriptions with it, and calls that
+    wait are sent again: reads always, writes only to the server whose journal knows their key. A call fails when
+    its own timeout is over. Events go to listeners in a thread of their own.
+    """
+
+    def __init__(self, host, port, token, tls_cert=None, request_timeout=60.0, connect_timeout=10.0,
+                 heartbeat_s=None, backoff_s=(0.2, 30.0), tls_enabled=None):
+        super().__init__('%s:%s' % (host, port))
+        if tls_enabled and not tls_cert:
+            raise ConfigError('TLS 需要 tls_cert', '把服务端的证书文件拷到本机，用 tls_cert 指向它')
+        self.endpoint = Endpoint(host, port, token, tls_cert, connect_timeout)
+        self.request_timeout, self._heartbeat_s, self._backoff = request_timeout, heartbeat_s, backoff_s
+        self.ack = {}
+        self._lock = threading.Lock()  # guards _channel, _calls, _fatal
+        self._channel, self._calls, self._fatal = None, OrderedDict(), None
+        self._stop, self._thread, self._starting = threading.Event(), None, threading.Lock()
+
+    # -- for the caller ------------------------------------------------------------------------------------------
+    def start(self):
+        """Connects once; raises what prevents it. Later losses are repaired in the background."""
+        with self._starting:
+            if self._stop.is_set():
+                raise ConnectionLost('连接已关闭', '新建一个 RemoteQmtConnection', retryable=False)
+            if self._thread is None:
+                self._begin(self._open())
+        return self
+
+    def _begin(self, channel):
+        self._thread = threading.Thread(target=self._keep, args=(channel,), daemon=True,
+                                        name='bullet-%s:%s' % (self.endpoint.host, self.endpoint.port))
+        self._thread.start()
+
+    def close(self):
+        self._stop.set()
+        with self._lock:
+            if self._channel is not None:
+                self._channel.abort()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        self._fail_all('连接已关闭')
+        self._events.close()
+
+    @property
+    def connected(self):
+        with self._lock:
+            return self._channel is not None
+
+    def request(self, action, payload=None, timeout=None):
+        call = _Call(action, dict(payload or {}))
+        timeout_s = self.request_timeout if timeout is None else timeout
+        self._enter(call)
+        try:
+            return call.result(_request_timeout(action, call.payload, timeout_s))
+        except BulletError as error:
+            raise call.verdict(error)
+        finally:
+            with self._lock:
+                self._calls.pop(call.id, None)
+
+    # -- calls ---------------------------------------------------------------------------------------------------
+    def _enter(self, call):
+        with self._lock:
+            if self._fatal is not None:
+                raise self._fatal
+            if self._thread is None or self._stop.is_set():
+                raise ConnectionLost('连接没有打开', '先调用 start()', retryable=False, broker_called=False)
+            self._calls[call.id] = call
+            channel = self._channel
+        if channel is not None:
+            self._send(channel, call)
+
+    def _send(self, channel, call):
+        """Once on each channel. A failed send only ends the channel: the keeper sends again on the next what may be."""
+        with self._lock:
+            if channel is not self._channel or call.channel is channel:
+                return
+            call.channel = channel
+            allowed = call.about_to_send(self.ack.get('journal_id'))
+        if not allowed:
+            call.fail(call.lost('连接中断'))
+            return
+        with contextlib.suppress(ConnectionLost):
+            channel.write(call.data)
+
+    def _fail_all(self, reason, error=None):
+        with self._lock:
+            self._fatal = error
+            calls = list(self._calls.values())
+        for call in calls:
+            call.fail(call.lost(reason) if error is None else call.verdict(error))
+
+    # -- the keeper's thread ---------------------------------------------------------------------------------------
+    def _keep(self, channel):
+        while channel is not None:
+            try:
+                self._read(channel)
+            except BulletError as error:
+                LOG.info('与 %s 的连接中断：%s', self.endpoint, printable(error))
+            except Exception:
+                LOG.exception('读取 %s 时出错', self.endpoint)
+            with self._lock:
+                self._channel = None
+            channel.close()
+            channel = self._reopen()
+
+    def _open(self):
+        channel, ack = self.endpoint.dial()
+        with self._lock:
+            self._channel, self.ack = channel, ack
+        return channel
+
+    def _reopen(self):
+        """A new channel with everything sent again, or None when the end is final."""
+        pause, longest = self._backoff
+        while not self._stop.wait(pause * random.uniform(0.5, 1.0)):
+            pause = min(pause * 2, longest)
+            try:
+                return self._resume()
+            except BulletError as error:
+                if not error.retryable and not isinstance(error, ConnectionLost):
+                    self._give_up(error)
+                    return None
+                pause = max(pause, _retry_after(error))
+                LOG.info('重连 %s 失败：%s', self.endpoint, printable(error))
+        return None
+
+    def _give_up(self, error):
+        LOG.error('不再重连 %s：%s', self.endpoint, printable(error))
+        self._fail_all('连接中断', error)
+
+    def _resume(self):
+        channel, ack = self.endpoint.dial()
+        with self._lock:
+            self._channel, self.ack = channel, ack
+            waiting = list(self._calls.values())
+        symbols = self._wanted()
+        if symbols:
+            channel.write_frame({'type': 'request', 'id': 'resubscribe', 'action': 'data.subscribe',
+                                 'payload': {'securities': symbols}})
+        for call in waiting:
+            self._send(channel, call)
+        return channel
+
+    def _read(self, channel):
+        """Frames until the connection ends. A peer that is silent for three heartbeats is dead."""
+        beat = self._heartbeat_s or max(_keepalive(self.ack) / 2.0, 5.0)
+        next_ping = time.monotonic() + beat
+        while not self._stop.is_set():
+            frame = _next_frame(channel, next_ping - time.monotonic())
+            if frame is not None:
+                self._handle(frame)
+            if time.monotonic() >= next_ping:
+                if time.monotonic() - channel.last_read > 3 * beat:
+                    raise ConnectionLost('对方 %g 秒没有声音' % (3 * beat))
+                channel.write_frame({'type': 'ping', 'id': uuid.uuid4().hex})
+                next_ping = time.monotonic() + beat
+
+    def _handle(self, frame):
+        kind = frame.get('type')
+        if kind == 'event' and isinstance(frame.get('event'), str):
+            self._events.emit(frame.get('event'), frame.get('payload'))
+        elif kind in ('response', 'error'):
+            with self._lock:
+                call = self._calls.pop(str(frame.get('id')), None)
+            if call is not None:
+                call.take(frame)
+            elif kind == 'error':
+                LOG.warning('服务端报告：%s', printable(error_from_wire(frame)))
+
+
+def _retry_after(error):
+    """Seconds that the server asked for, within reason; 0 if it did not."""
+    value = error.details.get('retry_after_s')
+    return min(value, 60) if isinstance(value, (int, float)) and value > 0 else 0
+
+
+def _keepalive(ack):
+    value = ack.get('keepalive')
+    return value if isinstance(value, (int, float)) and value > 0 else KEEPALIVE_S
+
+
+def _next_frame(channel, timeout_s):
+    """A frame, or None when none was complete in time. The end of the connection is an error here."""
+    try:
+        frame = channel.read_frame(timeout_s=timeout_s)
+    except RequestTimeout:
+        return None
+    if frame is None:
+        raise ConnectionLost('服务端关闭了连接')
+    return frame
+
+
+class ShortConnection(BaseConnection):
+    """One connection per call, for sandboxes that allow no threads or change their address.
+
+    A failed attempt is repeated up to `retries` times: reads always, writes only with their key to the server whose
+    journal knows it, error answers only if the server calls them retryable.
+    """
+
+    def __init__(self, host, port, token, tls_cert=None, request_timeout=60.0, connect_timeout=10.0, retries=2,
+                 retry_interval=0.5):
+        self.endpoint = Endpoint(host, port, token, tls_cert, connect_timeout)
+        self.request_timeout, self.retries, self.retry_interval = request_timeout, retries, retry_interval
+        self._pause = threading.Event()
+
+    def request(self, action, payload=None, timeout=None):
+        call = _Call(action, dict(payload or {}))
+        timeout_s = _request_timeout(action, call.payload, self.request_timeout if timeout is None else timeout)
+        for attempt in range(self.retries + 1):
+            try:
+                return self._attempt(call, timeout_s)
+            except BulletError as error:
+                if not error.retryable or attempt == self.retries:
+                    raise call.verdict(error)
+                self._pause.wait(max(self.retry_interval, _retry_after(error)))
+
+    def _attempt(self, call, timeout_s):
+        channel, ack = self.endpoint.dial()
+        try:
+            if not call.about_to_send(ack.get('journal_id')):
+                raise call.lost('连接中断')
+            channel.write(call.data)
+            self._await(channel, call, time.monotonic() + timeout_s)
+            return call.result(0)
+        finally:
+            channel.close()
+
+    def _await(self, channel, call, deadline):
+        frame = None
+        while frame is None or not _answers(frame, call):
+            frame = _next_frame(channel, deadline - time.monotonic())
+            if frame is None:
+                raise RequestTimeout('%s 没有在限定时间内回答' % self.endpoint)
+        call.take(frame)
+
+
+def _answers(frame, call):
+    """An error without an id is about the one request that the connection had."""
+    kind, id = frame.get('type'), frame.get('id')
+    return id == call.id and kind in ('response', 'error') or (id is None and kind == 'error')
+
+
+class LocalConnection(PushingConnection):
+    """The same calls without a socket, in the same process. Payloads pass through the codec, so types are the wire's.
+
+    `service` has call(action, payload, session) and close(); it sees this object as its session.
+    """
+
+    plain_tables, ended = False, False
+
+    def __init__(self, service):
+        super().__init__('local')
+        self._service = service
+
+    def request(self, action, payload=None, timeout=None):
+        if self.ended:
+            raise ConnectionLost('连接已关闭', '新建一个连接', retryable=False, broker_called=False)
+        call = _Call(action, dict(payload or {}))
+        frame = decode_frame(call.data[_LENGTH.size:])
+        answer = self._service.call(action, frame['payload'], self)
+        return decode_frame(encode_frame({'payload': answer})[_LENGTH.size:])['payload']
+
+    def close(self):
+        self.ended = True
+        self._service.hub.unsubscribe_all(self)
+        self._events.close()
+        self._service.close()
+
+    # -- as a session of the service ---------------------------------------------------------------------------------
+    def with_defaults(self, payload):
+        return payload
+
+    def post(self, symbol, tick):
+        self._events.emit('tick', tick)
+
+
+# ======================================================================================================
+# 13. FACADES - RemoteQmtProvider, RemoteQmtBroker, connect(), set_data_provider, get_price
+# ======================================================================================================
+def client_settings(config=None, **given):
+    """Client options: arguments > config > environment and .env > defaults. Unknown names are refused."""
+    merged = dict(config or {}, **{name: value for name, value in given.items() if value is not None})
+    merged = {_CONFIG_NAMES.get(name, name): value for name, value in merged.items() if value is not None}
+    unknown = set(merged) - {option.name for option in options_of('client')} - {'env_file'}
+    if unknown:
+        raise ConfigError('不认识的连接参数：%s' % '、'.join(sorted(unknown)))
+    return load_settings(['client'], {name: str(value) for name, value in merged.items()})
+
+
+_CONFIG_NAMES = {'sub_account_id': 'sub_account'}
+_CONNECTION_NAMES = ('host', 'port', 'token', 'tls_cert', 'rpc_timeout')
+
+
+def connect(host=None, port=None, token=None, tls_cert=None, rpc_timeout=None):
+    """A started RemoteQmtConnection; what is not given comes from QMT_SERVER_* in the environment or .env."""
+    settings = client_settings(host=host, port=port, token=token, tls_cert=tls_cert, rpc_timeout=rpc_timeout)
+    return RemoteQmtConnection(settings.host, settings.port, settings.token, settings.tls_cert,
+                               request_timeout=settings.rpc_timeout).start()
+
+
+def _own_connection(config):
+    client_settings(config)
+    return connect(**{name: value for name, value in (config or {}).items() if name in _CONNECTION_NAMES})
+
+
+class SecurityInfo(dict):
+    """A security as JoinQuant gives it: info.display_name, info.start_date (date); also a dict of the same."""
+
+    def __getattr__(self, name):
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name)
+
+
+class RemoteQmtProvider:
+    """Market data of a remote server, in JoinQuant's shapes: DataFrames with pandas, `Table`s without.
+
+    config: host, port, token, tls_cert, rpc_timeout; or give a connection of your own (then close it yourself).
+    Every method raises BulletError: BadRequest, SecurityNotFound, DataUnavailable, RequestTimeout, ...
+    """
+
+    name = 'qmt-remote'
+
+    def __init__(self, config=None, connection=None):
+        self._owned = connection is None
+        self._connection = _own_connection(config) if connection is None else connection
+        self._tick_callback, self._tick_context, self._listening = None, None, False
+
+    def close(self):
+        if self._owned:
+            self._connection.close()
+
+    def get_price(self, security, start_date=None, end_date=None, frequency='daily', fields=None, skip_paused=False,
+                  fq='pre', count=None, panel=True, fill_paused=True, pre_factor_ref_date=None):
+        """Bars. Prices in yuan, volume in shares, money in yuan; bars are labelled by their end, Beijing time.
+
+        One code: frame by time with the fields as columns. A list: Panel where pandas still has it and panel=True,
+        otherwise a long frame time, code, fields. fq 'pre', 'post' or None; 'pre' is anchored at
+        pre_factor_ref_date or today. start_date and count exclude each other.
+        """
+        many = not isinstance(security, str)
+        as_panel = many and panel and _has_panel()
+        payload = {'security': list(security) if many else security, 'start': start_date, 'end': end_date,
+                   'frequency': frequency, 'fields': list(fields) if isinstance(fields, tuple) else fields,
+                   'skip_paused': skip_paused, 'fq': fq, 'count': count, 'panel': as_panel,
+                   'fill_paused': fill_paused, 'pre_factor_ref_date': pre_factor_ref_date}
+        table = Table.from_wire(self._connection.request('data.history', payload))
+        return _to_panel(table) if as_panel else _to_frame(table)
+
+    def get_trade_days(self, start_date=None, end_date=None, count=None):
+        """List of datetime.date, both ends included."""
+        answer = self._connection.request('data.trade_days', {'start': start_date, 'end': end_date, 'count': count})
+        return [parse_moment(text)[0].date() for text in answer.get('values') or answer.get('value') or []]
+
+    def get_all_trade_days(self):
+        return self.get_trade_days(start_date='1990-01-01')
+
+    def get_trade_day(self, security, query_dt):
+        """{code: last trade day at or before query_dt, or None}."""
+        days = self.get_trade_days(end_date=query_dt, count=1)
+        codes = [security] if isinstance(security, str) else list(security)
+        return {code: days[-1] if days else None for code in codes}
+
+    def get_all_securities(self, types='stock', date=None):
+        """Frame by code: display_name, name, start_date, end_date (2200-01-01 = still listed), type."""
+        answer = self._connection.request('data.get_all_securities', {'types': types, 'date': date})
+        return _to_frame(Table.from_wire(answer))
+
+    def get_security_info(self, security, date=None):
+        answer = self._connection.request('data.security_info', {'security': security, 'date': date})
+        info = SecurityInfo(answer.get('value') or answer)
+        for name in ('start_date', 'end_date'):
+            if info.get(name):
+                info[name] = parse_moment(info[name])[0].date()
+        return info
+
+    def get_index_stocks(self, index_symbol, date=None):
+        answer = self._connection.request('data.get_index_stocks', {'index_symbol': index_symbol, 'date': date})
+        return list(answer.get('values') or [])
+
+    def get_split_dividend(self, security, start_date=None, end_date=None):
+        """List of dicts security, date, security_type, scale_factor, bonus_pre_tax (yuan per per_base), per_base."""
+        payload = {'security': security, 'start': start_date, 'end': end_date}
+        return list(self._connection.request('data.get_split_dividend', payload).get('events') or [])
+
+    def get_current_tick(self, security, dt=None, df=False):
+        """Dict sid, last_price, dt, ... of now; dt and df are taken for compatibility and must stay unset."""
+        if dt is not None or df:
+            raise NotSupported('get_current_tick 只提供当前行情', '不要给出 dt 和 df')
+        return self._connection.request('data.snapshot', {'security': security})
+
+    get_snapshot = get_current_tick
+
+    def get_live_current(self, security):
+        """Dict last_price, high_limit, low_limit, paused, ... of now."""
+        return self._connection.request('data.live_current', {'security': security})
+
+    def get_last_price(self, security):
+        return self.get_current_tick(security)['last_price']
+
+    def ensure_cache(self, security, frequency='daily', start_date=None, end_date=None, count=None, auto_download=True):
+        """Has the server fetch what get_price of the same arguments needs. Dict of figures."""
+        payload = {'security': security, 'frequency': frequency, 'start': start_date, 'end': end_date, 'count': count,
+                   'auto_download': auto_download}
+        return self._connection.request('data.ensure_cache', payload)['value']
+
+    # -- ticks -----------------------------------------------------------------------------------------------------
+    def set_tick_callback(self, callback, context=None):
+        """callback(tick), or callback(context, tick) with a context, in the connection's event thread."""
+        self._tick_callback, self._tick_context = callback, context
+        if not self._listening:
+            self._connection.add_event_listener('tick', self._on_tick)
+            self._listening = True
+
+    def subscribe_ticks(self, symbols):
+        return self._connection.subscribe(self.name, symbols)
+
+    def unsubscribe_ticks(self, symbols=None):
+        return self._connection.unsubscribe(self.name, symbols)
+
+    def _on_tick(self, payload):
+        tick = dict(payload, sid=normalize_code(payload.get('sid') or payload.get('symbol')))
+        if self._tick_context is None:
+            self._tick_callback(tick)
+        else:
+            self._tick_callback(self._tick_context, tick)
+
+
+def _has_panel():
+    """pandas dropped Panel after 0.24; its 0.25 still has the name, without the use."""
+    pandas = optional_import('pandas')
+    return pandas is not None and tuple(int(part) for part in pandas.__version__.split('.')[:2]) < (0, 25)
+
+
+def _to_frame(table):
+    return table if optional_import('pandas') is None else table.to_pandas()
+
+
+def _to_panel(table):
+    """Wide table -> Panel: items fields, major axis time, minor axis codes."""
+    pandas = optional_import('pandas')
+    frame = table.to_pandas()
+    fields = list(OrderedDict((field, None) for field, _ in table.wide))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning)  # that Panel goes away is no news to its users
+        return pandas.Panel(OrderedDict((field, frame[field]) for field in fields))
+
+
+class RemoteQmtBroker:
+    """Trading through a remote server; synchronous, in rows (dicts) as WIRE names them.
+
+    config: host, port, token, tls_cert, rpc_timeout, account_key, sub_account_id; or give a connection. Every order
+    and cancel carries an idempotency key. Raises OrderRejected (certainly not at the broker, or refused by it),
+    OrderStateUnknown (may be there: ask with resolve_submission(key), never order again), BadRequest, ...
+    """
+
+    def __init__(self, account_id=None, account_type='stock', config=None, connection=None):
+        self.account_id, self.account_type = account_id, account_type
+        settings = client_settings(config)
+        self.account_key, self.sub_account_id = settings.account_key, settings.sub_account
+        self._config, self._connection, self._owned = config, connection, connection is None
+        self._connecting = threading.Lock()
+
+    def connect(self):
+        with self._connecting:
+            if self._connection is None:
+                self._connection = _own_connection(self._config)
+        return True
+
+    def disconnect(self):
+        with self._connecting:
+            if self._owned and self._connection is not None:
+                self._connection.close()
+                self._connection = None
+        return True
+
+    close = disconnect
+
+    def _ask(self, action, payload=None, timeout=None):
+        self.connect()
+        return self._connection.request(action, dict(payload or {}, **self._account()), timeout)
+
+    def _account(self):
+        named = (('account_key', self.account_key), ('sub_account_id', self.sub_account_id))
+        return {name: value for name, value in named if value is not None}
+
+    # -- views -----------------------------------------------------------------------------------------------------
+    def get_account_info(self):
+        """Dict account_id, available_cash, frozen_cash, market_value, total_value, positions, ... in yuan."""
+        answer = self._ask('broker.account')
+        return answer.get('value') or answer
+
+    sync_account = get_account_info
+
+    def get_positions(self):
+        return self._ask('broker.positions')
+
+    def get_orders(self, order_id=None, security=None, status=None, from_broker=False):
+        payload = {'order_id': order_id, 'security': security, 'status': status, 'from_broker': from_broker or None}
+        return self._ask('broker.orders', _given(payload))
+
+    def sync_orders(self):
+        return self.get_orders(from_broker=True)
+
+    def get_open_orders(self):
+        return [row for row in self.get_orders() if row['status'] not in FINAL_STATUSES]
+
+    def get_trades(self, order_id=None, security=None):
+        return self._ask('broker.trades', _given({'order_id': order_id, 'security': security}))
+
+    def get_order_status(self, order_id):
+        """The order's row, {} if the account has none of that id."""
+        return self._ask('broker.order_status', {'order_id': order_id})
+
+    # -- writes ----------------------------------------------------------------------------------------------------
+    def buy(self, security, amount, price=None, wait_timeout=None, remark=None, market=False, idempotency_key=None):
+        """Order id. price None or market=True: at market, then price is the protection price."""
+        return self._trade('BUY', security, amount, price, wait_timeout, remark, market, idempotency_key)
+
+    def sell(self, security, amount, price=None, wait_timeout=None, remark=None, market=False, idempotency_key=None):
+        return self._trade('SELL', security, amount, price, wait_timeout, remark, market, idempotency_key)
+
+    def _trade(self, side, security, amount, price, wait_timeout, remark, market, key):
+        style = order_style(price, market or price is None)
+        answer = self.place_order(security, side, amount, style, wait_timeout, remark, key)
+        if answer['status'] == 'rejected':
+            raise OrderRejected(answer.get('status_msg') or '委托被拒绝', order_id=answer['order_id'], broker_called=True)
+        return answer['order_id']
+
+    def place_order(self, security, side, amount, style, wait_timeout=None, remark=None, idempotency_key=None):
+        """The whole answer: order_id, status, filled, timed_out, async_tracking, idempotency_key, ...
+
+        style: {'type': 'limit', 'price': p} or {'type': 'market', 'protect_price': p}.
+        """
+        key = idempotency_key or 'place-%s' % uuid.uuid4().hex
+        payload = {'security': security, 'side': side, 'amount': amount, 'style': style, 'wait_timeout': wait_timeout,
+                   'order_remark': remark, 'idempotency_key': key}
+        answer = self._ask('broker.place_order', _given(payload))
+        if not isinstance(answer, dict) or not answer.get('order_id') or answer.get('status') in _UNSETTLED:
+            raise OrderStateUnknown('服务端没有给出确定的结果，委托状态未知', '用同一 idempotency_key 查询', idempotency_key=key)
+        return dict(answer, order_id=str(answer['order_id']), idempotency_key=key)
+
+    def cancel_order(self, order_id, wait_timeout=None, idempotency_key=None):
+        """True: certainly cancelled. False: certainly not, it was final already (filled, rejected).
+
+        Raises OrderStateUnknown while the broker has not decided.
+        """
+        key = idempotency_key or 'cancel-%s' % uuid.uuid4().hex
+        payload = {'order_id': order_id, 'wait_timeout': wait_timeout, 'idempotency_key': key}
+        answer = self._ask('broker.cancel_order', _given(payload))
+        status = answer.get('status') if isinstance(answer, dict) else None
+        if status not in FINAL_STATUSES:
+            raise OrderStateUnknown('撤单已提交，柜台还没有结果（当前状态 %s）' % brief(status), '稍后用 get_order_status 查询',
+                                    idempotency_key=key)
+        return status in ('canceled', 'partly_canceled')
+
+    def resolve_submission(self, idempotency_key, write_action='broker.place_order', request_payload=None,
+                           order_id=None):
+        """What became of a write: dict with submission_state accepted, rejected, reconciling or submit_unknown."""
+        payload = {'idempotency_key': idempotency_key, 'write_action': write_action,
+                   'request_payload': request_payload or {}, 'order_id': order_id}
+        return self._ask('broker.resolve_submission', _given(payload))
+
+
+_UNSETTLED = ('submit_unknown', 'reconciling')
+
+
+def _given(payload):
+    return {name: value for name, value in payload.items() if value is not None}
+
+
+def order_style(price, market):
+    """The wire's style of a limit price, or of a market order with an optional protection price."""
+    if market:
+        return {'type': 'market'} if price is None else {'type': 'market', 'protect_price': price}
+    return {'type': 'limit', 'price': price}
+
+
+# -- module level: one provider for scripts and notebooks ------------------------------------------------------------
+_provider_lock = threading.RLock()
+_provider = None
+
+
+def set_data_provider(name='qmt-remote', **config):
+    """Where get_price and its sisters read from. config: host, port, token, tls_cert, rpc_timeout. Connects at once."""
+    global _provider
+    if name != 'qmt-remote':
+        raise ConfigError('不认识的行情来源 %s' % brief(name), '可用：qmt-remote')
+    fresh = RemoteQmtProvider(config)
+    with _provider_lock:
+        old, _provider = _provider, fresh
+    if old is not None:
+        old.close()
+    return fresh
+
+
+def get_data_provider():
+    """The provider set before, or one made from the environment."""
+    with _provider_lock:
+        return _provider if _provider is not None else set_data_provider(client_settings().data_provider)
+
+
+def _provider_call(name):
+    method = getattr(RemoteQmtProvider, name)
+
+    def call(*args, **kwargs):
+        return getattr(get_data_provider(), name)(*args, **kwargs)
+    call.__name__, call.__doc__ = name, method.__doc__
+    return call
+
+
+get_price = _provider_call('get_price')
+get_trade_days = _provider_call('get_trade_days')
+get_all_trade_days = _provider_call('get_all_trade_days')
+get_all_securities = _provider_call('get_all_securities')
+get_security_info = _provider_call('get_security_info')
+get_index_stocks = _provider_call('get_index_stocks')
+get_split_dividend = _provider_call('get_split_dividend')
+get_current_tick = _provider_call('get_current_tick')
+get_live_current = _provider_call('get_live_current')
+
+
+# ======================================================================================================
+# 14. COMMAND LINE - main(argv). Only here is anything printed or exited
+# ======================================================================================================
+class Exit(enum.IntEnum):
+    """Exit codes of the command line."""
+
+    OK = 0
+    FAILED = 1          # the server or broker refused, or something unexpected
+    USAGE = 2           # wrong option, file or value; nothing was started
+    UNREACHABLE = 3     # no connection
+    DENIED = 4          # wrong token
+    UNKNOWN = 5         # an order or cancel may or may not have reached the broker
+    INTERRUPTED = 130   # Ctrl-C
+
+
+_EXIT_OF = [(OrderStateUnknown, Exit.UNKNOWN), (ConfigError, Exit.USAGE), (AuthFailed, Exit.DENIED),
+            (ConnectionLost, Exit.UNREACHABLE), (RequestTimeout, Exit.UNREACHABLE), (BulletError, Exit.FAILED)]
+
+
+def main(argv=None):
+    """Runs a command; returns an Exit. Errors go to stderr with what to do about them."""
+    make_console_safe()
+    args = build_parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except BulletError as error:
+        print('错误 [%s] %s' % (error.code, error.message), file=sys.stderr)
+        if error.hint:
+            print('建议：%s' % error.hint, file=sys.stderr)
+        return next(code for cls, code in _EXIT_OF if isinstance(error, cls))
+    except KeyboardInterrupt:
+        return Exit.INTERRUPTED
+
+
+# -- parser --------------------------------------------------------------------------------------------------------
+class _Help(argparse.HelpFormatter):
+    """Switches and values of the options table read as one line each."""
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=34, width=110)
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(prog='bullet_qmt.py', formatter_class=_Help, allow_abbrev=False,
+                                     description='QMT/MiniQMT 远程行情与交易服务：服务端、客户端、模拟交易所在一个文件里')
+    parser.add_argument('--version', action='version', version='bullet-qmt ' + __version__)
+    commands = parser.add_subparsers(metavar='命令', dest='command')
+    commands.required = True
+    for name, (run, help, groups, arguments) in COMMANDS.items():
+        sub = commands.add_parser(name, help=help, description=help, formatter_class=_Help, allow_abbrev=False)
+        sub.set_defaults(run=run, groups=groups)
+        for flags, options in arguments:
+            sub.add_argument(*flags, **options)
+        _add_options(sub, groups)
+    return parser
+
+
+def _add_options(parser, groups):
+    if groups:
+        parser.add_argument('--env-file', metavar='FILE', help='配置文件（.env 格式），也可用环境变量 BT_ENV_FILE')
+    for option in options_of(*groups):
+        default = '' if option.default in (None, '') or option.is_switch else '（默认 %s）' % option.default
+        help = '%s%s [%s]' % (option.help, default, option.env)
+        if option.is_switch and option.flags:
+            pair = parser.add_mutually_exclusive_group()
+            pair.add_argument(option.flags[0], dest=option.name, action='store_const', const='1', help=help)
+            pair.add_argument(option.flags[1], dest=option.name, action='store_const', const='0',
+                              help='与上一项相反')
+        elif option.flags:
+            parser.add_argument(*option.flags, dest=option.name, metavar=option.metavar, help=help)
+
+
+def settings_from(args):
+    """Settings of the command's groups, with warnings shown."""
+    names = [option.name for option in options_of(*args.groups)] + ['env_file']
+    settings = load_settings(args.groups, {name: getattr(args, name, None) for name in names})
+    for warning in settings.warnings:
+        print('警告：%s' % warning, file=sys.stderr)
+    return settings
+
+
+# -- server --------------------------------------------------------------------------------------------------------
+def run_server(args):
+    """Serves until Ctrl-C or SIGTERM."""
+    settings = settings_from(args)
+    made_token = settings.token is None
+    if made_token:
+        settings = settings.replace(token=secrets.token_urlsafe(24))
+    setup_logging(settings)
+    stop = threading.Event()
+    on_stop_signal(stop.set)
+    server = serve(settings)
+    try:
+        announce(server, settings, made_token)
+        wait_for(stop)
+    finally:
+        print('正在停止 ...', flush=True)
+        server.close()
+    print('已停止。', flush=True)
+    return Exit.OK
+
+
+def wait_for(stop):
+    """Windows delivers Ctrl-C only between waits."""
+    while not stop.wait(0.5 if IS_WINDOWS else None):
+        continue
+
+
+def setup_logging(settings):
+    """Log lines on stderr, and in a rotating file if one is named; never a token."""
+    handlers = [logging.StreamHandler()]
+    if settings.log_file:
+        handlers.append(_log_file(settings.log_file))
+    for handler in handlers:
+        handler.setFormatter(_LogFormatter('%(asctime)s %(levelname)s %(message)s'))
+    LOG.handlers[:] = handlers
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False
+
+
+def _log_file(path):
+    try:
+        return logging.handlers.RotatingFileHandler(path, maxBytes=10 * 1024 * 1024, backupCount=5, encoding='utf-8')
+    except OSError as error:
+        raise ConfigError('日志文件 %s 打不开：%s' % (path, error), '检查 --log-file')
+
+
+class _LogFormatter(logging.Formatter):
+    """Beijing time, whatever the machine's zone."""
+
+    def formatTime(self, record, datefmt=None):
+        moment = datetime.fromtimestamp(record.created, BEIJING)
+        return moment.strftime('%Y-%m-%d %H:%M:%S.') + '%03d' % record.msecs
+
+
+def announce(server, settings, made_token):
+    """Where it serves and as whom, what is dangerous about it, and what the accounts hold."""
+    host, port = server.address
+    print('bullet-qmt %s 服务端已启动：%s:%s（%s，%s）' % (
+        __version__, host, port, settings.server_type, 'TLS' if server.tls else '明文'))
+    print('服务：%s；账户：%s%s' % (
+        '、'.join(server.service.scopes) or '（全部关闭）', '、'.join(server.service.backend.brokers),
+        _sub_account_list(settings)))
+    if made_token:
+        print('口令（随机生成，只显示这一次）：%s' % settings.token)
+    for line in safety_warnings(settings):
+        print('\n!!! 警告：%s\n' % line, file=sys.stderr)
+    for key in server.service.backend.brokers:
+        print(_overview_or_reason(server.service, key))
+    print('按 Ctrl-C 停止。', flush=True)
+
+
+def _sub_account_list(settings):
+    names = ['%s@%s' % (spec.name, spec.account_key) for spec in settings.sub_accounts]
+    return '；子账户：%s' % '、'.join(names) if names else ''
+
+
+def _overview_or_reason(service, key):
+    try:
+        return service.desk.overview({'account_key': key})[0]
+    except BulletError as error:
+        return '账户 %s 暂时读不到：%s' % (key, error)
+
+
+def safety_warnings(settings):
+    """What an owner of real money should change, loudly."""
+    warnings = []
+    if not _is_loopback(settings.listen) and not settings.tls_cert:
+        warnings.append('正在 %s 上明文监听，口令和委托在网络上可被窃听。请用 --tls-cert/--tls-key 启用 TLS，'
+                        '或改回 --listen 127.0.0.1 并经 SSH 隧道访问' % settings.listen)
+    if len(settings.token) < 16:
+        warnings.append('口令少于 16 个字符，容易被猜中。请换成长的随机口令，例如 %s' % secrets.token_urlsafe(24))
+    if settings.allowlist == () and not _is_loopback(settings.listen):
+        warnings.append('没有设置 --allowlist，任何地址都可以尝试登录。地址固定的客户端请列入 --allowlist')
+    return warnings
+
+
+def _is_loopback(host):
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == 'localhost'
+
+
+# -- client commands -----------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def _client(args):
+    """(settings, a connection that opens on the first request)."""
+    settings = settings_from(args)
+    yield settings, ShortConnection(settings.host, settings.port, settings.token, settings.tls_cert,
+                                    request_timeout=settings.rpc_timeout)
+
+
+@contextlib.contextmanager
+def _broker(args):
+    with _client(args) as (settings, connection):
+        yield RemoteQmtBroker(connection=connection, config={'account_key': settings.account_key,
+                                                             'sub_account_id': settings.sub_account})
+
+
+def _print_rows(rows, columns):
+    """columns: (title, field or function of the row, '<' or '>')."""
+    if not rows:
+        print('（没有记录）')
+        return
+    fields = [field for _, field, _ in columns]
+    cells = [[_cell(row.get(field) if isinstance(field, str) else field(row)) for field in fields] for row in rows]
+    print('\n'.join(format_table([title for title, _, _ in columns], cells, [align for _, _, align in columns])))
+
+
+def _cell(value):
+    if value is None:
+        return '-'
+    return ('%.4f' % value).rstrip('0').rstrip('.') if isinstance(value, float) else value
+
+
+def run_account(args):
+    with _broker(args) as broker:
+        info = broker.get_account_info()
+    positions = [Position.from_wire(row) for row in info.pop('positions', None) or []]
+    print(account_overview(Account.from_wire(info), positions, args.limit))
+    return Exit.OK
+
+
+def run_positions(args):
+    with _broker(args) as broker:
+        _print_rows(broker.get_positions(), [
+            ('股票代码', 'security', '<'), ('名称', 'name', '<'), ('持仓', 'amount', '>'), ('可用', 'closeable_amount', '>'),
+            ('成本价', 'avg_cost', '>'), ('现价', 'last_price', '>'), ('市值', 'market_value', '>')])
+    return Exit.OK
+
+
+_SIDE_NAMES = {'BUY': '买', 'SELL': '卖'}
+_STATUS_NAMES = {'new': '未报', 'submitted': '已报', 'open': '已报', 'filling': '部成', 'canceling': '待撤', 'filled': '已成',
+                 'partly_canceled': '部撤', 'canceled': '已撤', 'rejected': '废单', 'submit_unknown': '未知'}
+_ORDER_COLUMNS = [
+    ('委托号', 'order_id', '<'), ('时间', lambda row: _clock_text(row.get('order_time')), '<'), ('股票代码', 'security', '<'),
+    ('方向', lambda row: _SIDE_NAMES.get(row.get('side'), row.get('side')), '<'), ('数量', 'amount', '>'),
+    ('委托价', 'order_price', '>'), ('成交', 'filled', '>'), ('均价', 'avg_price', '>'),
+    ('状态', lambda row: _STATUS_NAMES.get(row.get('status'), row.get('status')), '<'), ('备注', 'order_remark', '<'),
+    ('说明', 'status_msg', '<')]
+
+
+def _clock_text(seconds):
+    return '-' if not seconds else datetime.fromtimestamp(seconds, BEIJING).strftime('%H:%M:%S')
+
+
+def run_orders(args):
+    with _broker(args) as broker:
+        rows = broker.get_open_orders() if args.open else broker.get_orders(security=args.security)
+    _print_rows(rows, _ORDER_COLUMNS)
+    return Exit.OK
+
+
+def run_trades(args):
+    with _broker(args) as broker:
+        _print_rows(broker.get_trades(security=args.security), [
+            ('成交号', 'trade_id', '<'), ('时间', 'time', '<'), ('委托号', 'order_id', '<'), ('股票代码', 'security', '<'),
+            ('方向', lambda row: _SIDE_NAMES.get(row.get('side'), row.get('side')), '<'), ('数量', 'amount', '>'),
+            ('价格', 'price', '>'), ('金额', 'deal_balance', '>'), ('佣金', 'commission', '>'), ('印花税', 'tax', '>')])
+    return Exit.OK
+
+
+def run_quote(args):
+    with _client(args) as (_, connection):
+        provider = RemoteQmtProvider(connection=connection)
+        rows = [dict(provider.get_live_current(code), security=code) for code in args.security]
+    _print_rows(rows, [
+        ('股票代码', 'security', '<'), ('名称', 'name', '<'), ('现价', 'last_price', '>'), ('昨收', 'pre_close', '>'),
+        ('今开', 'open', '>'), ('最高', 'high', '>'), ('最低', 'low', '>'), ('涨停', 'high_limit', '>'),
+        ('跌停', 'low_limit', '>'), ('成交量', 'volume', '>'), ('停牌', lambda row: '是' if row.get('paused') else '', '<'),
+        ('时间', 'dt', '<')])
+    return Exit.OK
+
+
+def run_history(args):
+    fields = args.fields.split(',') if args.fields else None
+    count = 20 if args.count is None and not args.start else args.count
+    payload = {'security': args.security, 'start': args.start, 'end': args.end, 'count': count, 'fields': fields,
+               'frequency': args.frequency, 'fq': None if args.fq == 'none' else args.fq}
+    with _client(args) as (_, connection):
+        table = Table.from_wire(connection.request('data.history', payload))
+    _print_rows(table.rows(), [(name, name, '>') for name in table.columns])
+    return Exit.OK
+
+
+def run_order(args):
+    if args.market == (args.price is not None):
+        raise ConfigError('要么给出 --price（限价），要么给出 --market（市价）', '市价委托可以用 --protect-price 限定最差价格')
+    if args.protect_price is not None and not args.market:
+        raise ConfigError('--protect-price 只用于市价委托', '限价委托的最差价格就是 --price')
+    style = order_style(args.protect_price if args.market else args.price, args.market)
+    key = args.key or 'cli-%s' % uuid.uuid4().hex
+    print('提交委托，idempotency_key=%s' % key, flush=True)
+    with _broker(args) as broker:
+        answer = broker.place_order(args.security, args.side.upper(), args.amount, style, args.wait, args.remark, key)
+    _print_rows([answer], _ORDER_COLUMNS)
+    return Exit.OK if answer['status'] != 'rejected' else Exit.FAILED
+
+
+def run_cancel(args):
+    with _broker(args) as broker:
+        canceled = broker.cancel_order(args.order_id, idempotency_key=args.key)
+    print('已撤单 %s' % args.order_id if canceled else '没有撤成：委托 %s 已经是最终状态，用 orders 命令查看' % args.order_id)
+    return Exit.OK if canceled else Exit.FAILED
+
+
+def run_call(args):
+    try:
+        payload = json.loads(args.payload)
+    except ValueError as error:
+        raise ConfigError('PAYLOAD 不是合法的 JSON：%s' % error, '例如 \'{"security": "000001.XSHE"}\'')
+    if not isinstance(payload, dict):
+        raise ConfigError('PAYLOAD 应为 JSON 对象', '例如 \'{"security": "000001.XSHE"}\'')
+    with _client(args) as (settings, connection):
+        payload = _with_account(args.action, payload, settings)
+        print(json.dumps(connection.request(args.action, payload), ensure_ascii=False, indent=2))
+    return Exit.OK
+
+
+def _with_account(action, payload, settings):
+    """An order meant for a sub-account must not go to the account because the payload leaves it out."""
+    if not action.startswith('broker.') and action != 'admin.print_account':
+        return payload
+    named = {'account_key': settings.account_key, 'sub_account_id': settings.sub_account}
+    return dict(payload, **{name: value for name, value in _given(named).items() if payload.get(name) is None})
+
+
+def run_env(args):
+    print(dotenv_template(), end='')
+    return Exit.OK
+
+
+# -- doctor --------------------------------------------------------------------------------------------------------
+def run_doctor(args):
+    """Each step that a connection takes, with the remedy for the first that fails."""
+    with _client(args) as (settings, connection):
+        steps = [('端口可达', lambda: _check_port(connection.endpoint)),
+                 ('TLS' if settings.tls_cert else '明文连接', lambda: _check_tls(connection.endpoint)),
+                 ('口令与协议', lambda: _check_login(connection.endpoint)),
+                 ('服务', lambda: _check_health(connection)),
+                 ('账户', lambda: _check_account(settings, connection)),
+                 ('延迟', lambda: _check_latency(settings))]
+        print('检查 %s' % connection.endpoint)
+        for title, check in steps:
+            try:
+                print('  [正常] %s：%s' % (title, check()))
+            except BulletError as error:
+                print('  [失败] %s：%s' % (title, error.message))
+                raise
+    return Exit.OK
+
+
+def _check_port(endpoint):
+    endpoint.open_socket().close()
+    return '%s:%s 已连通' % (endpoint.host, endpoint.port)
+
+
+def _check_tls(endpoint):
+    sock = endpoint.secure(endpoint.open_socket())
+    name = sock.version() if isinstance(sock, ssl.SSLSocket) else '没有加密；只应在本机或隧道内使用'
+    sock.close()
+    return name
+
+
+def _check_login(endpoint):
+    channel, ack = endpoint.dial()
+    channel.close()
+    return '登录成功，协议 %s，特性 %s' % (ack.get('protocol'), '、'.join(ack.get('features') or []))
+
+
+def _check_health(connection):
+    value = connection.request('admin.health')['value']
+    return '后端 %s，账户 %s，已运行 %d 秒' % (value.get('backend_type', '?'), '、'.join(value.get('accounts', [])),
+                                     value.get('uptime_seconds', 0))
+
+
+def _check_account(settings, connection):
+    broker = RemoteQmtBroker(connection=connection, config={'account_key': settings.account_key,
+                                                            'sub_account_id': settings.sub_account})
+    info = broker.get_account_info()
+    return '%s 总资产 %s' % (info['account_id'], '{:,.2f}'.format(info['total_value']))
+
+
+def _check_latency(settings):
+    with RemoteQmtConnection(settings.host, settings.port, settings.token, settings.tls_cert) as connection:
+        times = []
+        for _ in range(9):
+            start = time.perf_counter()
+            connection.request('admin.health')
+            times.append(time.perf_counter() - start)
+    return '一次请求 %.2f 毫秒（9 次的中位数）' % (sorted(times)[4] * 1000)
+
+
+# -- the commands: name -> (function, help, option groups, arguments) ------------------------------------------------
+def _argument(*flags, **options):
+    return flags, options
+
+
+_SECURITY = _argument('security', metavar='CODE', help='证券代码，如 000001.XSHE')
+_OF_SECURITY = _argument('--security', metavar='CODE', help='只看这个证券')
+_IDEMPOTENCY = _argument('--key', metavar='KEY', help='idempotency_key；重试同一笔时用同一个')
+
+COMMANDS = OrderedDict([
+    ('server', (run_server, '启动服务端', ('server', 'stub'), [])),
+    ('env', (run_env, '打印带注释的 .env 模板', (), [])),
+    ('doctor', (run_doctor, '检查与服务端的连接，指出问题和解决办法', ('client',), [])),
+    ('account', (run_account, '账户总览：资金与持仓', ('client',), [
+        _argument('--limit', type=int, default=20, metavar='N', help='最多显示几只持仓（默认 20）')])),
+    ('positions', (run_positions, '持仓', ('client',), [])),
+    ('orders', (run_orders, '当日委托', ('client',), [
+        _OF_SECURITY, _argument('--open', action='store_true', help='只看未完成的')])),
+    ('trades', (run_trades, '当日成交', ('client',), [_OF_SECURITY])),
+    ('quote', (run_quote, '实时行情', ('client',), [_argument('security', nargs='+', metavar='CODE', help='证券代码')])),
+    ('history', (run_history, '历史行情', ('client',), [
+        _SECURITY, _argument('--start', metavar='DATE', help='开始日期或时间'),
+        _argument('--end', metavar='DATE', help='结束日期或时间（默认现在）'),
+        _argument('--count', type=int, metavar='N', help='最后 N 条（默认 20）'),
+        _argument('--frequency', default='1d', metavar='F', help='1d、1m、5m、60m、1w、1M ...（默认 1d）'),
+        _argument('--fields', metavar='F,...', help='字段（默认 open,close,high,low,volume,money）'),
+        _argument('--fq', default='pre', choices=['pre', 'post', 'none'], help='复权（默认 pre）')])),
+    ('order', (run_order, '下单', ('client',), [
+        _SECURITY, _argument('side', choices=['buy', 'sell'], help='buy 买，sell 卖'),
+        _argument('amount', type=int, metavar='AMOUNT', help='数量（股）'),
+        _argument('--price', type=float, metavar='YUAN', help='限价'),
+        _argument('--market', action='store_true', help='市价'),
+        _argument('--protect-price', type=float, metavar='YUAN', help='市价委托的最差成交价'),
+        _argument('--wait', type=float, default=5.0, metavar='SECONDS', help='等待结果的秒数（默认 5）'),
+        _argument('--remark', metavar='TEXT', help='备注'), _IDEMPOTENCY])),
+    ('cancel', (run_cancel, '撤单', ('client',), [_argument('order_id', metavar='ORDER_ID', help='委托号'), _IDEMPOTENCY])),
+    ('call', (run_call, '直接调用一个 action，打印 JSON', ('client',), [
+        _argument('action', metavar='ACTION', help='例如 data.snapshot'),
+        _argument('payload', nargs='?', default='{}', metavar='PAYLOAD', help='JSON 对象（默认 {}）')])),
+])
+
+
+if __name__ == '__main__':
+    sys.exit(main())
