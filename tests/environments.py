@@ -1,0 +1,151 @@
+"""Interpreters of this machine, and virtual environments made from them. Runs on every supported Python."""
+import glob
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections import OrderedDict, deque
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+VENVS = os.path.join(ROOT, '.venvs')
+REQUIREMENTS = os.path.join(ROOT, 'tests', 'requirements.txt')
+SUPPORTED = [(3, minor) for minor in range(6, 14)]
+OLD_PIP = 'pip==21.3.1'  # the last for CPython 3.6; the one that comes with it does not know today's wheels
+_PROBE = ('import sys, struct, venv, ensurepip; '
+          'print("%d.%d %s" % (sys.version_info[0], sys.version_info[1], sys.executable))')
+
+
+class EnvironmentFailed(Exception):
+    """A virtual environment could not be made; the text holds the last lines of what was tried."""
+
+
+def version_text(version):
+    return '%d.%d' % version
+
+
+def parse_version(text):
+    major, _, minor = text.strip().partition('.')
+    return int(major), int(minor)
+
+
+def find_interpreters():
+    """OrderedDict (major, minor) -> path of an interpreter that can make environments; oldest first."""
+    found = {}
+    for candidate in _candidates():
+        version = _probe(candidate) if os.path.isfile(candidate) else None
+        if version in SUPPORTED and version not in found:
+            found[version] = candidate
+    return OrderedDict(sorted(found.items()))
+
+
+def _candidates():
+    """Paths that may be interpreters, preferred ones first."""
+    yield sys.executable
+    pyenv = os.environ.get('PYENV_ROOT') or os.path.join(os.path.expanduser('~'), '.pyenv')
+    for name in ('bin/python', 'python.exe'):
+        for path in sorted(glob.glob(os.path.join(pyenv, 'versions', '*', *name.split('/'))), reverse=True):
+            yield path
+    for name in ['python3.%d' % minor for _, minor in SUPPORTED] + ['python3', 'python']:
+        path = shutil.which(name)
+        if path:
+            yield path
+    for path in _launcher_paths():
+        yield path
+
+
+def _launcher_paths():
+    """What the `py` launcher of Windows lists."""
+    launcher = shutil.which('py') if os.name == 'nt' else None
+    if not launcher:
+        return []
+    lines = _output([launcher, '-0p']).splitlines()
+    return [line[line.index(':\\') - 1:].strip() for line in lines if ':\\' in line]
+
+
+def _probe(path):
+    """The (major, minor) of an interpreter; None if it does not run or cannot make environments."""
+    words = _output([path, '-c', _PROBE]).split()
+    return parse_version(words[0]) if words else None
+
+
+def _output(command):
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
+                              timeout=60, universal_newlines=True)
+    except (OSError, subprocess.TimeoutExpired):
+        return ''
+    return done.stdout if done.returncode == 0 else ''
+
+
+def python_of(directory):
+    parts = ('Scripts', 'python.exe') if os.name == 'nt' else ('bin', 'python')
+    return os.path.join(directory, *parts)
+
+
+def make_environment(name, interpreter, installs, say):
+    """The python of .venvs/<name>; made anew unless it was made from the same things.
+
+    installs: lists of arguments of `pip install`, in order; files among them count with their content.
+    say(line) is called as it goes on. Raises EnvironmentFailed with the last lines of the step that failed.
+    """
+    directory = os.path.join(VENVS, name)
+    stamp, wanted = os.path.join(directory, 'made-from.txt'), _fingerprint(directory, interpreter, installs)
+    if _read(stamp) != wanted:
+        if os.path.exists(directory):
+            shutil.rmtree(directory)
+        say('making %s with %s' % (os.path.relpath(directory, ROOT), interpreter))
+        _run_showing([interpreter, '-m', 'venv', directory], say)
+        for arguments in installs:
+            _run_showing(_pip(directory) + ['install'] + arguments, say)
+        with open(stamp, 'w') as file:
+            file.write(wanted)
+    return python_of(directory)
+
+
+def _pip(directory):
+    return [python_of(directory), '-m', 'pip', '--disable-pip-version-check']
+
+
+def _fingerprint(directory, interpreter, installs):
+    parts = [directory, interpreter, _output([interpreter, '--version'])]
+    for argument in [item for arguments in installs for item in arguments]:
+        parts.append(_read(argument) or argument)
+    return hashlib.sha256('\0'.join(parts).encode('utf-8')).hexdigest()
+
+
+def _read(path):
+    if not os.path.isfile(path):
+        return None
+    with open(path) as file:
+        return file.read()
+
+
+def _run_showing(command, say):
+    """Runs to the end, every line shown as it comes; a failure carries the last ones."""
+    last = deque(maxlen=20)
+    environment = dict(os.environ, PYTHONUNBUFFERED='1', PYTHONIOENCODING='utf-8')
+    environment.pop('PYTHONPATH', None)
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment,
+                                   stdin=subprocess.DEVNULL)
+    except OSError as error:
+        raise EnvironmentFailed('%s: %s' % (command[0], error))
+    with process:
+        for line in process.stdout:
+            text = line.decode('utf-8', 'replace').rstrip()
+            last.append(text)
+            if not text.startswith(('Requirement already', '  Using cached')):
+                say('  ' + text[:110])
+    if process.returncode:
+        raise EnvironmentFailed('\n'.join(['%s failed:' % ' '.join(command)] + list(last)))
+
+
+def test_environment(version, interpreter, say):
+    """The python that has what the tests need."""
+    installs = [[OLD_PIP]] if version == (3, 6) else []
+    return make_environment(version_text(version), interpreter,
+                            installs + [['--prefer-binary', '-r', REQUIREMENTS]], say)
+
+
+test_environment.__test__ = False  # its name is no test's

@@ -1,0 +1,30 @@
+"""Stand-ins that tests pass instead of the real thing."""
+import threading
+from datetime import timedelta
+
+
+class FakeClock:
+    """A clock that stands still until a test moves it. Same interface as bullet_qmt.Clock."""
+
+    def __init__(self, start):
+        self._lock = threading.Lock()
+        self._now, self._monotonic = start, 0.0
+
+    def now(self):
+        with self._lock:
+            return self._now
+
+    def monotonic(self):
+        with self._lock:
+            return self._monotonic
+
+    def set(self, moment):
+        """Jump to a wall time; the monotonic counter goes on by what lies between, never back."""
+        with self._lock:
+            self._monotonic += max(0.0, (moment - self._now).total_seconds())
+            self._now = moment
+
+    def advance(self, seconds):
+        with self._lock:
+            self._now += timedelta(seconds=seconds)
+            self._monotonic += seconds

@@ -1,0 +1,182 @@
+"""Section 1: times in any spelling, time zones, text that lines up, sockets that wait."""
+import os
+import socket
+import subprocess
+import sys
+from datetime import date, datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import bullet_qmt as b
+
+MOMENTS = st.datetimes(datetime(1990, 1, 1), datetime(2100, 1, 1))
+
+
+@pytest.mark.parametrize('text, expected, has_clock', [
+    ('2024-01-05', datetime(2024, 1, 5), False),
+    ('2024-1-5', datetime(2024, 1, 5), False),
+    ('2024/01/05', datetime(2024, 1, 5), False),
+    ('2024/1/5 9:31', datetime(2024, 1, 5, 9, 31), True),
+    ('20240105', datetime(2024, 1, 5), False),
+    ('20240105093100', datetime(2024, 1, 5, 9, 31), True),
+    ('20240105 09:31:00', datetime(2024, 1, 5, 9, 31), True),
+    ('20240105 0931', datetime(2024, 1, 5, 9, 31), True),
+    ('  2024-01-05 09:31:00 ', datetime(2024, 1, 5, 9, 31), True),
+    ('2024-01-05T09:31', datetime(2024, 1, 5, 9, 31), True),
+    ('2024-01-05 00:00:00', datetime(2024, 1, 5), True),
+    ('2024-01-05T09:31:02.5', datetime(2024, 1, 5, 9, 31, 2, 500000), True),
+    ('2024-01-05T09:31:02.123456', datetime(2024, 1, 5, 9, 31, 2, 123456), True),
+    ('2024-01-05T09:31:02.123456789', datetime(2024, 1, 5, 9, 31, 2, 123456), True),
+    ('2024-01-05T01:31:00Z', datetime(2024, 1, 5, 9, 31), True),
+    ('2024-01-05T09:31:00+08:00', datetime(2024, 1, 5, 9, 31), True),
+    ('2024-01-04T20:31:00-05:00', datetime(2024, 1, 5, 9, 31), True),
+    ('2024-01-05T07:01:00+0530', datetime(2024, 1, 5, 9, 31), True),
+])
+def test_parse_moment_takes_many_spellings(text, expected, has_clock):
+    assert b.parse_moment(text) == (expected, has_clock)
+
+
+def test_parse_moment_takes_dates_and_datetimes():
+    assert b.parse_moment(date(2024, 1, 5)) == (datetime(2024, 1, 5), False)
+    assert b.parse_moment(datetime(2024, 1, 5)) == (datetime(2024, 1, 5), True)
+    assert b.parse_moment(datetime(2024, 1, 5, 1, 31, tzinfo=timezone.utc)) == (datetime(2024, 1, 5, 9, 31), True)
+
+
+def test_parse_moment_takes_pandas_and_gives_plain_datetimes():
+    pandas = pytest.importorskip('pandas')
+    moment, has_clock = b.parse_moment(pandas.Timestamp('2024-01-05 09:31:00.000001'))
+    assert type(moment) is datetime and moment == datetime(2024, 1, 5, 9, 31, 0, 1) and has_clock
+    aware = pandas.Timestamp('2024-01-05 01:31:00', tz='UTC')
+    assert b.parse_moment(aware)[0] == datetime(2024, 1, 5, 9, 31)
+    with pytest.raises(ValueError):
+        b.parse_moment(pandas.NaT)
+
+
+@pytest.mark.parametrize('value', [
+    '', ' ', 'today', '2024', '2024-01', '202401', '2024-13-01', '2024-02-30', '2024-01-05 25:00', '2024-01-05 09:60',
+    '2024-01-05 09', '2024-01/05', '2024-01-05x', 'x2024-01-05', '2024-01-05 09:31:00 09:31', '٢٠٢٤-01-05',
+    '2024-01-05T09:31:00+25:00', 20240105, 20240105.0, None, True, [], {}, b'2024-01-05', float('nan')])
+def test_parse_moment_refuses_the_rest(value):
+    with pytest.raises(ValueError):
+        b.parse_moment(value)
+
+
+def test_an_aware_time_at_the_end_of_the_calendar_is_refused_by_field():
+    with pytest.raises(b.BadRequest) as caught:
+        b.check_moment('9999-12-31T23:00:00Z', 'end')
+    assert 'end' in str(caught.value)
+
+
+@given(MOMENTS)
+def test_moments_survive_their_own_text(moment):
+    assert b.parse_moment(moment.isoformat()) == (moment, True)
+    assert b.parse_moment(moment.isoformat(sep=' ')) == (moment, True)
+
+
+@given(MOMENTS)
+def test_milliseconds_are_there_and_back(moment):
+    whole = moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+    assert b.from_ms(b.to_ms(moment)) == whole
+    assert b.parse_moment(b.iso_ms(b.to_ms(whole)))[0] == whole
+
+
+def test_milliseconds_of_a_date_are_midnight():
+    assert b.to_ms(date(1970, 1, 2)) == b.DAY_MS
+    assert b.to_ms(datetime(1969, 12, 31, 23, 59, 59, 999000)) == -1
+    assert b.iso_ms(b.to_ms(datetime(2024, 1, 5))) == '2024-01-05T00:00:00'
+
+
+def test_epoch_seconds_are_those_of_beijing():
+    assert b.epoch_seconds(datetime(1970, 1, 1, 8)) == 0
+    assert b.epoch_seconds(datetime(2024, 1, 5, 9, 31)) == 1704418260
+
+
+ZONE_SCRIPT = '''
+import sys, time
+sys.path[:0] = sys.argv[1:]
+import bullet_qmt as b
+from datetime import datetime, timezone
+gap = b.Clock().now() - datetime.now(timezone.utc).replace(tzinfo=None)
+print(round(gap.total_seconds() / 60), b.epoch_seconds(datetime(2024, 3, 31, 2, 30)), b.to_ms(datetime(2024, 3, 31)),
+      b.parse_moment('2024-03-31T02:30:00Z')[0], b.parse_moment(datetime(2024, 3, 31, 2, 30))[0])
+'''
+
+
+@pytest.mark.parametrize('zone', ['UTC', 'Asia/Shanghai', 'America/New_York', 'Europe/Berlin', 'Pacific/Apia',
+                                  'XYZ-14'])
+def test_nothing_depends_on_the_zone_of_the_machine(zone):
+    environment = dict(os.environ, TZ=zone)
+    out = subprocess.check_output([sys.executable, '-c', ZONE_SCRIPT, os.path.dirname(b.__file__)], env=environment)
+    assert out.decode().split() == ['480', '1711823400', '1711843200000', '2024-03-31', '10:30:00', '2024-03-31',
+                                    '02:30:00']
+
+
+def test_width_counts_chinese_twice_and_combining_marks_not_at_all():
+    assert b.text_width('贵州茅台') == 8
+    assert b.text_width('abc') == 3
+    assert b.text_width('e\u0301') == 1
+    assert b.text_width('ＡＢ') == 4
+    assert b.text_width('') == 0
+
+
+def test_pad_fills_to_columns_and_cuts_nothing():
+    assert b.pad('茅台', 6) == '茅台  '
+    assert b.pad('茅台', 6, '>') == '  茅台'
+    assert b.pad('贵州茅台', 6) == '贵州茅台'
+
+
+def test_a_table_with_chinese_lines_up():
+    lines = b.format_table(['代码', '名称', '持仓'], [['600519.XSHG', '贵州茅台', 100], ['1', 'x', 12345]], '<<>')
+    assert lines == ['代码         名称       持仓',
+                     '-----------  --------  -----',
+                     '600519.XSHG  贵州茅台    100',
+                     '1            x         12345']
+    assert {b.text_width(line) for line in lines} == {28}
+
+
+def test_a_table_without_rows_is_its_head():
+    assert b.format_table(['代码', 'x'], []) == ['代码  x', '----  -']
+
+
+@given(st.lists(st.tuples(st.text(), st.text()), max_size=4))
+def test_a_row_of_a_table_is_one_line_whatever_it_holds(rows):
+    lines = b.format_table(['a', 'b'], rows)
+    assert len(lines) == len(rows) + 2
+    assert all(line.isprintable() for line in lines)
+
+
+def test_control_characters_are_shown_not_obeyed():
+    assert b.printable('a\nb\x1b[0m') == 'a\\x0ab\\x1b[0m'
+
+
+def test_optional_import_gives_none_for_what_is_not_there():
+    assert b.optional_import('no_such_module_at_all') is None
+    assert b.optional_import('json').dumps([]) == '[]'
+
+
+def test_a_console_of_another_encoding_does_not_break():
+    script = ('import sys; sys.path.insert(0, sys.argv[1]); import bullet_qmt as b; '
+              'b.make_console_safe(); print("\\u8305\\U0001F600")')
+    environment = dict(os.environ, PYTHONIOENCODING='gbk')
+    out = subprocess.check_output([sys.executable, '-c', script, os.path.dirname(b.__file__)], env=environment)
+    assert out.strip() == '茅'.encode('gbk') + b'\\U0001f600'
+
+
+def test_waiting_for_a_socket_has_an_end():
+    left, right = socket.socketpair()
+    with left, right:
+        assert b.wait_for_socket(left, 0) is False
+        assert b.wait_for_socket(left, -1) is False
+        assert b.wait_for_socket(left, 0, writing=True) is True
+        right.send(b'x')
+        assert b.wait_for_socket(left, 5) is True
+
+
+def test_the_clock_moves_on():
+    clock = b.Clock()
+    assert clock.monotonic() <= clock.monotonic()
+    assert clock.now().tzinfo is None
+    beijing = datetime.now(timezone(timedelta(hours=8))).replace(tzinfo=None)
+    assert abs(clock.now() - beijing) < timedelta(minutes=1)

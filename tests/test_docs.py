@@ -1,0 +1,105 @@
+"""A claim in the README is a claim that holds: its options, actions, codes and commands are checked here."""
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+import bullet_qmt as bq
+from tests.base import TOKEN, serving
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+MODULE = os.path.abspath(bq.__file__)
+with open(os.path.join(ROOT, 'README.md'), encoding='utf-8') as _file:
+    README = _file.read()
+
+
+def blocks(language):
+    return re.findall(r'```%s\n(.*?)```' % language, README, re.DOTALL)
+
+
+def commands():
+    """Every `python bullet_qmt.py ...` line of the shell blocks, as arguments."""
+    lines = [line.split('#')[0].strip() for block in blocks('bash') for line in block.splitlines()]
+    return [shlex.split(line)[2:] for line in lines if line.startswith('python bullet_qmt.py')]
+
+
+def options_table():
+    """The README's table of options, as it must stand there."""
+    lines = ['| 选项 | 环境变量 | 默认 | 说明 |', '|---|---|---|---|']
+    for option in bq.OPTIONS:
+        flags = ' / '.join('`%s`' % flag for flag in option.flags) or '-'
+        default = '`%s`' % option.default if option.default else '-'
+        lines.append('| %s | `%s` | %s | %s |' % (flags, option.env, default, option.help.replace('|', r'\|')))
+    return '\n'.join(lines)
+
+
+def test_options_table_is_the_one_of_the_program():
+    shown = README.split('<!-- options:begin -->')[1].split('<!-- options:end -->')[0].strip()
+    assert shown == options_table(), 'put this into the README:\n' + options_table()
+
+
+@pytest.mark.parametrize('action', sorted(bq.ACTIONS))
+def test_each_action_is_in_the_readme(action):
+    assert '`%s`' % action in README
+
+
+@pytest.mark.parametrize('code', sorted(bq.ERRORS_BY_CODE))
+def test_each_error_code_is_in_the_readme(code):
+    assert '`%s`' % code in README
+
+
+@pytest.mark.parametrize('name', sorted(bq.COMMANDS))
+def test_each_command_is_in_the_readme(name):
+    assert re.search(r'python bullet_qmt\.py %s\b' % name, README)
+
+
+@pytest.fixture(scope='module')
+def environment():
+    """Environment of a user who followed the README, with a server on another port than the README's."""
+    with serving() as server:
+        yield dict(os.environ, QMT_SERVER_HOST='127.0.0.1', QMT_SERVER_PORT=str(server.address[1]),
+                   QMT_SERVER_TOKEN=TOKEN, PYTHONIOENCODING='utf-8',
+                   PYTHONPATH=os.pathsep.join([os.path.dirname(MODULE), ROOT]))
+
+
+def run(arguments, environment, cwd):
+    """(exit code, output) of a Python subprocess."""
+    process = subprocess.Popen([sys.executable] + arguments, env=environment, cwd=str(cwd), stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT)
+    output = process.communicate(timeout=60)[0].decode('utf-8')
+    return process.returncode, output
+
+
+def here(text, environment):
+    """README text with its port and token replaced by the test server's."""
+    return text.replace('58630', environment['QMT_SERVER_PORT']).replace("'stub'", repr(TOKEN))
+
+
+@pytest.mark.parametrize('arguments', [line for line in commands() if line[0] != 'server'], ids=' '.join)
+def test_client_commands_run(arguments, environment, tmp_path):
+    arguments = [here(part, environment) for part in arguments]
+    arguments = [TOKEN if before == '--token' else part for before, part in zip([''] + arguments, arguments)]
+    code, output = run([MODULE] + arguments, environment, tmp_path)
+    assert code == 0, output
+
+
+@pytest.mark.parametrize('arguments', [line for line in commands() if line[0] == 'server'], ids=' '.join)
+def test_server_commands_are_accepted(arguments):
+    settings = bq.settings_from(bq.build_parser().parse_args(arguments))
+    assert settings.server_type == 'stub' and settings.port == 58630 and settings.token == 'stub'
+
+
+@pytest.mark.parametrize('number', range(len(blocks('python'))))
+def test_python_examples_run(number, environment, tmp_path):
+    script = tmp_path / 'example.py'
+    script.write_bytes(here(blocks('python')[number], environment).encode('utf-8'))
+    code, output = run([str(script)], environment, tmp_path)
+    assert code == 0, output
+
+
+def test_env_template_has_each_option():
+    template = bq.dotenv_template()
+    assert all(re.search(r'^#%s=' % option.env, template, re.MULTILINE) for option in bq.OPTIONS)
