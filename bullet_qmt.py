@@ -231,6 +231,8 @@ def make_console_safe():
     """A GBK console must not break on a character that it lacks."""
     for name in ('stdout', 'stderr'):
         stream = getattr(sys, name)
+        if stream is not getattr(sys, '__%s__' % name):
+            continue  # not the console: a notebook's, a test's, or what an earlier call put here
         if hasattr(stream, 'reconfigure'):  # 3.7
             stream.reconfigure(errors='backslashreplace')
         elif hasattr(stream, 'buffer'):
@@ -1147,16 +1149,20 @@ class Trade(Record):
 
 
 class Tick(Record):
-    """A quote. Prices in yuan, volume in shares and money in yuan since the open, dt naive Beijing."""
+    """A quote. Prices in yuan, volume in shares and money in yuan since the open, dt naive Beijing.
+
+    age_s: seconds since dt when it was read; stale: too old for trading hours; both None where the source cannot tell.
+    """
 
     FIELDS = (('sid', ''), ('last_price', None), ('dt', None), ('open', None), ('high', None), ('low', None),
               ('pre_close', None), ('volume', 0), ('money', 0.0), ('high_limit', None), ('low_limit', None),
-              ('paused', False), ('a1_p', None), ('a1_v', None), ('b1_p', None), ('b1_v', None))
+              ('paused', False), ('a1_p', None), ('a1_v', None), ('b1_p', None), ('b1_v', None), ('age_s', None),
+              ('stale', None))
 
     def to_wire(self):
         row = self.as_dict()
         row.update(symbol=self.sid, dt=self.dt.isoformat(sep=' ') if self.dt else None)
-        return row
+        return {name: value for name, value in row.items() if value is not None or name not in ('age_s', 'stale')}
 
 
 class OrderRequest(Record):
@@ -1436,25 +1442,15 @@ def _no_doubles(pairs):
     return result
 
 
-def _no_constant(name):
-    raise ValueError('%s is not JSON' % name)
-
-
 def _short_int(digits):
     if len(digits) > 30:
         raise ValueError('number too long')
     return int(digits)
 
 
-def _finite_float(digits):
-    number = float(digits)
-    if math.isinf(number):  # 1e999
-        raise ValueError('number too large')
-    return number
-
-
-_STRICT = json.JSONDecoder(object_pairs_hook=_no_doubles, parse_constant=_no_constant, parse_int=_short_int,
-                           parse_float=_finite_float)
+# NaN and infinities are no JSON, but legacy clients write them: a frame may hold them, and no check of a value passes
+# them, so that the request is answered instead of the connection being cut.
+_STRICT = json.JSONDecoder(object_pairs_hook=_no_doubles, parse_constant=float, parse_int=_short_int)
 _LENIENT = json.JSONDecoder(parse_constant=lambda name: None, parse_int=_short_int)
 
 
@@ -3817,7 +3813,7 @@ class Journal:
     def release(self, entry):
         """Forgets a claim of which nothing was sent, so that the key can be used again."""
         with self._transaction() as db:
-            db.execute('DELETE FROM writes WHERE tag=? AND state=?', (entry.tag, CLAIMED))
+            db.execute('DELETE FROM writes WHERE tag=? AND state IN (?, ?)', (entry.tag, CLAIMED, SUBMITTING))
 
     def record(self, entry, state, order_id=None, answer=None):
         """The entry in its new state, on disk when this returns."""
@@ -3975,6 +3971,14 @@ def approve_order(ticket, route, quote, closeable, now):
     bound = {'price': price} if ticket.style == 'limit' else {'protect_price': price}
     return OrderRequest(security=ticket.security, side=ticket.side, amount=ticket.amount, style=ticket.style,
                         strategy_name=ticket.strategy_name, **bound)
+
+
+def _whole_lots(ticket, closeable):
+    """The largest order of at most the asked amount, where the asked one is none."""
+    if not lot_problem(ticket.security, ticket.side, ticket.amount, closeable):
+        return ticket
+    amount = round_lot(ticket.security, ticket.amount)
+    return ticket.replace(amount=amount) if amount else ticket
 
 
 def _refuse_if(problem, message):
@@ -4183,12 +4187,13 @@ class OrderDesk:
         return self.accounts.route(payload.get('account_key'), payload.get('sub_account_id'))
 
     # -- placing -------------------------------------------------------------------------------------------------
-    def place(self, payload):
+    def place(self, payload, floor_lots=False):
+        """floor_lots: for a client that leaves whole lots to the server; the answer then carries a warning."""
         ticket, route = parse_ticket(payload), self._route(payload)
         key = parse_key(payload, 'place')
         with self._claimed(PLACE, key, route, ticket.fingerprint(route), ticket.journaled()) as (entry, mine):
             if mine:
-                entry = self._submit(entry, self._approve(entry, ticket, route), route)
+                entry = self._submit(entry, self._approve(entry, ticket, route, floor_lots), route)
         entry = self._settle(entry, route)
         return _place_wire(self._outcome(entry, route, ticket.wait_s), entry, ticket)
 
@@ -4204,11 +4209,12 @@ class OrderDesk:
                                           '每笔新委托用新的 key；重试同一笔时各字段保持不变')
             yield entry, fresh or entry.state == CLAIMED
 
-    def _approve(self, entry, ticket, route):
+    def _approve(self, entry, ticket, route, floor_lots):
         """Any failure before the broker is called gives the key back."""
         with _nothing_sent(lambda: self.journal.release(entry)):
             closeable = self._closeable(route, ticket.security) if ticket.side == 'SELL' else 0
             quote = self.data.quote(ticket.security)
+            ticket = _whole_lots(ticket, closeable) if floor_lots else ticket
             return approve_order(ticket, route, quote, closeable, self.clock.now()).replace(tag=entry.tag)
 
     def _closeable(self, route, security):
@@ -4221,6 +4227,9 @@ class OrderDesk:
         except OrderRejected as error:
             raise self._rejected(entry, error)
         except Exception as error:
+            if isinstance(error, QmtUnavailable) and error.broker_called is False:
+                self.journal.release(entry)  # the adapter says so itself: it never got as far as the broker
+                raise
             self._note(entry, UNKNOWN)
             raise self._unknown(entry.idempotency_key, '委托的结果未知：%s' % printable(error))
 
@@ -4414,6 +4423,11 @@ class OrderDesk:
         return remark if entry is None else entry.request.get('remark', '')
 
 
+# What other order models call the same.
+_STATUS_ALIASES = {'held': 'filled', 'partly_filled': 'filling', 'cancelled': 'canceled',
+                   'partly_cancelled': 'partly_canceled'}
+
+
 def _order_filter(payload, names=('order_id', 'security', 'status')):
     """A test of order or trade rows by what the payload asks for."""
     wanted = {}
@@ -4422,7 +4436,8 @@ def _order_filter(payload, names=('order_id', 'security', 'status')):
     if payload.get('security') is not None:
         wanted['security'] = normalize_code(payload['security'])
     if payload.get('status') is not None and 'status' in names:
-        wanted['status'] = check_choice(payload['status'], 'status', STATUS_RAW)
+        status = check_choice(payload['status'], 'status', set(STATUS_RAW) | set(_STATUS_ALIASES))
+        wanted['status'] = _STATUS_ALIASES.get(status, status)
     return lambda row: all(getattr(row, name) == value for name, value in wanted.items())
 
 
@@ -4442,6 +4457,8 @@ def _place_wire(order, entry, ticket):
     pending = not order.final
     if ticket.wait_s > 0:
         row['last_snapshot'] = dict(row)
+    if order.amount != ticket.amount:
+        row['warning'] = '数量 %d 不是整手，已按 %d 委托' % (ticket.amount, order.amount)
     return dict(row, security=ticket.asked_security, price=order.order_price, timed_out=pending and ticket.wait_s > 0,
                 async_tracking=pending, idempotency_key=entry.idempotency_key)
 
@@ -4503,14 +4520,16 @@ def open_service(settings, clock=None):
         raise ConfigError('这个版本还不含 %s 后端' % settings.server_type,
                           '现有后端：%s；先用 --server-type=stub 在模拟交易所上试' % '、'.join(ADAPTERS))
     check_server_settings(settings)
-    backend = ADAPTERS[settings.server_type](settings, clock)
-    try:
+    with contextlib.ExitStack() as undo:
+        backend = ADAPTERS[settings.server_type](settings, clock)
+        undo.callback(backend.close)
+        journal = Journal(settings.state, clock)
+        undo.callback(journal.close)
         accounts = AccountBook(backend.brokers, settings.sub_accounts)
-        desk = OrderDesk(accounts, backend.data, Journal(settings.state, clock), clock, settings.request_timeout)
-        return Service(settings, backend, desk, clock)
-    except BaseException:
-        backend.close()
-        raise
+        desk = OrderDesk(accounts, backend.data, journal, clock, settings.request_timeout)
+        service = Service(settings, backend, desk, clock)
+        undo.pop_all()
+        return service
 
 
 # -- actions: handler(service, payload, session) -> payload of the response --------------------------------------
@@ -4539,7 +4558,7 @@ def _print_account(service, payload, session):
 
 def _history(service, payload, session):
     table = service.backend.data.history(parse_history(payload, service.clock.now()))
-    if session.plain_tables and table.wide:
+    if session.legacy_helper and table.wide:
         return _flat_wide(table)
     return table.to_wire()
 
@@ -4635,6 +4654,10 @@ def _asked_codes(payload):
     return OrderedDict((code, spelling[code]) for code in codes)
 
 
+def _place(service, payload, session):
+    return service.desk.place(session.with_defaults(payload), floor_lots=session.legacy_helper)
+
+
 def _desk_call(method, wrap=None):
     def run(service, payload, session):
         payload = session.with_defaults(payload)
@@ -4665,7 +4688,7 @@ ACTIONS = {
     'broker.orders': Action('broker', 'broker', _desk_call('orders')),
     'broker.trades': Action('broker', 'broker', _desk_call('trades')),
     'broker.order_status': Action('broker', 'broker', _desk_call('order_status')),
-    'broker.place_order': Action('broker', 'broker', _desk_call('place')),
+    'broker.place_order': Action('broker', 'broker', _place),
     'broker.cancel_order': Action('broker', 'broker', _desk_call('cancel')),
     'broker.resolve_submission': Action('broker', 'broker', _desk_call('resolve')),
 }
@@ -4966,7 +4989,7 @@ class Session:
     def __init__(self, server, sock, address):
         self.server, self.service, self.address = server, server.service, address
         self.id = 's' + uuid.uuid4().hex[:12]
-        self.features, self.plain_tables, self._defaults = frozenset(), False, {}
+        self.features, self.legacy_helper, self._defaults = frozenset(), False, {}
         self._sock, self._channel, self._mailbox = sock, None, None
         self._lock = threading.Lock()  # guards _in_flight
         self._in_flight, self.ended = 0, False
@@ -5042,7 +5065,7 @@ class Session:
         self._defaults = {name: hello[name] for name in ('account_key', 'sub_account_id') if hello.get(name)}
         if self._defaults:
             self.service.desk.accounts.route(**self._defaults)
-        self.features, self.plain_tables = SERVER_FEATURES.intersection(asked), not asked
+        self.features, self.legacy_helper = SERVER_FEATURES.intersection(asked), not asked
         self._mailbox = Mailbox('sender-%s' % self.id, self._channel)
         self.send({'type': 'handshake_ack', 'session_id': self.id, 'keepalive': KEEPALIVE_S, 'protocol': PROTOCOL,
                    'features': self.service.scopes + sorted(self.features),
@@ -5128,7 +5151,9 @@ class Session:
 
 
 def _plain_id(value):
-    """The id to answer with: a short number or text, exactly as it came."""
+    """The id to answer with: a short text or finite number, exactly as it came."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return value if isinstance(value, (str, int, float)) and len(str(value)) <= 128 else None
 
 
@@ -5609,7 +5634,7 @@ class _Call:
                                  idempotency_key=self.payload['idempotency_key'])
 
     def verdict(self, error):
-        """What an error means to the caller: of a write that may have been carried out, only a refusal of it is final."""
+        """What an error means to the caller: of a write that may have been done, only a refusal of it is final."""
         final = isinstance(error, (OrderRejected, BadRequest, OrderStateUnknown))
         if self.action not in WRITES or not self.sent or final:
             return error
@@ -6006,7 +6031,7 @@ class LocalConnection(PushingConnection):
     `service` has call(action, payload, session) and close(); it sees this object as its session.
     """
 
-    plain_tables, ended = False, False
+    legacy_helper, ended = False, False
 
     def __init__(self, service):
         super().__init__('local')

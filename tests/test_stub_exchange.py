@@ -823,5 +823,5 @@ def test_the_paper_exchange_has_stock_accounts_only():
 
 def test_the_terminal_is_not_held_by_this_version():
     with pytest.raises(b.ConfigError) as caught:
-        b.ADAPTERS['qmt'](stub_settings(), FakeClock(MORNING))
+        b.open_service(stub_settings().replace(server_type='qmt'), FakeClock(MORNING))
     assert '--server-type=stub' in caught.value.hint

@@ -112,10 +112,8 @@ GARBAGE = {
     'nested in an object': b'{"a":' + b'[' * 10000 + b']' * 10000 + b'}', 'control': b'{"a":"\n"}',
     'single quotes': b"{'a':1}",
     'http': b'GET / HTTP/1.1\r\n\r\n'}
-STRICT_GARBAGE = {'nan': b'{"a":NaN}', 'infinity': b'{"a":[Infinity]}', '-infinity': b'{"a":-Infinity}',
-                  'doubles': b'{"a":1,"a":2}', 'inner doubles': b'{"x":{"a":1,"a":1}}',
-                  'huge int': b'{"a":' + b'9' * 5000 + b'}', 'long int': b'{"a":' + b'1' * 31 + b'}',
-                  'overflow': b'{"a":1e999}'}
+STRICT_GARBAGE = {'doubles': b'{"a":1,"a":2}', 'inner doubles': b'{"x":{"a":1,"a":1}}',
+                  'huge int': b'{"a":' + b'9' * 5000 + b'}', 'long int': b'{"a":' + b'1' * 31 + b'}'}
 
 
 @pytest.mark.parametrize('body', [GARBAGE[key] for key in sorted(GARBAGE)], ids=sorted(GARBAGE))

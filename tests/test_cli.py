@@ -1,0 +1,387 @@
+"""The command line: what it prints, what it returns, and the server command as a process of its own."""
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from datetime import datetime
+
+import pytest
+
+import bullet_qmt as bq
+from tests.base import TOKEN, server_settings
+from tests.fakes import FakeClock
+
+CODE = '000001.XSHE'
+SUBS = (bq.SubAccountSpec('demo', 'default', 5000.0),)
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch, tmp_path):
+    monkeypatch.chdir(str(tmp_path))
+    for name in [name for name in os.environ if name.startswith(('QMT_', 'BT_', 'DEFAULT_'))]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def served_here(monkeypatch):
+    """The server command in this process: without its signals, and with this process's logging put back."""
+    monkeypatch.setattr(bq, 'on_stop_signal', lambda stop: None)
+    log, kept = bq.LOG, (bq.LOG.handlers[:], bq.LOG.level, bq.LOG.propagate)
+    yield
+    for handler in log.handlers:
+        handler.close()
+    log.handlers[:], log.propagate = kept[0], kept[2]
+    log.setLevel(kept[1])
+
+
+@pytest.fixture(scope='module')
+def server():
+    server = bq.serve(server_settings(sub_accounts=SUBS), FakeClock(datetime(2026, 5, 13, 14, 0)))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def run(server, capsys):
+    """run(command, ...) against the server -> (exit code, stdout, stderr)."""
+    def call(command, *arguments, **changes):
+        to = dict({'host': server.address[0], 'port': server.address[1], 'token': TOKEN}, **changes)
+        flags = [text for name, value in to.items() if value is not None for text in ('--' + name, str(value))]
+        code = bq.main([command] + flags + list(arguments))
+        return (code,) + tuple(capsys.readouterr())
+    return call
+
+
+def bought(run, code=CODE, *more):
+    exit_code, out, _ = run('order', code, 'buy', '100', '--market', '--wait', '10', *more)
+    assert exit_code == bq.Exit.OK
+    return out
+
+
+def assert_lines_up(lines):
+    """A table's lines: the columns under the dashes, counted in terminal columns, are cut nowhere in the middle."""
+    headers, dashes, rows = lines[0], lines[1], lines[2:]
+    assert re.fullmatch(r'-+(  -+)*', dashes) and rows
+    gaps = [match.start() for match in re.finditer(' ', dashes)]
+    for line in [headers] + rows:
+        cells = ''.join(char * bq.text_width(char) for char in line)
+        assert all(cells[gap] == ' ' for gap in gaps if gap < len(cells))
+
+
+# -- tables ------------------------------------------------------------------------------------------------------
+def test_account_and_positions(run):
+    bought(run, '510300.XSHG')
+    bought(run)
+    code, out, _ = run('account')
+    lines = out.splitlines()
+    assert code == bq.Exit.OK and lines[0] == 'QMT 连接建立: account_id=10000001, type=stock'
+    assert re.match(r'总资产 [\d,]+\.\d\d，可用资金 [\d,]+\.\d\d，持仓市值 [\d,]+\.\d\d，仓位 \d+\.\d\d%', lines[1])
+    assert lines[2].split() == ['股票代码', '名称', '持仓', '可用', '成本价', '现价', '市值', '盈亏', '盈亏%', '占比%']
+    assert_lines_up(lines[2:])
+    assert '平安银行' in out and '华泰柏瑞沪深300ETF' in out
+    code, out, _ = run('account', '--limit', '1')
+    assert '另有 1 只' in out
+    code, out, _ = run('positions')
+    assert code == bq.Exit.OK and '平安银行' in out
+    assert_lines_up(out.splitlines())
+
+
+def test_orders_and_trades(run):
+    bought(run, CODE, '--remark', '测试备注')
+    code, out, _ = run('orders')
+    assert code == bq.Exit.OK and '测试备注' in out and '已成' in out
+    assert_lines_up(out.splitlines())
+    assert run('orders', '--open')[1].strip() == '（没有记录）'
+    assert run('orders', '--security', '600519.XSHG')[1].strip() == '（没有记录）'
+    code, out, _ = run('trades', '--security', CODE)
+    assert code == bq.Exit.OK and '佣金' in out
+    assert_lines_up(out.splitlines())
+
+
+def test_quotes_and_history(run):
+    code, out, _ = run('quote', CODE, '600519.XSHG')
+    assert code == bq.Exit.OK and '贵州茅台' in out and len(out.splitlines()) == 4
+    assert_lines_up(out.splitlines())
+    code, out, _ = run('history', CODE)
+    assert code == bq.Exit.OK and len(out.splitlines()) == 22
+    assert_lines_up(out.splitlines())
+    code, out, _ = run('history', CODE, '--start', '2024-05-08', '--end', '2024-05-10', '--fields', 'close,volume',
+                       '--fq', 'none')
+    assert code == bq.Exit.OK and len(out.splitlines()) == 5 and out.split()[1:3] == ['close', 'volume']
+    assert run('history', CODE, '--count', '3', '--frequency', '1m')[0] == bq.Exit.OK
+    assert run('history', CODE, '--count', '0')[0] == bq.Exit.FAILED
+
+
+# -- orders --------------------------------------------------------------------------------------------------------
+def test_order_and_cancel(run, server):
+    low = server.service.backend.data.quote(CODE).low_limit
+    code, out, _ = run('order', CODE, 'buy', '100', '--price', str(low), '--wait', '0', '--key', 'cli-test')
+    assert code == bq.Exit.OK and 'idempotency_key=cli-test' in out and '已报' in out
+    order_id = out.splitlines()[-1].split()[0]
+    again = run('order', CODE, 'buy', '100', '--price', str(low), '--wait', '0', '--key', 'cli-test')[1]
+    assert again.splitlines()[-1].split()[0] == order_id
+    assert run('order', CODE, 'buy', '200', '--price', str(low), '--key', 'cli-test')[0] == bq.Exit.FAILED
+    code, out, _ = run('cancel', order_id)
+    assert code == bq.Exit.OK and order_id in out
+    filled = bought(run).splitlines()[-1].split()[0]
+    code, out, _ = run('cancel', filled)
+    assert code == bq.Exit.FAILED and '最终状态' in out
+    code, _, err = run('cancel', 'nothing')
+    assert code == bq.Exit.FAILED and 'ORDER_NOT_FOUND' in err
+
+
+@pytest.mark.parametrize('arguments', [
+    ['100'], ['100', '--price', '10', '--market'], ['100', '--price', '10', '--protect-price', '9']])
+def test_an_order_says_limit_or_market(run, arguments):
+    code, out, err = run('order', CODE, 'buy', *arguments)
+    assert code == bq.Exit.USAGE and '--price' in err and 'idempotency_key' not in out
+
+
+@pytest.mark.parametrize('arguments', [['100', '--price', 'nan'], ['100', '--market', '--wait', 'inf'],
+                                       ['150', '--market'],
+                                       ['-100', '--market']])
+def test_orders_that_are_refused(run, arguments):
+    assert run('order', CODE, 'buy', *arguments)[0] == bq.Exit.FAILED
+
+
+def test_a_sub_account_stays_in_its_limit_whatever_the_command(run):
+    wanted = {'sub-account': 'demo'}
+    assert run('order', '600519.XSHG', 'buy', '100', '--market', **wanted)[0] == bq.Exit.FAILED
+    payload = {'security': '600519.XSHG', 'side': 'BUY', 'amount': 100, 'style': {'type': 'market'}}
+    for more in ({}, {'sub_account_id': None}):
+        code, _, err = run('call', 'broker.place_order', json.dumps(dict(payload, **more)), **wanted)
+        assert code == bq.Exit.FAILED and '上限' in err
+    assert json.loads(run('call', 'broker.orders', **wanted)[1]) == []
+
+
+def test_an_unknown_outcome_has_an_exit_code_of_its_own(run, monkeypatch):
+    def lost(self, action, payload=None, timeout=None):
+        raise bq.OrderStateUnknown('未知', '查询', idempotency_key='k')
+    monkeypatch.setattr(bq.ShortConnection, 'request', lost)
+    code, _, err = run('order', CODE, 'buy', '100', '--market')
+    assert code == bq.Exit.UNKNOWN and '建议：查询' in err
+
+
+def test_call(run):
+    code, out, _ = run('call', 'data.snapshot', '{"security": "000001.XSHE"}')
+    assert code == bq.Exit.OK and json.loads(out)['sid'] == CODE
+    assert json.loads(run('call', 'admin.health')[1])['value']['process_alive'] is True
+    for wrong in ('{', '[]', '5', 'null'):
+        code, _, err = run('call', 'data.snapshot', wrong)
+        assert code == bq.Exit.USAGE and 'PAYLOAD' in err
+    assert run('call', 'no.such')[0] == bq.Exit.FAILED
+
+
+# -- exit codes, options ----------------------------------------------------------------------------------------------
+def free_port():
+    with contextlib.closing(socket.socket()) as sock:
+        sock.bind(('127.0.0.1', 0))
+        return sock.getsockname()[1]
+
+
+def test_exit_codes_of_connections(run):
+    code, _, err = run('account', token='wrong-token-wrong-token')
+    assert code == bq.Exit.DENIED and 'AUTH_FAILED' in err and '建议' in err
+    code, _, err = run('account', port=free_port())
+    assert code == bq.Exit.UNREACHABLE and '建议' in err
+    assert run('account', token=None)[0] == bq.Exit.USAGE
+    assert run('account', **{'account-key': 'nobody'})[0] == bq.Exit.FAILED
+
+
+@pytest.mark.parametrize('arguments', [[], ['nonsense'], ['server', '--nonsense'], ['account', '--tok', 'x'],
+                                       ['order', CODE, 'hold', '100'], ['order', CODE, 'buy', '1.5'], ['quote'],
+                                       ['account', '--listen', '::']])
+def test_unknown_flags_and_missing_arguments(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        bq.main(arguments)
+    assert caught.value.code == bq.Exit.USAGE
+    assert 'usage' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('arguments, item', [
+    (['--port', 'x'], '--port'), (['--port', '70000'], '--port'), (['--allowlist', '10.0.0.1/8'], '--allowlist'),
+    (['--accounts', 'a=1,a=2'], '--accounts'), (['--sub-accounts', 'x@nobody'], '--sub-accounts'),
+    (['--tls-cert', 'x.pem'], '--tls-cert'), (['--tls-cert', 'x.pem', '--tls-key', 'y.pem'], '--tls-cert'),
+    (['--stub-data', 'no such folder'], 'no such folder'), (['--env-file', 'missing.env'], 'missing.env'),
+    (['--log-file', 'no/such/folder/log'], '--log-file'), (['--state', 'no/such/folder/j.db'], '--state'),
+    (['--server-type', 'odd'], '--server-type'), (['--token', ' '], '--token')])
+def test_a_broken_option_is_named_and_nothing_starts(arguments, item, capsys, served_here):
+    assert bq.main(['server', '--server-type', 'stub', '--port', '0'] + arguments) == bq.Exit.USAGE
+    assert item in capsys.readouterr().err
+
+
+def test_a_taken_port_is_named(server, capsys, served_here):
+    port = str(server.address[1])
+    assert bq.main(['server', '--server-type', 'stub', '--port', port, '--token', TOKEN]) == bq.Exit.USAGE
+    assert port in capsys.readouterr().err
+
+
+def test_the_real_terminal_is_not_in_this_version(capsys, served_here):
+    assert bq.main(['server', '--server-type', 'qmt', '--port', '0', '--accounts', 'a=1']) == bq.Exit.USAGE
+    assert 'qmt' in capsys.readouterr().err
+
+
+def test_the_template_loads_back(capsys, tmp_path):
+    assert bq.main(['env']) == bq.Exit.OK
+    text = capsys.readouterr().out
+    live = re.sub(r'(?m)^#(?=[A-Z_]+=\S)', '', text)
+    (tmp_path / 'all.env').write_text(live, encoding='utf-8')
+    for groups in (['server', 'stub'], ['client']):
+        plain = bq.load_settings(groups, environ={}, dotenv=None)
+        loaded = bq.load_settings(groups, {'env_file': str(tmp_path / 'all.env')}, environ={}, dotenv=None)
+        assert {name: value for name, value in vars(loaded).items() if name not in ('sources', 'warnings')} == {
+            name: value for name, value in vars(plain).items() if name not in ('sources', 'warnings')}
+    assert all('%s=' % option.env in text for option in bq.OPTIONS)
+
+
+@pytest.mark.parametrize('command', sorted(bq.COMMANDS))
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        bq.main([command, '--help'])
+    assert caught.value.code == 0 and bq.COMMANDS[command][1] in capsys.readouterr().out
+
+
+# -- doctor --------------------------------------------------------------------------------------------------
+def test_a_healthy_server(run):
+    code, out, _ = run('doctor')
+    assert code == bq.Exit.OK and out.count('[正常]') == 6 and '[失败]' not in out and '毫秒' in out
+
+
+def test_doctor_names_the_first_failure_and_its_remedy(run, tmp_path):
+    code, out, err = run('doctor', port=free_port())
+    assert code == bq.Exit.UNREACHABLE and '[失败] 端口可达' in out and '没有启动' in err
+    code, out, err = run('doctor', token='wrong-token-wrong-token')
+    assert code == bq.Exit.DENIED and '[失败] 口令与协议' in out and 'QMT_SERVER_TOKEN' in err
+    code, out, err = run('doctor', **{'account-key': 'nobody'})
+    assert code == bq.Exit.FAILED and '[失败] 账户' in out and 'default' in err
+
+
+def test_doctor_tells_tls_mismatches_apart(run, tmp_path, capsys):
+    certs = pytest.importorskip('tests.certs')
+    cert, key = certs.make_certificate(tmp_path)
+    other, _ = certs.make_certificate(tmp_path, name='other')
+    code, out, err = run('doctor', **{'tls-cert': cert})          # the server has no TLS
+    assert code == bq.Exit.UNREACHABLE and '[失败] TLS' in out and '没有开 TLS' in err
+    with contextlib.closing(bq.serve(server_settings(tls_cert=cert, tls_key=key))) as secure:
+        port = secure.address[1]
+        code, out, err = run('doctor', port=port)                  # the client has none
+        assert code == bq.Exit.UNREACHABLE and '[失败] 口令与协议' in out and 'tls_cert' in err
+        code, out, err = run('doctor', port=port, **{'tls-cert': other})
+        assert code == bq.Exit.UNREACHABLE and '[失败] TLS' in out and '证书' in err
+        code, out, err = run('doctor', port=port, **{'tls-cert': cert})
+        assert code == bq.Exit.OK and 'TLSv1' in out
+    assert run('doctor', **{'tls-cert': 'missing.pem'})[0] == bq.Exit.USAGE
+
+
+def test_doctor_without_a_broker(capsys):
+    with contextlib.closing(bq.serve(server_settings(enable_broker=False))) as server:
+        code = bq.main(['doctor', '--port', str(server.address[1]), '--token', TOKEN])
+    out, err = capsys.readouterr()
+    assert code == bq.Exit.FAILED and '[失败] 账户' in out and '--disable-broker' in err
+
+
+# -- the server command --------------------------------------------------------------------------------------
+class Process:
+    """`bullet_qmt.py server` of its own; lines of its output as they come."""
+
+    def __init__(self, *arguments):
+        environ = dict({name: value for name, value in os.environ.items() if not name.startswith('QMT_')},
+                       PYTHONIOENCODING='utf-8')
+        self.process = subprocess.Popen(
+            [sys.executable, bq.__file__, 'server', '--server-type=stub', '--port', '0'] + list(arguments), env=environ,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        self.watchdog = threading.Timer(30, self.process.kill)
+        self.watchdog.daemon = True
+        self.watchdog.start()
+        self.lines = []
+        while not self.lines or 'Ctrl-C' not in self.lines[-1]:
+            line = self.process.stdout.readline().decode('utf-8')
+            assert line, self.process.stderr.read().decode('utf-8')
+            self.lines.append(line.rstrip('\r\n'))
+
+    @property
+    def port(self):
+        return int(re.search(r':(\d+)（', self.lines[0]).group(1))
+
+    def stop(self, number=signal.SIGTERM):
+        """(exit code, the rest of stdout, stderr)."""
+        self.process.send_signal(number)
+        out, err = self.process.communicate(timeout=30)
+        self.watchdog.cancel()
+        return self.process.returncode, out.decode('utf-8'), err.decode('utf-8')
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_the_server_says_where_and_as_whom_and_stops_cleanly(number, tmp_path, capsys):
+    log = tmp_path / 'server.log'
+    process = Process('--token', TOKEN, '--log-file', str(log), '--sub-accounts', 'demo@default', '--stub-cash', '5000')
+    text = '\n'.join(process.lines)
+    assert '127.0.0.1:%d' % process.port in text and 'stub' in text and '明文' in text and 'demo@default' in text
+    assert 'QMT 连接建立: account_id=10000001, type=stock' in process.lines
+    assert '总资产 5,000.00，可用资金 5,000.00，持仓市值 0.00，仓位 0.00%' in text and '（没有持仓）' in text
+    assert bq.main(['account', '--port', str(process.port), '--token', TOKEN]) == bq.Exit.OK
+    assert 'account_id=10000001' in capsys.readouterr().out
+    code, out, err = process.stop(number)
+    assert code == 0 and '已停止' in out and 'Traceback' not in err and '!!!' not in err
+    logged = log.read_text(encoding='utf-8')
+    assert 'broker.account' in logged and TOKEN not in logged + text + out + err
+
+
+def test_a_random_token_is_shown_once_and_never_logged(tmp_path):
+    log = tmp_path / 'server.log'
+    process = Process('--log-file', str(log))
+    token, = [line.rpartition('：')[2] for line in process.lines if '随机生成' in line]
+    assert len(token) >= 32
+    with contextlib.closing(bq.RemoteQmtConnection('127.0.0.1', process.port, token)) as client:
+        assert client.start().request('admin.health')
+    code, out, err = process.stop()
+    assert code == 0 and token not in out + err + log.read_text(encoding='utf-8')
+    assert '\n'.join(process.lines).count(token) == 1
+
+
+def warnings_of(**changes):
+    return bq.safety_warnings(server_settings(**changes))
+
+
+def test_what_is_dangerous_is_said_with_its_remedy():
+    assert warnings_of() == [] and warnings_of(listen='localhost') == [] and warnings_of(listen='::1') == []
+    short, = warnings_of(token='stub')
+    assert '16' in short
+    open_door = '\n'.join(warnings_of(listen='0.0.0.0'))
+    assert '--tls-cert' in open_door and '--allowlist' in open_door
+    assert '明文' not in '\n'.join(warnings_of(listen='::', tls_cert='x', tls_key='y'))
+
+
+def test_warnings_are_loud(tmp_path):
+    process = Process('--token', 'stub', '--listen', '0.0.0.0')
+    err = process.stop()[2]
+    assert err.count('!!! 警告') == 3
+
+
+def test_the_log_file_rotates(tmp_path):
+    handler = bq._log_file(str(tmp_path / 'x.log'))
+    with contextlib.closing(handler):
+        assert (handler.maxBytes, handler.backupCount, handler.encoding) == (10 * 1024 * 1024, 5, 'utf-8')
+
+
+def test_log_lines_are_in_beijing_time_on_any_machine():
+    record = bq.logging.LogRecord('bullet_qmt', 20, 'x', 1, 'text', (), None)
+    record.created, record.msecs = 1715738400.25, 250
+    assert bq._LogFormatter('%(asctime)s').format(record) == '2024-05-15 10:00:00.250'
+
+
+def test_the_exit_codes_are_stable():
+    assert {code.name: int(code) for code in bq.Exit} == {
+        'OK': 0, 'FAILED': 1, 'USAGE': 2, 'UNREACHABLE': 3, 'DENIED': 4, 'UNKNOWN': 5, 'INTERRUPTED': 130}
+
+
+def test_ctrl_c_has_its_own(run, monkeypatch):
+    def interrupt(self, *arguments):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(bq.ShortConnection, 'request', interrupt)
+    assert run('account')[0] == bq.Exit.INTERRUPTED

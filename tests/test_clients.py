@@ -1,0 +1,660 @@
+"""Long, short and in-process connections, against our server and against servers that misbehave on purpose."""
+import contextlib
+import queue
+import socket
+import struct
+import threading
+from datetime import datetime
+
+import pytest
+
+import bullet_qmt as bq
+from tests.base import TOKEN, long_client, read_raw, send_raw, serving, server_settings, short_client
+from tests.fakes import FakeClock
+
+ORDER = {'security': '000001.XSHE', 'side': 'BUY', 'amount': 100, 'style': {'type': 'market'}}
+CUT = object()  # in a script: end the connection
+
+
+class ScriptedServer:
+    """Accepts connections and answers from a script; notes what it saw.
+
+    acks: one handshake answer per connection, the last one for all later ones; None cuts the connection.
+    answer(server, frame, number): called for each request, number counting from 1; gives a list of frames, of bytes,
+    and CUT. Pings are answered unless `deaf`.
+    """
+
+    def __init__(self, answer=None, acks=None):
+        self.answer, self.acks = answer or (lambda server, frame, number: [reply(frame)]), list(acks or [ack()])
+        self.deaf, self.dropped = False, threading.Event()
+        self.requests, self.logins, self.seen, self.tokens = [], 0, queue.Queue(), []
+        self._lock, self._socks = threading.Lock(), []
+        self._listener = socket.socket()
+        self._listener.bind(('127.0.0.1', 0))
+        self._listener.listen(32)
+        self.address = self._listener.getsockname()
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def close(self):
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.drop()
+        for thread in self._threads:
+            thread.join(10)
+
+    def drop(self):
+        for sock in list(self._socks):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def emit(self, frame):
+        send_raw(self._socks[-1], frame)
+
+    def _accept(self):
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            self._socks.append(sock)
+            self._threads.append(threading.Thread(target=self._serve, args=(sock,), daemon=True))
+            self._threads[-1].start()
+
+    def _serve(self, sock):
+        with contextlib.closing(sock), contextlib.suppress(OSError, AssertionError):
+            hello = read_raw(sock)
+            if hello is None:
+                return
+            with self._lock:
+                self.logins += 1
+                self.tokens.append(hello['token'])
+                answer = self.acks.pop(0) if len(self.acks) > 1 else self.acks[0]
+            if answer is None:
+                return
+            send_raw(sock, answer)
+            while self._step(sock):
+                pass
+
+    def _step(self, sock):
+        frame = read_raw(sock)
+        if frame is None:
+            self.dropped.set()
+            return False
+        if frame['type'] == 'ping':
+            return self.deaf or send_raw(sock, {'type': 'pong', 'id': frame['id']}) is None
+        with self._lock:
+            self.requests.append(frame)
+            number = len(self.requests)
+        answers = self.answer(self, frame, number)
+        self.seen.put(frame)
+        for item in answers:
+            if item is CUT:
+                return False
+            sock.sendall(item) if isinstance(item, bytes) else send_raw(sock, item)
+        return True
+
+
+def ack(journal='j1', **more):
+    frame = dict({'type': 'handshake_ack', 'session_id': 's', 'keepalive': 20, 'protocol': 1, 'features': []}, **more)
+    return dict(frame, journal_id=journal) if journal else frame
+
+
+def reply(frame, payload=None):
+    return {'type': 'response', 'id': frame['id'], 'payload': {'order_id': 'o1'} if payload is None else payload}
+
+
+def refusal(frame, code, **more):
+    return dict(more, type='error', id=frame['id'], code=code, message='不行')
+
+
+@contextlib.contextmanager
+def scripted(answer=None, acks=None):
+    with contextlib.closing(ScriptedServer(answer, acks)) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def scripted_client(server, **options):
+    with long_client(server, **dict({'backoff_s': (0.01, 0.05), 'request_timeout': 10.0}, **options)) as client:
+        yield client
+
+
+def scripted_short(server, **options):
+    return short_client(server, **dict({'retry_interval': 0.0, 'request_timeout': 10.0}, **options))
+
+
+def first_cut(then=None):
+    """Cuts the connection at the first request, answers the later ones."""
+    def answer(server, frame, number):
+        return [CUT] if number == 1 else [then(frame) if then else reply(frame)]
+    return answer
+
+
+KINDS = pytest.mark.parametrize('kind', ['long', 'short'])
+
+
+@contextlib.contextmanager
+def client_of(kind, server, **options):
+    if kind == 'long':
+        with scripted_client(server, **options) as client:
+            yield client
+    else:
+        yield scripted_short(server, **options)
+
+
+# -- the rule of writes, for both kinds -------------------------------------------------------------------------------
+@KINDS
+def test_reads_are_sent_again(kind):
+    with scripted(first_cut(), [ack('j1'), ack(None)]) as server, client_of(kind, server) as client:
+        assert client.request('data.snapshot', {'security': 'x'}) == {'order_id': 'o1'}
+        assert len(server.requests) == 2 and server.logins == 2
+
+
+@KINDS
+@pytest.mark.parametrize('action', ['broker.place_order', 'broker.cancel_order'])
+def test_writes_are_sent_again_to_the_same_journal_with_the_same_key(kind, action):
+    with scripted(first_cut()) as server, client_of(kind, server) as client:
+        assert client.request(action, dict(ORDER)) == {'order_id': 'o1'}
+        keys = [frame['payload']['idempotency_key'] for frame in server.requests]
+        assert len(keys) == 2 and len(set(keys)) == 1 and keys[0].startswith(bq.WRITES[action] + '-')
+
+
+@KINDS
+@pytest.mark.parametrize('acks', [[ack('j1'), ack('j2')], [ack('j1'), ack(None)], [ack(None)], [ack(None), ack('j1')]])
+def test_writes_are_never_sent_again_to_another_journal(kind, acks):
+    with scripted(first_cut(), acks) as server, client_of(kind, server) as client:
+        with pytest.raises(bq.OrderStateUnknown) as caught:
+            client.request('broker.place_order', dict(ORDER, idempotency_key='k'))
+        assert caught.value.idempotency_key == 'k' and len(server.requests) == 1
+
+
+@KINDS
+@pytest.mark.parametrize('code, more, kind_of_error', [
+    ('ORDER_REJECTED', {'broker_called': False}, bq.OrderRejected),
+    ('ORDER_REJECTED', {'broker_called': True}, bq.OrderRejected),
+    ('BAD_REQUEST', {}, bq.BadRequest), ('IDEMPOTENCY_CONFLICT', {}, bq.IdempotencyConflict),
+    ('REQUEST_FAILED', {'broker_called': False}, bq.BulletError), ('JOURNAL_FAILED', {}, bq.JournalError),
+    ('QMT_UNAVAILABLE', {'broker_called': False, 'retryable': False}, bq.QmtUnavailable),
+    ('REQUEST_FAILED', {}, bq.OrderStateUnknown), ('REQUEST_FAILED', {'broker_called': True}, bq.OrderStateUnknown),
+    ('REQUEST_TIMEOUT', {'retryable': False}, bq.OrderStateUnknown), ('INTERNAL_ERROR', {}, bq.OrderStateUnknown),
+    ('BIG_QMT_GATEWAY_TIMEOUT', {'broker_called': True}, bq.OrderStateUnknown)])
+def test_what_an_error_answer_means_for_a_write(kind, code, more, kind_of_error):
+    with scripted(lambda server, frame, number: [refusal(frame, code, **more)]) as server:
+        with client_of(kind, server) as client, pytest.raises(bq.BulletError) as caught:
+            client.request('broker.place_order', dict(ORDER, idempotency_key='k'))
+        assert type(caught.value) is kind_of_error and len(server.requests) == 1
+        if kind_of_error is bq.OrderStateUnknown:
+            assert caught.value.idempotency_key == 'k'
+
+
+@KINDS
+@pytest.mark.parametrize('code, certain', [('ORDER_REJECTED', True), ('IDEMPOTENCY_CONFLICT', True),
+                                           ('SERVER_BUSY', False),
+                                           ('JOURNAL_FAILED', False), ('SERVICE_DISABLED', False)])
+def test_a_refusal_of_the_repeat_may_know_nothing_of_the_first_attempt(kind, code, certain):
+    with scripted(first_cut(lambda frame: refusal(frame, code))) as server, client_of(kind, server) as client:
+        with pytest.raises(bq.BulletError) as caught:
+            client.request('broker.place_order', dict(ORDER))
+        assert isinstance(caught.value, bq.OrderStateUnknown) is not certain
+        assert certain is (caught.value.code == code)
+
+
+@KINDS
+def test_nothing_that_cannot_be_sent_is_sent(kind):
+    with scripted() as server, client_of(kind, server) as client:
+        for value in (float('nan'), float('inf'), object(), {1, 2}):
+            with pytest.raises(bq.BadRequest):
+                client.request('broker.place_order', dict(ORDER, amount=value))
+        assert client.request('data.snapshot') == {'order_id': 'o1'} and len(server.requests) == 1
+
+
+@KINDS
+def test_a_server_that_sends_nan_is_read_as_null(kind):
+    def answer(server, frame, number):
+        body = ('{"type":"response","id":"%s","payload":{"a":NaN,"b":-Infinity}}' % frame['id']).encode()
+        return [struct.pack('>I', len(body)) + body]
+    with scripted(answer, [ack(None)]) as server, client_of(kind, server) as client:
+        assert client.request('data.snapshot') == {'a': None, 'b': None}
+
+
+@KINDS
+def test_answers_to_others_events_and_oddities_are_skipped(kind):
+    def answer(server, frame, number):
+        odd = [{'type': 'response', 'id': 'other', 'payload': 1}, {'type': 'event', 'event': [], 'payload': 1},
+               {'type': 'event', 'event': 'tick', 'payload': 1}, {'type': 'error', 'id': 'other', 'code': 'X'},
+               {'type': 'pong', 'id': frame['id']}, {'type': []}, {}, {'type': 'response', 'id': [], 'payload': 1}]
+        return odd + [reply(frame, 'mine')]
+    with scripted(answer) as server, client_of(kind, server) as client:
+        assert client.request('data.snapshot') == 'mine' and server.logins == 1
+
+
+@KINDS
+def test_an_answer_cut_at_any_byte_is_asked_for_again(kind):
+    whole = bq.encode_frame({'type': 'response', 'id': '0' * 32, 'payload': {'a': '中'}})
+    for cut in range(len(whole)):
+        def answer(server, frame, number):
+            if number > 1:
+                return [reply(frame, {'a': '中'})]
+            return [bq.encode_frame(reply(frame, {'a': '中'}))[:cut], CUT]
+        with scripted(answer) as server, client_of(kind, server) as client:
+            assert client.request('data.snapshot') == {'a': '中'}
+            assert len(server.requests) == 2
+
+
+@KINDS
+@pytest.mark.parametrize('acks', [[{'type': 'error', 'code': 'AUTH_FAILED', 'message': '口令不匹配'}]])
+def test_a_wrong_token_is_said_at_once(kind, acks):
+    with scripted(acks=acks) as server, pytest.raises(bq.AuthFailed):
+        with client_of(kind, server) as client:
+            client.request('data.snapshot')
+    assert server.logins == 1 and server.tokens == [TOKEN]
+
+
+@pytest.mark.parametrize('answer', [None, {'type': 'hello'}, b'not json', b'[]',
+                                    {'type': 'error', 'code': 'SERVER_BUSY'}])
+def test_logins_that_fail_say_what_to_do(answer):
+    with scripted(acks=[answer]) as server, pytest.raises(bq.BulletError) as caught:
+        with scripted_client(server):
+            pass
+    assert isinstance(caught.value, (bq.ConnectionLost, bq.ServerBusy))
+    assert caught.value.hint or caught.value.code == 'SERVER_BUSY'
+
+
+def test_where_nobody_listens():
+    with contextlib.closing(socket.socket()) as taken:
+        taken.bind(('127.0.0.1', 0))
+        port = taken.getsockname()[1]
+        with pytest.raises(bq.ConnectionLost) as caught:
+            bq.RemoteQmtConnection('127.0.0.1', port, TOKEN).start()
+    assert '127.0.0.1:%d' % port in caught.value.message and caught.value.hint
+
+
+def test_a_silent_port_is_given_up():
+    with contextlib.closing(socket.socket()) as silent:
+        silent.bind(('127.0.0.1', 0))
+        silent.listen(1)
+        with pytest.raises(bq.ConnectionLost) as caught:
+            bq.RemoteQmtConnection('127.0.0.1', silent.getsockname()[1], TOKEN, connect_timeout=0.05).start()
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize('token', [None, '', 5, b'bytes'])
+def test_a_client_needs_a_token(token):
+    with pytest.raises(bq.ConfigError):
+        bq.Endpoint('127.0.0.1', 1, token)
+
+
+def test_tls_needs_a_readable_certificate(tmp_path):
+    with pytest.raises(bq.ConfigError):
+        bq.RemoteQmtConnection('h', 1, TOKEN, tls_enabled=True)
+    (tmp_path / 'x.pem').write_text('no certificate')
+    for path in ('no such file', str(tmp_path / 'x.pem')):
+        with pytest.raises(bq.ConfigError):
+            bq.RemoteQmtConnection('h', 1, TOKEN, tls_cert=path)
+
+
+# -- long connection ---------------------------------------------------------------------------------------------------
+def test_many_requests_from_many_threads():
+    with serving() as server, long_client(server) as client:
+        wrong, codes = [], ['60%04d.XSHG' % number for number in range(8)]
+
+        def ask(code):
+            for _ in range(20):
+                if client.request('data.snapshot', {'security': code})['sid'] != code:
+                    wrong.append(code)
+        threads = [threading.Thread(target=ask, args=(code,)) for code in codes]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert not wrong and server.service.session_count() == 1 and not client._calls
+
+
+def test_answers_may_overtake_each_other():
+    held, both = [], threading.Barrier(3)
+
+    def answer(server, frame, number):
+        held.append(frame)
+        return [reply(frame, frame['payload']) for frame in reversed(held)] if number == 2 else []
+    with scripted(answer) as server, scripted_client(server) as client:
+        results = {}
+
+        def ask(name):
+            results[name] = client.request('x', {'name': name})['name']
+            both.wait(10)
+        for name in 'ab':
+            threading.Thread(target=ask, args=(name,), daemon=True).start()
+        both.wait(10)
+        assert results == {'a': 'a', 'b': 'b'}
+
+
+def test_the_heartbeat_notices_a_peer_that_stopped_answering():
+    with scripted() as server, scripted_client(server, heartbeat_s=0.02) as client:
+        server.deaf = True
+        assert server.dropped.wait(10)
+        server.deaf = False
+        assert client.request('data.snapshot') == {'order_id': 'o1'} and server.logins >= 2
+
+
+def test_the_heartbeat_keeps_a_quiet_connection():
+    pings = threading.Semaphore(0)
+
+    class Counting(ScriptedServer):
+        def _step(self, sock):
+            pings.release()
+            return super()._step(sock)
+    with contextlib.closing(Counting()) as server, scripted_client(server, heartbeat_s=0.02):
+        for _ in range(6):
+            assert pings.acquire(timeout=10)
+        assert server.logins == 1
+
+
+def test_reconnects_to_a_restarted_server_and_subscribes_again():
+    ticks = queue.Queue()
+    with serving() as server, long_client(server, backoff_s=(0.01, 0.05)) as client:
+        client.add_event_listener('tick', ticks.put)
+        client.subscribe('a', ['000001.XSHE', '600000.XSHG'])
+        assert ticks.get(timeout=10)['symbol'] in ('000001.XSHE', '600000.XSHG')
+        port = server.address[1]
+        server.close()
+        again = bq.serve(server_settings().replace(port=port))
+        try:
+            assert client.request('admin.health')['value']['subscriptions'] in (0, 2)
+            assert client.subscribe('b', ['000001.XSHE']) == {'count': 2}
+            while not ticks.empty():
+                ticks.get()
+            assert ticks.get(timeout=10)['last_price'] > 0
+        finally:
+            again.close()
+
+
+def test_waits_longer_each_time_it_cannot_reconnect(monkeypatch):
+    pauses = []
+    monkeypatch.setattr(bq.random, 'uniform', lambda low, high: high)
+    with scripted(first_cut(), [ack(), None, None, None, ack()]) as server:
+        client = bq.RemoteQmtConnection(server.address[0], server.address[1], TOKEN, backoff_s=(0.01, 0.03))
+        plain = client._stop.wait
+        client._stop.wait = lambda timeout: pauses.append(timeout) or plain(timeout)
+        with client:
+            assert client.request('data.snapshot') == {'order_id': 'o1'}
+    assert pauses[:4] == [0.01, 0.02, 0.03, 0.03]
+
+
+def test_a_token_that_becomes_wrong_ends_reconnecting():
+    denied = {'type': 'error', 'code': 'AUTH_FAILED', 'message': '口令不匹配'}
+    with scripted(first_cut(), [ack(), denied]) as server, scripted_client(server) as client:
+        with pytest.raises(bq.AuthFailed):
+            client.request('data.snapshot')
+        client._thread.join(10)
+        with pytest.raises(bq.AuthFailed):
+            client.request('data.snapshot')
+        assert server.logins == 2 and not client.connected
+
+
+def test_a_write_in_flight_when_the_token_becomes_wrong_is_unknown():
+    denied = {'type': 'error', 'code': 'AUTH_FAILED', 'message': '口令不匹配'}
+    with scripted(first_cut(), [ack(), denied]) as server, scripted_client(server) as client:
+        with pytest.raises(bq.OrderStateUnknown):
+            client.request('broker.place_order', ORDER)
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize('passing', [{'type': 'error', 'code': 'SERVER_BUSY', 'retry_after_s': 0.01},
+                                     {'type': 'error', 'code': 'AUTH_THROTTLED', 'retry_after_s': 'odd'},
+                                     {'type': 'odd'}, None])
+def test_passing_trouble_does_not_end_reconnecting(passing):
+    with scripted(first_cut(), [ack(), passing, ack()]) as server, scripted_client(server) as client:
+        assert client.request('data.snapshot') == {'order_id': 'o1'} and server.logins == 3
+
+
+def test_a_write_that_never_left_fails_as_not_sent():
+    with scripted(first_cut(), [ack(), None]) as server, scripted_client(server) as client:
+        with pytest.raises(bq.RequestTimeout):
+            client.request('data.snapshot', timeout=0.05)
+        with pytest.raises(bq.ConnectionLost) as caught:
+            client.request('broker.place_order', ORDER, timeout=0.05)
+        assert caught.value.broker_called is False and len(server.requests) == 1
+
+
+def test_no_answer_in_time():
+    with scripted(lambda server, frame, number: []) as server, scripted_client(server) as client:
+        with pytest.raises(bq.RequestTimeout) as caught:
+            client.request('data.snapshot', timeout=0.02)
+        assert not isinstance(caught.value, bq.OrderStateUnknown)
+        with pytest.raises(bq.OrderStateUnknown):
+            client.request('broker.place_order', ORDER, timeout=0.02)
+        assert not client._calls
+
+
+def test_timeouts_leave_room_for_what_the_server_may_take():
+    assert bq._request_timeout('data.history', {}, 5) == 180
+    assert bq._request_timeout('broker.place_order', {'wait_timeout': 100}, 5) == 130
+    assert bq._request_timeout('broker.place_order', {'wait_timeout': 'odd'}, 5) == 5
+    assert bq._request_timeout('data.snapshot', {'wait_timeout': 100}, 5) == 5
+
+
+@pytest.mark.parametrize('action, expected', [('data.snapshot', bq.RequestTimeout),
+                                              ('broker.place_order', bq.OrderStateUnknown)])
+def test_close_ends_waiting_calls(action, expected):
+    with scripted(lambda server, frame, number: []) as server, scripted_client(server) as client:
+        errors = queue.Queue()
+
+        def ask():
+            try:
+                client.request(action, ORDER)
+            except bq.BulletError as error:
+                errors.put(error)
+        threading.Thread(target=ask, daemon=True).start()
+        server.seen.get(timeout=10)
+        client.close()
+        assert isinstance(errors.get(timeout=10), expected)
+        with pytest.raises(bq.ConnectionLost):
+            client.request(action, ORDER)
+        with pytest.raises(bq.ConnectionLost):
+            client.start()
+
+
+def test_a_connection_that_was_not_started_says_so():
+    with pytest.raises(bq.ConnectionLost) as caught:
+        bq.RemoteQmtConnection('127.0.0.1', 1, TOKEN).request('data.snapshot')
+    assert caught.value.broker_called is False
+
+
+def test_no_thread_is_left_behind():
+    before = set(threading.enumerate())
+    with serving() as server, long_client(server) as client:
+        client.add_event_listener('tick', lambda tick: None)
+        client.subscribe('a', '000001.XSHE')
+        client.request('admin.health')
+    assert {thread.name for thread in set(threading.enumerate()) - before} == set()
+
+
+# -- events and subscriptions --------------------------------------------------------------------------------
+def tick_to(server, price):
+    server.emit({'type': 'event', 'event': 'tick', 'payload': {'sid': 'x', 'last_price': price}})
+
+
+def test_a_failing_listener_does_not_stop_the_others():
+    got = queue.Queue()
+
+    def fail(tick):
+        raise RuntimeError('listener')
+    with scripted() as server, scripted_client(server) as client:
+        client.add_event_listener('tick', fail)
+        client.add_event_listener('tick', got.put)
+        client.request('x')
+        tick_to(server, 1)
+        tick_to(server, 2)
+        assert [got.get(timeout=10)['last_price'] for _ in range(2)] == [1, 2]
+        client.remove_event_listener('tick', got.put)
+        client.add_event_listener('tick', lambda tick: got.put('other'))
+        tick_to(server, 3)
+        assert got.get(timeout=10) == 'other'
+
+
+def test_a_listener_may_make_requests_and_close():
+    got = queue.Queue()
+    with scripted() as server, scripted_client(server) as client:
+        client.add_event_listener('tick', lambda tick: got.put(client.request('data.snapshot')) or client.close())
+        client.request('x')
+        tick_to(server, 1)
+        assert got.get(timeout=10) == {'order_id': 'o1'}
+        client._thread.join(10)
+        assert not client._thread.is_alive()
+
+
+def test_subscriptions_by_key_are_a_union():
+    with scripted() as server, scripted_client(server) as client:
+        client.subscribe('a', ['000001.sz ', '600000.SH', '600000.SH'])
+        assert client.subscribe('b', '600000.sh') == {'count': 2}
+        client.subscribe(('b', 1), ['600000.SH', '688001.SH'])
+        assert client.unsubscribe('a', ['600000.SH', 'ODD']) == {'count': 3, 'removed': 0}
+        client.unsubscribe('a')
+        client.unsubscribe('b')
+        client.unsubscribe(('b', 1))
+        assert client.unsubscribe('nobody') == {'count': 0, 'removed': 0}
+    assert [(frame['action'], frame['payload']['securities']) for frame in server.requests] == [
+        ('data.subscribe', ['000001.SZ', '600000.SH']), ('data.subscribe', ['688001.SH']),
+        ('data.unsubscribe', ['000001.SZ']), ('data.unsubscribe', ['600000.SH', '688001.SH'])]
+
+
+def test_a_subscription_that_was_refused_is_not_kept():
+    with scripted(lambda server, frame, number: [refusal(frame, 'SUBSCRIPTION_LIMIT')]) as server:
+        with scripted_client(server) as client:
+            for _ in range(2):
+                with pytest.raises(bq.SubscriptionLimit):
+                    client.subscribe('a', ['000001.SZ'])
+    assert len(server.requests) == 2
+
+
+def test_connections_without_push_say_so():
+    client = bq.ShortConnection('127.0.0.1', 1, TOKEN)
+    for call in (lambda: client.subscribe('a', 'x'), lambda: client.unsubscribe('a'),
+                 lambda: client.add_event_listener('tick', print)):
+        with pytest.raises(bq.NotSupported):
+            call()
+
+
+# -- short connection ----------------------------------------------------------------------------------------
+def test_one_connection_per_call():
+    with scripted() as server:
+        client = scripted_short(server)
+        assert [client.request('x') for _ in range(3)] == [{'order_id': 'o1'}] * 3
+        assert server.logins == 3
+
+
+@pytest.mark.parametrize('retries, attempts', [(0, 1), (2, 3)])
+def test_lost_connections_are_tried_again_so_many_times(retries, attempts):
+    with scripted(lambda server, frame, number: [CUT]) as server:
+        with pytest.raises(bq.ConnectionLost):
+            scripted_short(server, retries=retries).request('data.snapshot')
+        with pytest.raises(bq.OrderStateUnknown):
+            scripted_short(server, retries=retries).request('broker.place_order', ORDER)
+        assert len(server.requests) == 2 * attempts
+
+
+def test_error_answers_are_repeated_only_if_the_server_says_so():
+    def answer(server, frame, number):
+        return [refusal(frame, 'SERVER_BUSY' if frame['action'] == 'busy' else 'DATA_UNAVAILABLE')]
+    with scripted(answer) as server:
+        with pytest.raises(bq.ServerBusy):
+            scripted_short(server).request('busy')
+        with pytest.raises(bq.DataUnavailable):
+            scripted_short(server).request('no data')
+    assert [frame['action'] for frame in server.requests] == ['busy'] * 3 + ['no data']
+
+
+def test_a_write_that_a_busy_server_refused_is_not_in_doubt():
+    def answer(server, frame, number):
+        return [refusal(frame, 'SERVER_BUSY', broker_called=False)]
+    with scripted(answer, [ack('j1'), ack('j2')]) as server:
+        with pytest.raises(bq.ServerBusy):
+            scripted_short(server).request('broker.place_order', ORDER)
+        assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize('asked, pause', [(0.5, 0.5), (0.01, 0.1), ('odd', 0.1), (-5, 0.1), (10 ** 9, 60), (None, 0.1)])
+def test_the_servers_wish_to_wait_is_honoured_within_reason(asked, pause):
+    with scripted(lambda server, frame, number: [refusal(frame, 'SERVER_BUSY', retry_after_s=asked)]) as server:
+        client, pauses = scripted_short(server, retries=1, retry_interval=0.1), []
+        client._pause.wait = pauses.append
+        with pytest.raises(bq.ServerBusy):
+            client.request('x')
+    assert pauses == [pause]
+
+
+def test_an_error_without_an_id_is_about_the_only_request():
+    error = {'type': 'error', 'code': 'PROTOCOL_ERROR', 'message': 'm'}
+    with scripted(lambda server, frame, number: [error]) as server:
+        with pytest.raises(bq.ProtocolError):
+            scripted_short(server).request('data.snapshot')
+        with pytest.raises(bq.OrderStateUnknown):
+            scripted_short(server).request('broker.place_order', ORDER)
+
+
+def test_a_short_connection_to_a_full_server():
+    with serving(max_connections=1) as server, long_client(server):
+        with pytest.raises(bq.ServerBusy) as caught:
+            short_client(server, retries=0).request('admin.health')
+    assert caught.value.broker_called is False
+
+
+# -- in process ----------------------------------------------------------------------------------------------
+READS = [
+    ('data.history', {'security': '000001.XSHE', 'count': 3}),
+    ('data.history', {'security': ['000001.XSHE', '600000.XSHG'], 'count': 2, 'panel': False}),
+    ('data.history', {'security': ['000001.XSHE', '600000.XSHG'], 'count': 2}), ('data.trade_days', {'count': 3}),
+    ('data.security_info', {'security': '000001.XSHE'}), ('data.ensure_cache', {'security': '000001.XSHE', 'count': 1}),
+    ('data.get_all_securities', {'types': ['index']}), ('data.get_split_dividend', {'security': '000001.XSHE'}),
+    ('data.get_index_stocks', {'index_symbol': '000300.XSHG'}), ('data.snapshot', {'security': '000001.XSHE'}),
+    ('data.current_tick', {'security': '000001.XSHE'}), ('data.live_current', {'security': '000001.XSHE'}),
+    ('data.subscribe', {'securities': ['000001.XSHE']}), ('data.unsubscribe', {'securities': ['000001.XSHE']}),
+    ('data.unsubscribe_all', {}), ('broker.account', {}), ('broker.positions', {}), ('broker.orders', {}),
+    ('broker.trades', {}), ('broker.order_status', {'order_id': 'x'}), ('admin.print_account', {'limit': 3}),
+    ('broker.place_order', dict(ORDER, amount=150)), ('broker.cancel_order', {'order_id': 'x'}),
+    ('broker.resolve_submission', {'write_action': 'broker.place_order', 'idempotency_key': 'k'}),
+    ('data.snapshot', {'security': 'odd'}), ('data.history', {'security': [], 'count': 1}), ('no.such', {}),
+    ('broker.account', {'account_key': 'nobody'})]
+
+
+@pytest.fixture(scope='module')
+def both():
+    """(long connection to a served stub, local one to a service of its own), the clock standing still."""
+    clock = FakeClock(datetime(2024, 5, 15, 10, 30))
+    settings = server_settings()
+    with serving(clock) as server, long_client(server) as client:
+        with bq.LocalConnection(bq.open_service(settings, clock)) as local:
+            yield client, local
+
+
+def outcome(connection, action, payload):
+    try:
+        return connection.request(action, dict(payload))
+    except bq.BulletError as error:
+        return type(error), error.to_wire()
+
+
+def test_every_action_is_compared():
+    assert {action for action, _ in READS} | {'admin.health'} >= set(bq.ACTIONS)
+
+
+@pytest.mark.parametrize('action, payload', READS, ids=lambda value: str(value)[:40])
+def test_in_process_answers_are_those_of_the_socket(both, action, payload):
+    client, local = both
+    assert outcome(local, action, payload) == outcome(client, action, payload)
+
+
+def test_in_process_ticks_orders_and_end():
+    ticks = queue.Queue()
+    local = bq.LocalConnection(bq.open_service(server_settings()))
+    local.add_event_listener('tick', ticks.put)
+    assert local.subscribe('a', '000001.sz') == {'count': 1}
+    assert ticks.get(timeout=10)['symbol'] == '000001.SZ'
+    answer = local.request('broker.place_order', dict(ORDER, wait_timeout=10, idempotency_key='k'))
+    assert answer['status'] in ('filled', 'partly_canceled', 'canceled')
+    assert local.request('admin.health')['value']['process_alive'] is True
+    local.close()
+    with pytest.raises(bq.ConnectionLost):
+        local.request('admin.health')

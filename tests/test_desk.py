@@ -1,0 +1,1042 @@
+"""The order desk: shape, routing, rules, idempotency, journal, waiting, cancelling, resolving."""
+import collections
+import itertools
+import json
+import sqlite3
+import threading
+from datetime import datetime
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+import bullet_qmt as bq
+from tests.fakes import FakeClock
+
+OPEN_HOUR = datetime(2024, 5, 15, 10, 0)   # a Wednesday
+NIGHT = datetime(2024, 5, 15, 20, 0)
+CODE = '000001.XSHE'
+
+
+class FakeData:
+    """Quotes by code; the default one trades at 10.00, limits 11.00 and 9.00, ask 10.01, bid 9.99."""
+
+    def __init__(self):
+        self.changes, self.error = {}, None
+
+    def quote(self, code):
+        if self.error is not None:
+            raise self.error
+        values = dict(sid=code, last_price=10.0, pre_close=10.0, high_limit=11.0, low_limit=9.0, a1_p=10.01, a1_v=1000,
+                      b1_p=9.99, b1_v=1000)
+        return bq.Tick(**dict(values, **self.changes))
+
+
+class FakeBroker(bq.BrokerAdapter):
+    """Orders rest until told otherwise. `script` holds what the next submits do; see submit."""
+
+    def __init__(self):
+        self.rows, self.held, self.submits, self.cancels = collections.OrderedDict(), [], [], []
+        self.script, self.cancel_script = collections.deque(), collections.deque()
+        self.listener, self.numbers, self.blind = None, itertools.count(1), None
+        self.on_read = lambda order_id: None
+
+    def set_listener(self, listener):
+        self.listener = listener
+
+    def account(self):
+        return bq.Account(account_id='55', available_cash=1000.0, total_value=1000.0)
+
+    def positions(self):
+        self._look()
+        return self.held
+
+    def orders(self):
+        self._look()
+        return [row.replace() for row in self.rows.values()]
+
+    def trades(self):
+        self._look()
+        return [bq.Trade(trade_id='t' + row.order_id, order_id=row.order_id, security=row.security, amount=row.filled,
+                         price=row.order_price, order_remark=row.order_remark)
+                for row in self.rows.values() if row.filled]
+
+    def order(self, order_id):
+        self.on_read(order_id)
+        return super().order(order_id)
+
+    def _look(self):
+        if self.blind is not None:
+            raise self.blind
+
+    def submit(self, request, deadline_s):
+        """Script entries: an error raised before the order exists, or ('after', error), or None."""
+        self.submits.append(request)
+        step = self.script.popleft() if self.script else None
+        if isinstance(step, Exception):
+            raise step
+        order_id = 'o%d' % next(self.numbers)
+        self.rows[order_id] = bq.Order(order_id=order_id, security=request.security, side=request.side,
+                                       amount=request.amount, order_price=request.bound, style=request.style,
+                                       status='open', order_remark=request.tag)
+        if step is not None:
+            raise step[1]
+        return order_id
+
+    def cancel(self, order_id, deadline_s):
+        self.cancels.append(order_id)
+        step = self.cancel_script.popleft() if self.cancel_script else None
+        if isinstance(step, Exception):
+            raise step
+        if order_id not in self.rows:
+            raise bq.OrderNotFound('没有')
+        if step != 'pending' and not self.rows[order_id].final:
+            self.become(order_id, 'canceled')
+
+    def become(self, order_id, status, **changes):
+        if status == 'filled':
+            changes['filled'] = self.rows[order_id].amount
+        self.rows[order_id] = self.rows[order_id].replace(status=status, **changes)
+        if self.listener is not None:
+            self.listener('order', self.rows[order_id].replace())
+
+
+class Shop:
+    """A desk over fakes. main has sub-accounts demo (50,000 yuan an order) and free; hedge has other."""
+
+    SUBS = (bq.SubAccountSpec('demo', 'main', 50000.0), bq.SubAccountSpec('free', 'main', None),
+            bq.SubAccountSpec('other', 'hedge', None))
+
+    def __init__(self, now=OPEN_HOUR, path=None, keys=('main', 'hedge'), subs=SUBS):
+        self.clock, self.data, self.path = FakeClock(now), FakeData(), path
+        self.brokers = collections.OrderedDict((key, FakeBroker()) for key in keys)
+        self.subs, self.main = subs, self.brokers[keys[0]]
+        self.open()
+
+    def open(self):
+        self.journal = bq.Journal(self.path, self.clock)
+        accounts = bq.AccountBook(self.brokers, self.subs)
+        self.desk = bq.OrderDesk(accounts, self.data, self.journal, self.clock, deadline_s=5.0)
+
+    def restart(self):
+        self.journal.close()
+        self.open()
+
+    def place(self, **changes):
+        return self.desk.place(ticket(**changes))
+
+    def cancel(self, order_id, **more):
+        return self.desk.cancel(dict({'account_key': 'main', 'order_id': order_id, 'wait_timeout': 0}, **more))
+
+    def resolve(self, key, action=bq.PLACE, **more):
+        return self.desk.resolve(dict({'account_key': 'main', 'write_action': action, 'idempotency_key': key}, **more))
+
+
+def ticket(**changes):
+    payload = dict({'account_key': 'main', 'security': CODE, 'side': 'BUY', 'amount': 100,
+                    'style': {'type': 'limit', 'price': 10.0}}, **changes)
+    return {name: value for name, value in payload.items() if value is not NotImplemented}
+
+
+@pytest.fixture
+def shop():
+    shop = Shop()
+    yield shop
+    shop.journal.close()
+
+
+@pytest.fixture
+def on_disk(tmp_path):
+    shop = Shop(path=str(tmp_path / 'journal.db'))
+    yield shop
+    shop.journal.close()
+
+
+# -- shape -----------------------------------------------------------------------------------------------------
+NOT_NUMBERS = [float('nan'), float('inf'), -float('inf'), True, False, '100', '', [], {}, [100]]
+
+
+@pytest.mark.parametrize('amount', NOT_NUMBERS + [0, -100, 100.5, 10 ** 10, 1e300, 10 ** 400, None])
+def test_amount_must_be_a_positive_whole_number(amount):
+    with pytest.raises(bq.BadRequest):
+        bq.parse_ticket(ticket(amount=amount))
+
+
+@pytest.mark.parametrize('price', NOT_NUMBERS + [0, -1, 1e7, 10 ** 400, None])
+def test_limit_price_must_be_a_positive_finite_number(price):
+    with pytest.raises(bq.BadRequest):
+        bq.parse_ticket(ticket(style={'type': 'limit', 'price': price}))
+
+
+@pytest.mark.parametrize('price', NOT_NUMBERS + [0, -1, 1e7])
+def test_protection_price_must_be_positive_if_given(price):
+    with pytest.raises(bq.BadRequest):
+        bq.parse_ticket(ticket(style={'type': 'market', 'protect_price': price}))
+
+
+@pytest.mark.parametrize('wait', NOT_NUMBERS + [-1, 601])
+def test_wait_timeout_must_be_seconds_up_to_the_limit(wait):
+    with pytest.raises(bq.BadRequest):
+        bq.parse_ticket(ticket(wait_timeout=wait))
+
+
+@pytest.mark.parametrize('changes', [
+    {'side': 'buy'}, {'side': None}, {'side': 1}, {'side': 'SHORT'}, {'side': ['BUY']},
+    {'security': '000001'}, {'security': None}, {'security': ['000001.XSHE']}, {'security': '000001.NYSE'},
+    {'style': 'limit'}, {'style': {'type': 'stop', 'price': 1}}, {'style': {}}, {'style': []},
+    {'style': {'type': None}},
+    {'style': {'type': 'limit', 'price': 10, 'stop': 9}}, {'style': {'type': 'market', 'price': 10}},
+    {'style': {'type': 'limit', 'protect_price': 10}}, {'style': NotImplemented},
+    {'market': True}, {'market': 'true'}, {'market': 1}, {'style': {'type': 'market'}, 'market': False},
+    {'style': NotImplemented, 'market': 1}, {'price': 10.01}, {'price': '10'}, {'volume': 200}, {'pindex': 1},
+    {'closeToday': True}, {'remark': 'a', 'order_remark': 'b'}, {'remark': 5}, {'order_remark': 'x' * 201},
+    {'order_remark': 'a\nb'}, {'strategy_name': 7}])
+def test_whatever_is_no_order_is_refused(changes):
+    with pytest.raises(bq.BadRequest) as caught:
+        bq.parse_ticket(ticket(**changes))
+    assert caught.value.broker_called is False
+
+
+def test_a_ticket_says_what_was_asked():
+    asked = bq.parse_ticket(ticket(security='000001.SZ', amount=NotImplemented, volume=200.0, remark='note',
+                                   strategy_name='s', wait_timeout=3))
+    assert (asked.security, asked.asked_security, asked.side, asked.amount) == (CODE, '000001.SZ', 'BUY', 200)
+    assert (asked.style, asked.price, asked.remark, asked.strategy_name) == ('limit', 10.0, 'note', 's')
+    assert asked.wait_s == 3 and isinstance(asked.amount, int)
+
+
+@pytest.mark.parametrize('changes, style, price', [
+    ({'style': NotImplemented, 'price': 10}, 'limit', 10.0),
+    ({'style': NotImplemented, 'market': True}, 'market', None),
+    ({'style': NotImplemented, 'market': True, 'price': 10}, 'market', 10.0),
+    ({'style': {'type': 'market'}, 'market': True}, 'market', None),
+    ({'style': {'type': 'market', 'protect_price': 9.5}}, 'market', 9.5),
+    ({'style': {'type': 'limit', 'price': 10}, 'market': False, 'price': 10.0}, 'limit', 10.0),
+    ({'style': {'type': 'limit'}, 'price': 10.0}, 'limit', 10.0)])
+def test_the_ways_to_say_limit_and_market(changes, style, price):
+    asked = bq.parse_ticket(ticket(**changes))
+    assert (asked.style, asked.price) == (style, price)
+
+
+def test_what_legacy_clients_add_is_taken():
+    assert bq.parse_ticket(ticket(signal_batch_id='b', client_id='c', request_id='r', binding_version=3)).amount == 100
+
+
+@pytest.mark.parametrize('key', [5, True, ['k'], ' ', 'a\nb', 'x' * 256])
+def test_a_key_must_be_text(shop, key):
+    with pytest.raises(bq.BadRequest):
+        shop.place(idempotency_key=key)
+    assert not shop.main.submits
+
+
+def test_a_key_may_have_255_characters(shop):
+    assert shop.place(idempotency_key='x' * 255)['idempotency_key'] == 'x' * 255
+
+
+# -- routing ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize('account, sub, key, name', [
+    ('main', None, 'main', None), ('hedge', '', 'hedge', None), (None, 'demo', 'main', 'demo'),
+    ('main', 'demo', 'main', 'demo'), ('main', 'demo@main', 'main', 'demo'), ('', 'demo@main', 'main', 'demo'),
+    (None, 'other@hedge', 'hedge', 'other')])
+def test_routes(shop, account, sub, key, name):
+    route = shop.desk.accounts.route(account, sub)
+    assert (route.key, route.broker, route.sub and route.sub.name) == (key, shop.brokers[key], name)
+
+
+@pytest.mark.parametrize('account, sub', [
+    ('main', 'other'), ('main', 'demo@hedge'), ('hedge', 'demo'), (None, 'demo@hedge'), (None, 'demo@'),
+    (None, '@main'),
+    (None, 'Demo'), (None, ' demo'), (None, 'demo@main@main'), ('nobody', None), (5, None), ([], None), ('Main', None),
+    (None, 5), (None, ['demo']), ('nobody', 'demo')])
+def test_an_unknown_account_or_sub_account_is_never_guessed(shop, account, sub):
+    with pytest.raises(bq.AccountNotFound):
+        shop.desk.accounts.route(account, sub)
+
+
+def test_no_account_named_means_default_or_the_only_one_or_an_error_that_lists_them(shop):
+    assert bq.AccountBook({'a': 1, 'default': 2}).route().key == 'default'
+    assert bq.AccountBook({'a': 1}).route(None, None).key == 'a'
+    with pytest.raises(bq.AccountNotFound) as caught:
+        shop.desk.accounts.route()
+    assert 'main' in caught.value.hint and 'hedge' in caught.value.hint
+
+
+# -- rules, computed by hand ------------------------------------------------------------------------------------
+def approve(security=CODE, side='BUY', amount=100, price=None, style='limit', closeable=0, sub=None, now=OPEN_HOUR,
+            **quote):
+    data = FakeData()
+    data.changes = quote
+    asked = bq.OrderTicket(security=security, side=side, amount=amount, style=style, price=price)
+    return bq.approve_order(asked, bq.Route('main', None, sub), data.quote(security), closeable, now)
+
+
+def refused(**arguments):
+    with pytest.raises(bq.OrderRejected) as caught:
+        approve(**arguments)
+    assert caught.value.broker_called is False
+    assert '超时' not in caught.value.message and 'timeout' not in caught.value.message
+    return caught.value.message
+
+
+STAR = dict(security='688001.XSHG')
+
+
+@pytest.mark.parametrize('good', [
+    dict(price=10.0), dict(price=10.21), dict(price=9.0), dict(amount=300, price=10.0),
+    dict(STAR, amount=200, price=10.0), dict(STAR, amount=201, price=10.0),
+    dict(side='SELL', amount=100, closeable=250, price=10.0), dict(side='SELL', amount=250, closeable=250, price=10.0),
+    dict(side='SELL', amount=50, closeable=250, price=10.0), dict(side='SELL', amount=150, closeable=250, price=10.0),
+    dict(STAR, side='SELL', amount=30, closeable=30, price=10.0),
+    dict(price=10.99, now=NIGHT), dict(side='SELL', price=9.8, closeable=100),  # 9.99 * 0.98 = 9.7902
+    dict(security='510300.XSHG', price=10.999), dict(security='113050.XSHG', amount=10, price=10.001)])
+def test_orders_within_the_rules_pass(good):
+    request = approve(**good)
+    assert (request.price, request.style, request.protect_price) == (good['price'], 'limit', None)
+
+
+@pytest.mark.parametrize('bad', [
+    dict(price=10.0, amount=50), dict(price=10.0, amount=150), dict(STAR, price=10.0, amount=199),
+    dict(side='SELL', amount=100, closeable=99, price=10.0), dict(side='SELL', amount=100, closeable=0, price=10.0),
+    dict(side='SELL', amount=60, closeable=250, price=10.0), dict(STAR, side='SELL', amount=30, closeable=31,
+                                                                  price=10.0),
+    dict(price=10.005), dict(price=10.0001, security='510300.XSHG'), dict(price=11.01), dict(price=8.99),
+    dict(price=10.22), dict(side='SELL', price=9.79, closeable=100), dict(price=10.0, paused=True),
+    dict(security='000300.XSHG', price=10.0), dict(security='204001.XSHG', price=10.0),
+    dict(price=11.01, now=NIGHT), dict(price=10.0, amount=55, security='113050.XSHG')])
+def test_orders_outside_the_rules_do_not_pass(bad):
+    refused(**bad)
+
+
+def test_the_price_cage_is_two_percent_or_ten_ticks_from_the_other_side():
+    assert approve(price=10.71, a1_p=10.5).price == 10.71            # 10.5 * 1.02
+    refused(price=10.72, a1_p=10.5)
+    assert approve(price=2.1, a1_p=2.0, high_limit=2.2, low_limit=1.8).price == 2.1  # ten ticks are more than 2 %
+    refused(price=2.11, a1_p=2.0, high_limit=2.2, low_limit=1.8)
+    assert approve(price=10.2, a1_p=None).price == 10.2              # no ask: from the last price
+    refused(price=10.21, a1_p=0)
+
+
+def test_limits_come_from_the_previous_close_where_the_quote_has_none():
+    for unknown in (None, 0, float('nan')):
+        assert approve(price=11.0, now=NIGHT, high_limit=unknown, low_limit=9.0).price == 11.0
+        refused(price=11.01, now=NIGHT, high_limit=unknown, low_limit=9.0)
+
+
+@pytest.mark.parametrize('quote', [
+    dict(high_limit=None, low_limit=None, pre_close=None), dict(high_limit=0, low_limit=0, pre_close=0),
+    dict(high_limit=float('nan'), low_limit=float('nan'), pre_close=float('nan')),
+    dict(high_limit=float('inf'), pre_close=None), dict(low_limit=None, pre_close=float('nan'))])
+@pytest.mark.parametrize('style', ['limit', 'market'])
+def test_a_limit_that_nobody_knows_does_not_pass(quote, style):
+    refused(price=10.0, style=style, now=NIGHT, **quote)
+
+
+def test_a_cage_that_cannot_be_computed_does_not_pass():
+    nothing = dict(a1_p=None, b1_p=float('nan'), last_price=None, pre_close=None)
+    refused(price=10.0, **nothing)
+    refused(style='market', **nothing)
+
+
+@pytest.mark.parametrize('arguments, bound', [
+    (dict(), 10.21), (dict(a1_p=10.9), 11.0), (dict(price=10.1), 10.1), (dict(price=10.109), 10.1),
+    (dict(price=50.0), 10.21), (dict(side='SELL', closeable=100), 9.80),
+    (dict(side='SELL', closeable=100, b1_p=9.1), 9.0),
+    (dict(side='SELL', closeable=100, price=9.901), 9.91), (dict(side='SELL', closeable=100, price=1.0), 9.80)])
+def test_a_market_order_gets_a_protection_price_inside_the_rules(arguments, bound):
+    request = approve(style='market', **arguments)
+    assert (request.protect_price, request.price) == (bound, None)
+
+
+def test_a_market_order_without_room_is_refused():
+    refused(style='market', price=0.001)
+    refused(style='market', price=8.5)                              # a buy below the lower limit
+    refused(style='market', side='SELL', closeable=100, price=12.0)  # a sale above the upper one
+
+
+LIMITED = bq.SubAccountSpec('demo', 'main', 1000.0)
+
+
+@pytest.mark.parametrize('good', [
+    dict(price=10.0, amount=100), dict(price=5.0, amount=200, high_limit=5.5, low_limit=4.5, a1_p=5.0, pre_close=5.0),
+    dict(side='SELL', price=10.0, closeable=100), dict(style='market', price=10.0)])
+def test_within_the_limit_of_a_sub_account(good):
+    assert approve(sub=LIMITED, **good)
+
+
+@pytest.mark.parametrize('bad', [
+    dict(price=10.01), dict(style='market'), dict(style='market', price=50.0), dict(price=10.0, amount=200),
+    dict(side='SELL', closeable=100, price=9.9, b1_p=10.01), dict(side='SELL', closeable=100, style='market',
+                                                                  b1_p=10.01),
+    dict(side='SELL', closeable=100, price=9.0, b1_p=None, last_price=10.5, now=NIGHT),
+    dict(side='SELL', closeable=100, price=9.0, b1_p=None, last_price=None, pre_close=None, now=NIGHT)])
+def test_no_way_round_the_limit_of_a_sub_account(bad):
+    message = refused(sub=LIMITED, **bad)
+    assert 'demo' in message or '行情' in message
+
+
+@pytest.mark.parametrize('spelling', [{'sub_account_id': 'demo'}, {'sub_account_id': 'demo@main'},
+                                      {'sub_account_id': 'demo', 'account_key': None}])
+def test_every_spelling_of_a_sub_account_has_its_limit(shop, spelling):
+    with pytest.raises(bq.OrderRejected):
+        shop.place(amount=5100, **spelling)                          # 51,000 yuan
+    with pytest.raises(bq.OrderRejected):
+        shop.place(amount=5000, style={'type': 'market'}, **spelling)
+    assert shop.place(amount=5000, **spelling)['order_id'] == 'o1'
+    assert len(shop.main.submits) == 1
+
+
+# -- failures before the broker is called ------------------------------------------------------------------------
+@pytest.mark.parametrize('error, code', [
+    (bq.QmtUnavailable('断开'), 'QMT_UNAVAILABLE'), (bq.RequestTimeout('没有回答'), 'QMT_UNAVAILABLE'),
+    (bq.BulletError('不行'), 'QMT_UNAVAILABLE'), (RuntimeError('boom'), 'INTERNAL_ERROR'),
+    (bq.DataUnavailable('没有'), 'DATA_UNAVAILABLE')])
+def test_positions_or_quotes_that_cannot_be_read_refuse_the_order(shop, error, code):
+    shop.main.held = [bq.Position(security=CODE, amount=100, closeable_amount=100)]
+    shop.main.blind = error
+    for _ in range(2):
+        with pytest.raises(bq.BulletError) as caught:
+            shop.place(side='SELL', idempotency_key='k')
+        assert (caught.value.code, caught.value.broker_called) == (code, False)
+    shop.main.blind, shop.data.error = None, error
+    with pytest.raises(bq.BulletError) as caught:
+        shop.place(side='SELL', idempotency_key='k')
+    assert (caught.value.code, caught.value.broker_called) == (code, False)
+    shop.data.error = None
+    assert shop.place(side='SELL', idempotency_key='k')['order_id'] == 'o1'
+    assert len(shop.main.submits) == 1
+
+
+def test_a_refused_order_gives_its_key_back(shop):
+    with pytest.raises(bq.OrderRejected):
+        shop.place(amount=150, idempotency_key='k')
+    assert shop.place(amount=100, idempotency_key='k')['order_id'] == 'o1'
+
+
+# -- idempotency -------------------------------------------------------------------------------------------------
+def test_same_key_same_order_is_one_submission(shop):
+    first = shop.place(idempotency_key='k', remark='one')
+    again = shop.place(idempotency_key='k', remark='two', security='000001.SZ')
+    assert first['order_id'] == again['order_id'] and len(shop.main.submits) == 1
+    assert (first['security'], again['security'], again['order_remark']) == (CODE, '000001.SZ', 'one')
+
+
+def test_same_key_from_twenty_threads_is_one_submission(shop):
+    go, answers = threading.Barrier(20), []
+
+    def place():
+        go.wait(10)
+        answers.append(shop.place(idempotency_key='k')['order_id'])
+    threads = [threading.Thread(target=place) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert answers == ['o1'] * 20 and len(shop.main.submits) == 1
+
+
+@pytest.mark.parametrize('change', [
+    {'amount': 200}, {'side': 'SELL'}, {'security': '000002.XSHE'}, {'style': {'type': 'limit', 'price': 9.99}},
+    {'style': {'type': 'market'}}, {'account_key': 'hedge'}, {'sub_account_id': 'free'}])
+def test_same_key_other_order_is_a_conflict(shop, change):
+    shop.place(idempotency_key='k')
+    with pytest.raises(bq.IdempotencyConflict):
+        shop.place(idempotency_key='k', **change)
+    assert len(shop.main.submits) == 1 and not shop.brokers['hedge'].submits
+
+
+def test_the_same_key_may_name_an_order_and_a_cancel(shop):
+    order_id = shop.place(idempotency_key='k')['order_id']
+    assert shop.cancel(order_id, idempotency_key='k')['value'] is True
+
+
+def test_without_a_key_each_order_is_its_own(shop):
+    keys = {shop.place()['idempotency_key'] for _ in range(3)}
+    assert len(keys) == 3 and len(shop.main.submits) == 3
+
+
+def test_a_rejected_order_answers_the_same_again(shop):
+    shop.main.script.append(bq.OrderRejected('资金不足', '入金'))
+    for _ in range(2):
+        with pytest.raises(bq.OrderRejected) as caught:
+            shop.place(idempotency_key='k')
+        assert (caught.value.message, caught.value.hint, caught.value.broker_called) == ('资金不足', '入金', True)
+    assert len(shop.main.submits) == 1
+
+
+@pytest.mark.parametrize('error', [RuntimeError('boom'), bq.RequestTimeout('没有回答'), bq.QmtUnavailable('断开'),
+                                   ValueError(),
+                                   bq.OrderStateUnknown('未知'), KeyError('x'), bq.BadRequest('odd')])
+@pytest.mark.parametrize('arrived', [True, False])
+def test_an_unexpected_failure_of_submit_is_unknown_and_never_sent_again(shop, error, arrived):
+    shop.main.script.append(('after', error) if arrived else error)
+    with pytest.raises(bq.OrderStateUnknown) as caught:
+        shop.place(idempotency_key='k')
+    assert (caught.value.idempotency_key, caught.value.broker_called) == ('k', True)
+    if arrived:
+        assert shop.place(idempotency_key='k')['order_id'] == 'o1'
+    else:
+        with pytest.raises(bq.OrderStateUnknown):
+            shop.place(idempotency_key='k')
+    assert len(shop.main.submits) == 1
+
+
+@pytest.mark.parametrize('blind', [bq.QmtUnavailable('断开'), RuntimeError('boom'), bq.RequestTimeout('没有回答')])
+def test_an_unknown_order_stays_unknown_while_the_broker_cannot_be_asked(shop, blind):
+    shop.main.script.append(('after', RuntimeError('boom')))
+    with pytest.raises(bq.OrderStateUnknown):
+        shop.place(idempotency_key='k')
+    shop.main.blind = blind
+    with pytest.raises(bq.OrderStateUnknown):
+        shop.place(idempotency_key='k')
+    assert shop.resolve('k')['submission_state'] == 'submit_unknown'
+    shop.main.blind = None
+    assert shop.place(idempotency_key='k')['order_id'] == 'o1'
+
+
+@pytest.mark.parametrize('blind', [bq.QmtUnavailable('断开'), RuntimeError('boom')])
+def test_an_accepted_order_is_accepted_even_if_it_cannot_be_read(shop, blind):
+    shop.main.blind = blind
+    answer = shop.place(idempotency_key='k', wait_timeout=1)
+    assert (answer['order_id'], answer['status'], answer['amount'], answer['price']) == ('o1', 'submitted', 100, 10.0)
+    assert answer['async_tracking'] is True and answer['timed_out'] is True
+    resolved = shop.resolve('k')
+    assert (resolved['submission_state'], resolved['resolved_result']['side']) == ('accepted', 'BUY')
+
+
+# -- journal -------------------------------------------------------------------------------------------------------
+class FailingDb:
+    """The journal's connection, failing at statements that `fails(sql, parameters)` picks."""
+
+    def __init__(self, db, fails):
+        self.db, self.fails = db, fails
+
+    def execute(self, sql, parameters=()):
+        if self.fails(sql, parameters):
+            raise sqlite3.OperationalError('database or disk is full')
+        return self.db.execute(sql, parameters)
+
+    def close(self):
+        self.db.close()
+
+
+def break_journal(shop, fails):
+    intact = shop.journal._db
+    shop.journal._db = FailingDb(intact, fails)
+
+    def mend():
+        shop.journal._db = intact
+    return mend
+
+
+def changes_to(*states):
+    return lambda sql, parameters: sql.startswith('UPDATE') and parameters[0] in states
+
+
+@pytest.mark.parametrize('fails', [lambda sql, parameters: sql.startswith('INSERT'), changes_to('submitting')])
+def test_a_journal_that_fails_before_the_submission_sends_nothing(shop, fails):
+    mend = break_journal(shop, fails)
+    with pytest.raises(bq.JournalError) as caught:
+        shop.place(idempotency_key='k')
+    assert caught.value.broker_called is False and not shop.main.submits
+    mend()
+    assert shop.place(idempotency_key='k')['order_id'] == 'o1'
+
+
+@pytest.mark.parametrize('states', [('accepted',), ('accepted', 'unknown')])
+def test_a_journal_that_fails_after_the_submission_leaves_it_unknown_until_the_tag_is_found(shop, states):
+    mend = break_journal(shop, changes_to(*states))
+    with pytest.raises(bq.OrderStateUnknown):
+        shop.place(idempotency_key='k', sub_account_id='free')
+    assert shop.place(idempotency_key='k', sub_account_id='free')['order_id'] == 'o1'  # even while the disk fails
+    mend()
+    assert shop.place(idempotency_key='k', sub_account_id='free')['order_id'] == 'o1'
+    assert len(shop.main.submits) == 1
+    assert [row['order_id'] for row in shop.desk.orders({'sub_account_id': 'free'})] == ['o1']
+
+
+def test_a_rejection_is_told_even_if_the_journal_cannot_keep_it(shop):
+    shop.main.script.append(bq.OrderRejected('资金不足'))
+    mend = break_journal(shop, changes_to('rejected'))
+    with pytest.raises(bq.OrderRejected):
+        shop.place(idempotency_key='k')
+    mend()
+    with pytest.raises(bq.OrderStateUnknown):
+        shop.place(idempotency_key='k')
+    assert len(shop.main.submits) == 1
+
+
+def test_a_key_that_could_not_be_given_back_still_serves_the_same_order(shop):
+    mend = break_journal(shop, lambda sql, parameters: sql.startswith('DELETE'))
+    shop.data.changes = {'paused': True}
+    with pytest.raises(bq.JournalError):
+        shop.place(idempotency_key='k')
+    mend()
+    assert shop.resolve('k')['submission_state'] == 'reconciling'
+    shop.data.changes = {}
+    assert shop.place(idempotency_key='k')['order_id'] == 'o1'
+
+
+def states_of(shop):
+    return dict(shop.journal._db.execute('SELECT idempotency_key, state FROM writes').fetchall())
+
+
+def test_a_restart_forgets_claims_doubts_submissions_and_keeps_answers(on_disk):
+    shop = on_disk
+    shop.place(idempotency_key='done', remark='mine', sub_account_id='demo')
+    shop.main.script.append(bq.OrderRejected('资金不足'))
+    with pytest.raises(bq.OrderRejected):
+        shop.place(idempotency_key='no')
+    shop.main.script.append(('after', RuntimeError('power cut')))
+    with pytest.raises(bq.OrderStateUnknown):
+        shop.place(idempotency_key='lost')
+    shop.journal._db.execute("UPDATE writes SET state='submitting', order_id=NULL WHERE idempotency_key='lost'")
+    shop.journal.claim(bq.PLACE, 'claimed', shop.desk.accounts.route('main'), 'f', {})
+    identity = shop.journal.id
+    shop.restart()
+    assert shop.journal.id == identity
+    assert states_of(shop) == {'done': 'accepted', 'no': 'rejected', 'lost': 'unknown'}
+    assert shop.place(idempotency_key='done', sub_account_id='demo')['order_id'] == 'o1'
+    with pytest.raises(bq.OrderRejected):
+        shop.place(idempotency_key='no')
+    assert shop.place(idempotency_key='lost')['order_id'] == 'o2'
+    assert len(shop.main.submits) == 3
+    row, = shop.desk.orders({'sub_account_id': 'demo'})
+    assert (row['order_id'], row['order_remark'], row['idempotency_key']) == ('o1', 'mine', 'done')
+
+
+def test_one_server_at_a_time_may_hold_a_journal(on_disk):
+    with pytest.raises(bq.ConfigError) as caught:
+        bq.Journal(on_disk.path, on_disk.clock)
+    assert on_disk.path in caught.value.message
+    on_disk.restart()
+    assert on_disk.place()['order_id'] == 'o1'
+
+
+def test_files_that_are_no_journal_are_refused(tmp_path):
+    clock = FakeClock(OPEN_HOUR)
+    (tmp_path / 'text').write_bytes(b'this is certainly no database' * 100)
+    newer = sqlite3.connect(str(tmp_path / 'newer'))
+    newer.execute('PRAGMA user_version=99')
+    newer.close()
+    for name in ('text', 'newer', 'no/such/folder'):
+        with pytest.raises(bq.ConfigError):
+            bq.Journal(str(tmp_path / name), clock)
+
+
+def test_entries_older_than_a_month_are_pruned_at_the_start(on_disk):
+    on_disk.place(idempotency_key='old')
+    on_disk.clock.advance(31 * 86400)
+    on_disk.place(idempotency_key='new')
+    on_disk.restart()
+    assert list(states_of(on_disk)) == ['new']
+
+
+def test_an_accepted_order_of_an_earlier_day_is_told_as_unknown(on_disk):
+    on_disk.place(idempotency_key='k')
+    on_disk.main.rows.clear()
+    assert on_disk.place(idempotency_key='k')['status'] == 'submitted'
+    on_disk.clock.advance(86400)
+    answer = on_disk.place(idempotency_key='k')
+    assert (answer['order_id'], answer['status'], len(on_disk.main.submits)) == ('o1', 'submit_unknown', 1)
+
+
+def test_tags_are_short_ascii_unique_and_hidden_from_the_client(shop):
+    for _ in range(50):
+        shop.place(remark='我的备注')
+    tags = [request.tag for request in shop.main.submits]
+    assert len(set(tags)) == 50
+    assert all(len(tag.encode('ascii')) <= 24 for tag in tags)
+    assert {row['order_remark'] for row in shop.desk.orders({'account_key': 'main'})} == {'我的备注'}
+
+
+# -- waiting -------------------------------------------------------------------------------------------------------
+def test_no_wait_returns_at_once(shop):
+    answer = shop.place(wait_timeout=0)
+    assert (answer['status'], answer['timed_out'], answer['async_tracking']) == ('open', False, True)
+    assert 'last_snapshot' not in answer
+
+
+def test_a_wait_that_ends_without_a_result_says_so(shop):
+    answer = shop.place(wait_timeout=0.01)
+    assert (answer['status'], answer['timed_out'], answer['async_tracking']) == ('open', True, True)
+    assert answer['last_snapshot']['status'] == 'open'
+
+
+@pytest.mark.parametrize('status', ['filled', 'rejected', 'canceled', 'partly_canceled'])
+def test_an_event_wakes_the_waiting_request(shop, status):
+    told = []
+
+    def later(order_id):
+        if not told:
+            told.append(threading.Thread(target=shop.main.become, args=(order_id, status)))
+            told[0].start()
+    shop.main.on_read = later
+    answer = shop.place(wait_timeout=60)
+    told[0].join(10)
+    assert (answer['status'], answer['timed_out'], answer['async_tracking']) == (status, False, False)
+    assert answer['price'] == 10.0
+
+
+def test_events_that_are_not_final_do_not_wake(shop):
+    watch, seen = bq.OrderWatch(), []
+    open_order = bq.Order(order_id='o', status='open')
+
+    def read():
+        watch.notice('main', bq.Order(order_id='o', status='filling'))
+        watch.notice('main', bq.Order(order_id='other', status='filled'))
+        watch.notice('hedge', bq.Order(order_id='o', status='filled'))
+        seen.append(1)
+        return open_order
+    assert watch.wait_final('main', 'o', read, 0.01).status == 'filling'
+    assert seen == [1] and not watch._watched
+
+
+# -- cancelling ------------------------------------------------------------------------------------------------------
+def test_cancelled(shop):
+    order_id = shop.place()['order_id']
+    answer = shop.cancel(order_id, idempotency_key='c')
+    assert (answer['value'], answer['status'], answer['order_id'], answer['raw_status']) == (True, 'canceled',
+                                                                                             order_id, 54)
+    assert answer['last_snapshot']['status'] == 'canceled' and answer['timed_out'] is False
+    assert shop.cancel(order_id, idempotency_key='c')['value'] is True and shop.main.cancels == [order_id]
+
+
+def test_filled_meanwhile_is_not_cancelled(shop):
+    order_id = shop.place()['order_id']
+    shop.main.become(order_id, 'filled')
+    answer = shop.cancel(order_id)
+    assert (answer['value'], answer['status'], answer['timed_out']) == (False, 'filled', False)
+
+
+def test_a_cancel_pending_at_the_deadline_says_so(shop):
+    order_id = shop.place()['order_id']
+    shop.main.cancel_script.append('pending')
+    answer = shop.cancel(order_id, wait_timeout=0.01)
+    assert (answer['value'], answer['status'], answer['timed_out']) == (False, 'open', True)
+
+
+def test_a_cancel_waits_for_its_event(shop):
+    order_id, told = shop.place()['order_id'], []
+    shop.main.cancel_script.append('pending')
+
+    def later(order_id):
+        if shop.main.cancels and not told:
+            told.append(threading.Thread(target=shop.main.become, args=(order_id, 'partly_canceled')))
+            told[0].start()
+    shop.main.on_read = later
+    assert shop.cancel(order_id, wait_timeout=60)['value'] is True
+    told[0].join(10)
+
+
+def test_unknown_orders_and_those_of_others_cannot_be_cancelled(shop):
+    mine = shop.place(sub_account_id='demo')['order_id']
+    account_wide = shop.place()['order_id']
+    for order_id, more in [('zz', {}), (mine, {'sub_account_id': 'free'}), (account_wide, {'sub_account_id': 'demo'}),
+                           (mine, {'account_key': 'hedge'})]:
+        with pytest.raises(bq.OrderNotFound):
+            shop.cancel(order_id, **more)
+    assert not shop.main.cancels
+    assert shop.cancel(mine)['value'] is True  # the account itself may
+
+
+@pytest.mark.parametrize('order_id', [None, '', True, 1.5, [], 'x' * 65])
+def test_an_order_id_is_a_text(shop, order_id):
+    with pytest.raises(bq.BadRequest):
+        shop.cancel(order_id)
+
+
+def test_a_cancel_without_a_key_works_each_time(shop):
+    order_id = shop.place()['order_id']
+    shop.main.cancel_script.extend(['pending', None])
+    assert [shop.cancel(order_id)['value'] for _ in range(2)] == [False, True]
+    assert shop.main.cancels == [order_id, order_id]
+
+
+def test_a_refused_cancel_answers_the_same_again(shop):
+    order_id = shop.place()['order_id']
+    shop.main.cancel_script.append(bq.OrderRejected('集合竞价不可撤单'))
+    for _ in range(2):
+        with pytest.raises(bq.OrderRejected) as caught:
+            shop.cancel(order_id, idempotency_key='c')
+        assert caught.value.message == '集合竞价不可撤单'
+    assert shop.main.cancels == [order_id]
+    assert shop.resolve('c', bq.CANCEL)['submission_state'] == 'rejected'
+
+
+def test_a_failing_cancel_is_unknown(shop):
+    order_id = shop.place()['order_id']
+    shop.main.cancel_script.append(RuntimeError('boom'))
+    with pytest.raises(bq.OrderStateUnknown):
+        shop.cancel(order_id, idempotency_key='c')
+    assert shop.resolve('c', bq.CANCEL)['submission_state'] == 'reconciling'
+    shop.main.become(order_id, 'canceled')
+    assert shop.resolve('c', bq.CANCEL)['submission_state'] == 'accepted'
+
+
+@pytest.mark.parametrize('error', [RuntimeError('boom'), bq.RequestTimeout('没有回答')])
+def test_a_cancel_of_what_cannot_be_read(shop, error):
+    order_id = shop.place()['order_id']
+    shop.main.blind = error
+    with pytest.raises(bq.BulletError) as caught:
+        shop.cancel(order_id)
+    assert caught.value.broker_called is False and caught.value.code != 'REQUEST_TIMEOUT'
+    shop.main.blind = None
+
+    def go_blind(order_id):
+        if shop.main.cancels:
+            shop.main.blind = error
+    shop.main.on_read = go_blind
+    with pytest.raises(bq.OrderStateUnknown):
+        shop.cancel(order_id)
+
+
+def test_an_order_that_vanishes_after_its_cancel_is_unknown(shop):
+    order_id = shop.place()['order_id']
+    shop.main.on_read = lambda order_id: shop.main.cancels and shop.main.rows.clear()
+    with pytest.raises(bq.OrderStateUnknown):
+        shop.cancel(order_id)
+
+
+# -- resolving, in the form that the legacy client accepts -------------------------------------------------------------
+def legacy_accepts_place(answer, request):
+    """What the 0.10 client checks before it believes that an order was accepted."""
+    row = answer.get('resolved_result')
+    return (answer['submission_state'] == 'accepted' and answer['write_action'] == 'broker.place_order'
+            and answer['idempotency_key'] == request['idempotency_key'] and row['order_id'] == answer['order_id']
+            and row['idempotency_key'] == request['idempotency_key'] and row['security'] == request['security']
+            and row['side'] == request['side'] and int(row['amount']) == request['amount'])
+
+
+@pytest.mark.parametrize('readable', [True, False])
+def test_an_accepted_order_resolves_as_it_was_asked_for(shop, readable):
+    request = ticket(security='000001.SZ', idempotency_key='k')
+    shop.desk.place(request)
+    shop.main.blind = None if readable else bq.QmtUnavailable('断开')
+    assert legacy_accepts_place(shop.resolve('k', request_payload=request), request)
+
+
+def test_a_lost_order_resolves_by_its_tag(shop):
+    shop.main.script.append(('after', RuntimeError('boom')))
+    request = ticket(idempotency_key='k')
+    with pytest.raises(bq.OrderStateUnknown):
+        shop.desk.place(request)
+    assert legacy_accepts_place(shop.resolve('k', request_payload=request), request)
+    assert len(shop.main.submits) == 1
+
+
+def test_what_else_may_have_become_of_an_order(shop):
+    shop.main.script.extend([bq.OrderRejected('资金不足'), RuntimeError('boom')])
+    with pytest.raises(bq.OrderRejected):
+        shop.place(idempotency_key='no')
+    with pytest.raises(bq.OrderStateUnknown):
+        shop.place(idempotency_key='lost')
+    answer = shop.resolve('no', request_payload='odd')
+    assert (answer['submission_state'], answer['status'], answer['status_msg']) == ('rejected', 'rejected', '资金不足')
+    for key in ('lost', 'never seen'):
+        answer = shop.resolve(key)
+        assert (answer['submission_state'], answer['status']) == ('submit_unknown', 'submit_unknown')
+        assert 'resolved_result' not in answer and answer['order_id'] is None
+
+
+def test_an_order_under_way_is_reconciling(shop):
+    seen = []
+    shop.main.submit = lambda request, deadline_s: seen.append(shop.resolve('k')) or 'o9'
+    shop.place(idempotency_key='k')
+    assert [answer['submission_state'] for answer in seen] == ['reconciling']
+
+
+def test_an_entry_that_the_disk_lost_track_of_is_asked_about_not_reconciling_for_ever(shop):
+    shop.main.script.append(('after', RuntimeError('boom')))
+    mend = break_journal(shop, changes_to('unknown'))
+    with pytest.raises(bq.OrderStateUnknown):
+        shop.place(idempotency_key='k')
+    mend()
+    assert states_of(shop) == {'k': 'submitting'}
+    assert shop.resolve('k')['submission_state'] == 'accepted'
+
+
+def test_cancels_resolve(shop):
+    order_id = shop.place()['order_id']
+    shop.main.cancel_script.append('pending')
+    shop.cancel(order_id, idempotency_key='c')
+    assert shop.resolve('c', bq.CANCEL)['submission_state'] == 'reconciling'
+    shop.main.become(order_id, 'canceled')
+    answer = shop.resolve('c', bq.CANCEL, order_id=order_id)
+    assert (answer['submission_state'], answer['status'], answer['order_id']) == ('accepted', 'canceled', order_id)
+    assert (answer['resolved_result']['order_id'], answer['write_action']) == (order_id, bq.CANCEL)
+    shop.main.become(order_id, 'filled')
+    assert shop.resolve('c', bq.CANCEL)['submission_state'] == 'rejected'
+    shop.main.rows.clear()
+    assert shop.resolve('c', bq.CANCEL)['submission_state'] == 'submit_unknown'
+
+
+def test_others_learn_nothing_about_a_key(shop):
+    shop.place(idempotency_key='k', sub_account_id='demo')
+    assert shop.resolve('k', sub_account_id='free')['submission_state'] == 'submit_unknown'
+    assert shop.resolve('k', account_key='hedge')['submission_state'] == 'submit_unknown'
+    assert shop.resolve('k', sub_account_id='demo@main')['submission_state'] == 'accepted'
+    assert shop.resolve('k')['submission_state'] == 'accepted'
+
+
+@pytest.mark.parametrize('action, key', [('broker.orders', 'k'), (None, 'k'), (bq.PLACE, None), (bq.PLACE, 5),
+                                         ([], 'k')])
+def test_resolve_needs_an_action_and_a_key(shop, action, key):
+    with pytest.raises(bq.BadRequest):
+        shop.resolve(key, action)
+
+
+# -- views -----------------------------------------------------------------------------------------------------------
+def test_sub_accounts_see_their_own_orders_and_trades(shop):
+    mine = shop.place(sub_account_id='demo', remark='m')['order_id']
+    other = shop.place(sub_account_id='free', security='000002.XSHE')['order_id']
+    for order_id in (mine, other):
+        shop.main.become(order_id, 'filled')
+    demo, main = {'sub_account_id': 'demo'}, {'account_key': 'main'}
+    assert [row['order_id'] for row in shop.desk.orders(demo)] == [mine]
+    assert [(row['order_id'], row['order_remark']) for row in shop.desk.trades(demo)] == [(mine, 'm')]
+    assert [row['order_id'] for row in shop.desk.orders(main)] == [mine, other]
+    assert shop.desk.order_status(dict(demo, order_id=other)) == {}
+    assert shop.desk.order_status(dict(demo, order_id=mine))['sub_account_id'] == 'demo'
+    assert shop.desk.order_status(dict(main, order_id='zz')) == {}
+
+
+def test_filters_of_orders_and_trades(shop):
+    first, second = shop.place()['order_id'], shop.place(security='000002.XSHE')['order_id']
+    shop.main.become(second, 'filled')
+
+    def ids(view, **wanted):
+        return [row['order_id'] for row in getattr(shop.desk, view)(dict(wanted, account_key='main'))]
+    assert ids('orders', order_id=first) == [first] and ids('orders', security='000002.SZ') == [second]
+    assert ids('orders', status='filled') == [second] and ids('orders', status='open') == [first]
+    assert ids('trades', order_id=first) == [] and ids('trades', security='000002.SZ') == [second]
+    for wanted in ({'status': 'odd'}, {'security': 'odd'}, {'order_id': []}):
+        with pytest.raises(bq.BadRequest):
+            ids('orders', **wanted)
+
+
+# -- a machine that does everything in any order -----------------------------------------------------------------------
+KEYS = st.sampled_from(['a', 'b', 'c'])
+FAULTS = st.sampled_from([None, None, 'rejected', 'lost before', 'lost after', 'disk before', 'disk after',
+                          'blind after'])
+
+
+class DeskMachine(RuleBasedStateMachine):
+    """Each key leads to at most one order at the broker, and no answer contradicts the broker."""
+
+    @initialize()
+    def open(self):
+        self.shop = Shop()
+        self.shop.restart = self.power_cut
+        self.ids = {}  # key -> order id that an answer named
+
+    def teardown(self):
+        if hasattr(self, 'shop'):
+            self.shop.journal.close()
+
+    def power_cut(self):
+        """The journal of a new process: what this one wrote, and nothing that it had in memory."""
+        dump = list(self.shop.journal._db.execute('SELECT * FROM writes'))
+        self.shop.journal.close()
+        self.shop.open()
+        db = self.shop.journal._db
+        db.executemany('INSERT INTO writes VALUES (%s)' % ','.join('?' * len(bq.JournalEntry._fields)), dump)
+        self.shop.journal._settle_at_start(db)
+
+    @rule(key=KEYS, fault=FAULTS, amount=st.sampled_from([100, 100, 200, 150]),
+          sub=st.sampled_from([None, None, 'demo']))
+    def place(self, key, fault, amount, sub):
+        broker = self.shop.main
+        del broker.submits[:]
+        mend = self.inject(fault)
+        try:
+            answer = self.shop.place(idempotency_key=key, amount=amount, sub_account_id=sub)
+        except (bq.OrderRejected, bq.BadRequest, bq.JournalError) as error:
+            if error.broker_called is False:
+                assert not broker.submits
+            if not isinstance(error, bq.BadRequest):
+                assert not self.orders_of(key)
+        except bq.OrderStateUnknown:
+            pass
+        else:
+            self.agree(key, answer)
+        finally:
+            mend()
+
+    def inject(self, fault):
+        broker, mend = self.shop.main, lambda: None
+        broker.script.clear()
+        steps = {'rejected': bq.OrderRejected('no'), 'lost before': RuntimeError(),
+                 'lost after': ('after', RuntimeError())}
+        if fault in steps:
+            broker.script.append(steps[fault])
+        elif fault == 'disk before':
+            mend = break_journal(self.shop, changes_to('submitting'))
+        elif fault == 'disk after':
+            mend = break_journal(self.shop, changes_to('accepted', 'unknown', 'rejected'))
+        elif fault == 'blind after':
+            broker.blind = bq.QmtUnavailable('断开')
+        return lambda: (mend(), broker.script.clear(), setattr(broker, 'blind', None))
+
+    def orders_of(self, key):
+        tags = {row[0] for row in self.shop.journal._db.execute(
+            'SELECT tag FROM writes WHERE idempotency_key=? AND action=?', (key, bq.PLACE))}
+        return [row for row in self.shop.main.rows.values() if row.order_remark in tags]
+
+    def agree(self, key, answer):
+        row = self.shop.main.rows[answer['order_id']]
+        assert answer['amount'] == row.amount and answer['side'] == row.side
+        assert answer['status'] in (row.status, 'submitted')
+        assert self.ids.setdefault(key, answer['order_id']) == answer['order_id']
+
+    @rule(key=KEYS)
+    def resolve(self, key):
+        del self.shop.main.submits[:]
+        answer = self.shop.resolve(key)
+        assert not self.shop.main.submits
+        if answer['submission_state'] == 'accepted':
+            self.agree(key, answer['resolved_result'])
+        if answer['submission_state'] == 'rejected':
+            assert not self.orders_of(key)
+
+    @rule(key=KEYS, cancel_key=st.sampled_from([None, 'x', 'y']),
+          step=st.sampled_from([None, 'pending', RuntimeError()]))
+    def cancel(self, key, cancel_key, step):
+        order_id = self.ids.get(key, 'zz')
+        self.shop.main.cancel_script.clear()
+        self.shop.main.cancel_script.append(step)
+        try:
+            answer = self.shop.cancel(order_id, idempotency_key=cancel_key)
+        except (bq.OrderNotFound, bq.IdempotencyConflict, bq.OrderStateUnknown):
+            return
+        row = self.shop.main.rows[order_id]
+        assert answer['status'] == row.status and answer['value'] is (row.status == 'canceled')
+
+    @rule(key=KEYS)
+    def fill(self, key):
+        order_id = self.ids.get(key)
+        if order_id and not self.shop.main.rows[order_id].final:
+            self.shop.main.become(order_id, 'filled')
+
+    @rule()
+    def restart(self):
+        self.shop.restart()
+
+    @invariant()
+    def one_order_a_key(self):
+        if hasattr(self, 'shop'):
+            tags = [row.order_remark for row in self.shop.main.rows.values()]
+            assert len(tags) == len(set(tags))
+            assert all(len(self.orders_of(key)) <= 1 for key in 'abc')
+            assert set(self.ids.values()) <= set(self.shop.main.rows)
+            assert len(self.shop.main.rows) == sum(len(self.orders_of(key)) for key in 'abc')
+
+
+TestDeskMachine = DeskMachine.TestCase
+TestDeskMachine.settings = settings(max_examples=60, stateful_step_count=25, deadline=None, derandomize=True,
+                                    suppress_health_check=list(HealthCheck))
+
+
+def test_the_answers_can_travel(shop):
+    for answer in (shop.place(idempotency_key='k', wait_timeout=0.01), shop.resolve('k'), shop.cancel('o1')):
+        assert json.loads(json.dumps(answer, allow_nan=False)) == answer

@@ -1,0 +1,366 @@
+"""RemoteQmtProvider, RemoteQmtBroker and the functions at module level, against a stub server."""
+import os
+import queue
+import subprocess
+import sys
+import textwrap
+from datetime import date, datetime
+
+import pytest
+
+import bullet_qmt as bq
+from tests.base import TOKEN, long_client, server_settings
+from tests.fakes import FakeClock
+
+pandas = pytest.importorskip('pandas')
+NOW = datetime(2024, 5, 15, 14, 0)  # a Wednesday, in session
+CODE, OTHER = '000001.XSHE', '600000.XSHG'
+HAS_PANEL = bq._has_panel()
+
+
+@pytest.fixture(scope='module')
+def server():
+    server = bq.serve(server_settings(sub_accounts=(bq.SubAccountSpec('demo', 'default', 5000.0),)), FakeClock(NOW))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope='module')
+def connection(server):
+    with long_client(server) as client:
+        yield client
+
+
+@pytest.fixture(scope='module')
+def provider(connection):
+    return bq.RemoteQmtProvider(connection=connection)
+
+
+@pytest.fixture
+def broker(connection):
+    return bq.RemoteQmtBroker(connection=connection)
+
+
+@pytest.fixture
+def environment(server, monkeypatch, tmp_path):
+    """QMT_SERVER_* name the server; no provider is set, before or after."""
+    monkeypatch.chdir(str(tmp_path))
+    for name in [name for name in os.environ if name.startswith('QMT_')]:
+        monkeypatch.delenv(name)
+    for name, value in zip(('HOST', 'PORT', 'TOKEN'), (server.address[0], str(server.address[1]), TOKEN)):
+        monkeypatch.setenv('QMT_SERVER_' + name, value)
+    monkeypatch.setattr(bq, '_provider', None)
+    yield monkeypatch
+    if bq._provider is not None:
+        bq._provider.close()
+
+
+class Canned(bq.BaseConnection):
+    """A connection that gives one answer and remembers the question."""
+
+    def __init__(self, answer):
+        self.answer, self.asked = answer, []
+
+    def request(self, action, payload=None, timeout=None):
+        self.asked.append((action, payload))
+        return self.answer
+
+
+# -- data, with pandas --------------------------------------------------------------------------------------------
+def test_bars_of_one_security(provider):
+    frame = provider.get_price(CODE, end_date='2024-05-10', count=3, fields=['close', 'open', 'volume'])
+    assert list(frame.columns) == ['close', 'open', 'volume']
+    assert isinstance(frame.index, pandas.DatetimeIndex) and frame.index.name is None
+    assert list(frame.index) == [pandas.Timestamp(day) for day in ('2024-05-08', '2024-05-09', '2024-05-10')]
+    assert [str(kind) for kind in frame.dtypes] == ['float64'] * 3 and frame['close'].min() > 0
+
+
+def test_default_fields_and_minutes(provider):
+    frame = provider.get_price(CODE, start_date='2024-05-10 09:31:00', end_date=datetime(2024, 5, 10, 9, 33),
+                               frequency='1m')
+    assert list(frame.columns) == ['open', 'close', 'high', 'low', 'volume', 'money']
+    assert [str(moment) for moment in frame.index] == ['2024-05-10 09:3%d:00' % minute for minute in (1, 2, 3)]
+
+
+def test_bars_of_many_securities_long(provider):
+    frame = provider.get_price([CODE, OTHER], end_date=date(2024, 5, 10), count=2, fields='close', panel=False)
+    assert list(frame.columns) == ['time', 'code', 'close']
+    assert list(frame['code']) == [CODE, CODE, OTHER, OTHER]
+    assert str(frame['time'].dtype).startswith('datetime64[') and list(frame.index) == [0, 1, 2, 3]
+
+
+def test_bars_of_many_securities_as_joinquant_gives_them(provider):
+    result = provider.get_price((CODE, OTHER), end_date='2024-05-10', count=2, fields=('close', 'open'))
+    if HAS_PANEL:
+        assert type(result).__name__ == 'Panel'
+        assert list(result.items) == ['close', 'open'] and list(result.minor_axis) == [CODE, OTHER]
+        assert list(result['close'].index) == [pandas.Timestamp('2024-05-09'), pandas.Timestamp('2024-05-10')]
+        single = provider.get_price(CODE, end_date='2024-05-10', count=2, fields=['close'])
+        assert list(result['close'][CODE]) == list(single['close'])
+    else:
+        assert list(result.columns) == ['time', 'code', 'close', 'open'] and len(result) == 4
+
+
+def test_dates_of_every_type_mean_the_same(provider):
+    spellings = ['2024-05-10', '20240510', date(2024, 5, 10), datetime(2024, 5, 10), pandas.Timestamp('2024-05-10')]
+    frames = [provider.get_price(CODE, start_date=day, end_date=day) for day in spellings]
+    assert all(frame.equals(frames[0]) and len(frame) == 1 for frame in frames)
+
+
+def test_numpy_numbers_may_be_given(provider):
+    numpy = pytest.importorskip('numpy')
+    assert len(provider.get_price(CODE, end_date='2024-05-10', count=numpy.int64(2))) == 2
+
+
+def test_nothing_there_is_an_empty_frame(provider):
+    frame = provider.get_price(CODE, start_date='2024-05-11', end_date='2024-05-12')
+    assert len(frame) == 0 and list(frame.columns)[0] == 'open'
+
+
+@pytest.mark.parametrize('wrong', [dict(count=0), dict(count=1, start_date='2024-01-01'), dict(fields=['odd']),
+                                   dict(frequency='7x'), dict(fq='odd'), dict(end_date='yesterday'),
+                                   dict(skip_paused=1)])
+def test_wrong_questions_are_refused(provider, wrong):
+    with pytest.raises(bq.BadRequest):
+        provider.get_price(CODE, **wrong)
+
+
+def test_trade_days(provider):
+    assert provider.get_trade_days('2024-05-08', '2024-05-10') == [date(2024, 5, 8), date(2024, 5, 9),
+                                                                   date(2024, 5, 10)]
+    assert provider.get_trade_days(end_date=date(2024, 5, 12), count=1) == [date(2024, 5, 10)]
+    assert provider.get_trade_day([CODE, OTHER], '2024-05-12') == {CODE: date(2024, 5, 10), OTHER: date(2024, 5, 10)}
+    assert provider.get_trade_day(CODE, '1980-01-01') == {CODE: None}
+    days = provider.get_all_trade_days()
+    assert days == sorted(days) and days[-1] == date(2024, 5, 15) and len(days) > 4000
+
+
+def test_securities(provider):
+    frame = provider.get_all_securities(['index', 'etf'])
+    assert list(frame.columns) == ['display_name', 'name', 'start_date', 'end_date', 'type']
+    assert frame.loc['510300.XSHG', 'type'] == 'etf' and frame.index.name == 'code'
+    assert frame.loc['510300.XSHG', 'start_date'] == pandas.Timestamp('2012-05-28')
+    info = provider.get_security_info(CODE)
+    assert (info.display_name, info['type'], info.start_date) == ('平安银行', 'stock', date(1991, 4, 3))
+    with pytest.raises(AttributeError):
+        info.nothing
+    assert CODE in provider.get_index_stocks('000300.XSHG')
+    for event in provider.get_split_dividend(CODE, '2020-01-01', '2024-01-01'):
+        assert {'security', 'date', 'scale_factor', 'bonus_pre_tax', 'per_base'} <= set(event)
+
+
+def test_quotes(provider):
+    tick = provider.get_current_tick(CODE)
+    assert tick['sid'] == CODE and tick['last_price'] == provider.get_last_price(CODE)
+    current = provider.get_live_current(CODE)
+    assert current['low_limit'] <= current['last_price'] <= current['high_limit'] and current['paused'] is False
+    with pytest.raises(bq.NotSupported):
+        provider.get_current_tick(CODE, df=True)
+    assert provider.get_snapshot(CODE)['sid'] == CODE
+    assert 'ok' in provider.ensure_cache(CODE, count=1)
+
+
+@pytest.mark.parametrize('symbol', ['000001.SZ', '000001.XSHE'])
+def test_ticks_reach_the_callback_with_its_context(server, symbol):
+    got = queue.Queue()
+    provider = bq.RemoteQmtProvider({'host': server.address[0], 'port': server.address[1], 'token': TOKEN})
+    try:
+        provider.set_tick_callback(got.put)
+        provider.set_tick_callback(lambda context, tick: got.put((context, tick)), 'context')
+        provider.subscribe_ticks(symbol)
+        context, tick = got.get(timeout=10)
+        assert (context, tick['sid'], tick['symbol']) == ('context', CODE, symbol) and tick['last_price'] > 0
+        assert provider.unsubscribe_ticks()['count'] == 0
+    finally:
+        provider.close()
+    assert not provider._connection.connected
+
+
+@pytest.mark.parametrize('answer', [None, {}, {'dtype': 'dict'}, {'dtype': 'dataframe', 'columns': ['a'],
+                                                                  'records': [[1, 2]]}])
+def test_an_answer_that_is_no_table_is_an_error(answer):
+    with pytest.raises(bq.ProtocolError):
+        bq.RemoteQmtProvider(connection=Canned(answer)).get_price(CODE)
+
+
+# -- without pandas -------------------------------------------------------------------------------------------------
+def test_without_pandas_there_are_tables(server):
+    script = textwrap.dedent('''
+        import datetime, sys
+        sys.modules['pandas'] = sys.modules['numpy'] = None
+        import bullet_qmt as bq
+        provider = bq.set_data_provider('qmt-remote', host=%r, port=%d, token=%r)
+        table = bq.get_price('000001.XSHE', end_date='2024-05-10', count=2, fields=['close'])
+        assert isinstance(table, bq.Table) and list(table.columns) == ['index', 'close'] and len(table) == 2
+        assert table['index'][-1] == datetime.datetime(2024, 5, 10) and '2024-05-10' in repr(table)
+        many = bq.get_price(['000001.XSHE', '600000.XSHG'], end_date='2024-05-10', count=1)
+        assert many.rows()[1]['code'] == '600000.XSHG' and list(many.columns)[:2] == ['time', 'code']
+        assert '000300.XSHG' in bq.get_all_securities('index')['code']
+        provider.close()
+        print('fine')
+    ''') % (server.address[0], server.address[1], TOKEN)
+    done = subprocess.run([sys.executable, '-c', script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60,
+                          env=dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))))
+    assert done.stdout.decode().strip() == 'fine'
+
+
+# -- module level ---------------------------------------------------------------------------------------------------
+def test_functions_at_module_level_take_the_server_from_the_environment(environment):
+    assert len(bq.get_price(CODE, count=2)) == 2
+    assert bq.get_data_provider() is bq.get_data_provider()
+    assert bq.get_trade_days(end_date='2024-05-12', count=1) == [date(2024, 5, 10)]
+    assert bq.get_security_info(CODE).display_name == '平安银行' and len(bq.get_all_trade_days()) > 4000
+    assert CODE in bq.get_index_stocks('000300.XSHG') and CODE in bq.get_all_securities().index
+    assert bq.get_current_tick(CODE)['sid'] == CODE and bq.get_live_current(CODE)['last_price'] > 0
+    assert isinstance(bq.get_split_dividend(CODE), list)
+    assert bq.get_price.__doc__ == bq.RemoteQmtProvider.get_price.__doc__
+
+
+def test_and_from_a_dotenv_file(environment, tmp_path):
+    lines = ['%s=%s' % (name, os.environ[name]) for name in ('QMT_SERVER_HOST', 'QMT_SERVER_PORT', 'QMT_SERVER_TOKEN')]
+    for name in ('QMT_SERVER_HOST', 'QMT_SERVER_PORT', 'QMT_SERVER_TOKEN'):
+        environment.delenv(name)
+    (tmp_path / '.env').write_text('\n'.join(lines))
+    assert bq.get_current_tick(CODE)['sid'] == CODE
+
+
+def test_a_new_provider_replaces_and_closes_the_old_one(environment, server):
+    old = bq.set_data_provider('qmt-remote')
+    new = bq.set_data_provider(host=server.address[0], port=server.address[1], token=TOKEN)
+    assert bq.get_data_provider() is new
+    with pytest.raises(bq.ConnectionLost):
+        old.get_last_price(CODE)
+
+
+def test_a_provider_that_cannot_connect_leaves_the_old_one(environment, server):
+    old = bq.set_data_provider('qmt-remote')
+    with pytest.raises(bq.AuthFailed):
+        bq.set_data_provider(token='wrong')
+    assert bq.get_data_provider() is old and old.get_last_price(CODE) > 0
+
+
+@pytest.mark.parametrize('call', [
+    lambda: bq.set_data_provider('tushare'), lambda: bq.set_data_provider('qmt-remote', hots='x'),
+    lambda: bq.RemoteQmtProvider({'tls_cer': 'x'}), lambda: bq.RemoteQmtBroker(config={'acount_key': 'x'}),
+    lambda: bq.connect(port='x'), lambda: bq.connect(port=70000), lambda: bq.connect(rpc_timeout=float('nan')),
+    lambda: bq.connect(host='a b'), lambda: bq.connect(tls_cert='no such file')])
+def test_options_that_are_unknown_or_wrong_are_refused(environment, call):
+    with pytest.raises(bq.ConfigError):
+        call()
+
+
+def test_a_token_is_needed(environment):
+    environment.delenv('QMT_SERVER_TOKEN')
+    with pytest.raises(bq.ConfigError) as caught:
+        bq.get_price(CODE, count=1)
+    assert 'QMT_SERVER_TOKEN' in caught.value.hint
+
+
+# -- broker ---------------------------------------------------------------------------------------------------------
+def test_the_account(broker):
+    info = broker.get_account_info()
+    assert info['total_value'] == info['total_asset'] > 0 and info['available_cash'] > 0
+    assert isinstance(info['positions'], list) and broker.sync_account()['account_id'] == info['account_id']
+
+
+def test_buy_and_see_it_everywhere(broker):
+    order_id = broker.buy(CODE, 100, wait_timeout=10, remark='r', idempotency_key='facade-1')
+    assert broker.buy(CODE, 100, wait_timeout=10, remark='r', idempotency_key='facade-1') == order_id
+    row = broker.get_order_status(order_id)
+    assert (row['status'], row['order_remark'], row['side'], row['filled']) == ('filled', 'r', 'BUY', 100)
+    assert [item['order_id'] for item in broker.get_orders(order_id=order_id)] == [order_id]
+    assert sum(trade['amount'] for trade in broker.get_trades(order_id=order_id)) == 100
+    assert [item['amount'] for item in broker.get_positions() if item['security'] == CODE] == [100]
+    assert order_id in [item['order_id'] for item in broker.sync_orders()]
+    assert broker.resolve_submission('facade-1')['submission_state'] == 'accepted'
+    with pytest.raises(bq.OrderRejected):  # bought today
+        broker.sell(CODE, 100)
+
+
+def low_price(broker, code=CODE):
+    return broker._connection.request('data.live_current', {'security': code})['low_limit']
+
+
+def test_a_resting_order_is_cancelled_once(broker):
+    order_id = broker.buy(CODE, 100, price=low_price(broker))
+    assert order_id in [row['order_id'] for row in broker.get_open_orders()]
+    assert broker.cancel_order(order_id) is True and broker.cancel_order(order_id) is True
+    assert order_id not in [row['order_id'] for row in broker.get_open_orders()]
+    assert broker.get_order_status('zz') == {}
+    with pytest.raises(bq.OrderNotFound):
+        broker.cancel_order('zz')
+
+
+def test_what_was_filled_is_not_cancelled(broker):
+    assert broker.cancel_order(broker.buy(OTHER, 100, wait_timeout=10)) is False
+
+
+@pytest.mark.parametrize('arguments, error', [
+    (dict(amount=150), bq.OrderRejected), (dict(amount=0), bq.BadRequest),
+    (dict(amount=100, price=0.001), bq.OrderRejected),
+    (dict(amount=100, price=float('nan')), bq.BadRequest), (dict(amount=float('inf')), bq.BadRequest),
+    (dict(amount='100'), bq.BadRequest), (dict(amount=100, price=-1), bq.BadRequest),
+    (dict(amount=10 ** 8), bq.OrderRejected)])
+def test_orders_that_are_refused(broker, arguments, error):
+    with pytest.raises(error):
+        broker.buy(CODE, **arguments)
+
+
+def test_a_sub_account_has_its_limit_and_its_own_orders(server, broker):
+    config = {'host': server.address[0], 'port': server.address[1], 'token': TOKEN, 'sub_account_id': 'demo@default'}
+    sub = bq.RemoteQmtBroker(config=config)
+    try:
+        assert sub.connect() is True and sub.get_orders() == []
+        with pytest.raises(bq.OrderRejected):
+            sub.buy('600519.XSHG', 100)
+        order_id = sub.buy('510300.XSHG', 100, price=low_price(broker, '510300.XSHG'))
+        assert [row['order_id'] for row in sub.get_orders()] == [order_id] and sub.cancel_order(order_id)
+    finally:
+        assert sub.disconnect() is True and sub.disconnect() is True
+    wrong = bq.RemoteQmtBroker(connection=broker._connection, config={'account_key': 'nobody'})
+    with pytest.raises(bq.AccountNotFound):
+        wrong.get_account_info()
+    assert wrong.disconnect() and broker._connection.connected  # not its own
+
+
+def test_the_payload_of_an_order():
+    connection = Canned({'order_id': 7, 'status': 'open'})
+    broker = bq.RemoteQmtBroker(connection=connection, config={'account_key': 'main', 'sub_account': 'demo'})
+    assert broker.sell(CODE, 100, 10.5, remark='r', market=True, wait_timeout=0) == '7'
+    (action, payload), = connection.asked
+    key = payload.pop('idempotency_key')
+    assert action == 'broker.place_order' and key.startswith('place-')
+    assert payload == {'account_key': 'main', 'sub_account_id': 'demo', 'security': CODE, 'side': 'SELL', 'amount': 100,
+                       'style': {'type': 'market', 'protect_price': 10.5}, 'order_remark': 'r', 'wait_timeout': 0}
+
+
+@pytest.mark.parametrize('answer', [None, [], 'x', {}, {'order_id': None}, {'order_id': '', 'status': 'open'},
+                                    {'order_id': 'o', 'status': 'submit_unknown'},
+                                    {'status': 'reconciling', 'order_id': 'o'}])
+def test_an_answer_without_a_certain_order_is_unknown_and_names_the_key(answer):
+    broker = bq.RemoteQmtBroker(connection=Canned(answer))
+    for key in ('k', None):
+        with pytest.raises(bq.OrderStateUnknown) as caught:
+            broker.buy(CODE, 100, idempotency_key=key)
+        assert caught.value.idempotency_key == broker._connection.asked[-1][1]['idempotency_key']
+
+
+def test_an_order_that_the_broker_rejected_raises():
+    broker = bq.RemoteQmtBroker(connection=Canned({'order_id': 'o', 'status': 'rejected', 'status_msg': '资金不足'}))
+    with pytest.raises(bq.OrderRejected) as caught:
+        broker.buy(CODE, 100)
+    assert caught.value.message == '资金不足'
+
+
+@pytest.mark.parametrize('status, expected', [('canceled', True), ('partly_canceled', True), ('filled', False),
+                                              ('rejected', False)])
+def test_what_a_cancel_says(status, expected):
+    assert bq.RemoteQmtBroker(connection=Canned({'status': status})).cancel_order('o') is expected
+
+
+@pytest.mark.parametrize('answer', [{'status': 'open'}, {'status': 'canceling'}, {'status': 'submit_unknown'}, {},
+                                    None, []])
+def test_a_cancel_that_is_not_decided_raises(answer):
+    with pytest.raises(bq.OrderStateUnknown) as caught:
+        bq.RemoteQmtBroker(connection=Canned(answer)).cancel_order('o', idempotency_key='c')
+    assert caught.value.idempotency_key == 'c'
