@@ -1620,7 +1620,7 @@ DAILY_COLUMNS = ('time', 'open', 'close', 'high', 'low', 'volume', 'money', 'pre
                  'paused')
 MINUTE_COLUMNS = ('time', 'open', 'close', 'high', 'low', 'volume', 'money')
 HISTORY_FIELDS = DAILY_COLUMNS[1:] + ('avg', 'price', 'factor')
-HISTORY_ROW_LIMIT = 2000000
+HISTORY_ROW_LIMIT = 1000000  # some 70 MB of JSON, twice what a frame holds; refused before memory is spent on it
 SECURITY_TYPES = ('stock', 'fund', 'etf', 'lof', 'index', 'bond')
 
 
@@ -1808,6 +1808,7 @@ def minute_grid(bars, day_grid, start, end):
 
 def gather(bars, grid, fill):
     """Columns along the grid. fill: suspended rows get the last close and no turnover; otherwise NaN."""
+    _check_size(len(grid))
     columns = {'time': [moment for moment, _, _ in grid],
                'paused': [0.0 if row is not None else 1.0 for _, row, _ in grid]}
     for name, values in bars.items():
@@ -1986,8 +1987,7 @@ class DataAdapter:
         for code in query.securities:
             series.append((code, self._series(code, query)))
             rows += len(series[-1][1]['time'])
-            if rows > HISTORY_ROW_LIMIT:
-                raise BadRequest('结果超过 %d 行' % HISTORY_ROW_LIMIT, '缩小时间范围或证券数量，分几次取')
+            _check_size(rows)
         if query.single:
             return _single_table(series[0][1], query.fields)
         return (_wide_table if query.panel else _long_table)(series, query.fields)
@@ -2041,6 +2041,11 @@ class DataAdapter:
         if any(ratio != 1.0 for ratio in ratios):
             columns = scale(columns, ratios, 3 if instrument(code).tick < 0.01 else 2)
         return dict(columns, factor=ratios)
+
+
+def _check_size(rows):
+    if rows > HISTORY_ROW_LIMIT:
+        raise BadRequest('结果超过 %d 行' % HISTORY_ROW_LIMIT, '缩小时间范围或证券数量，分几次取')
 
 
 def _has_type(row, types):
@@ -5732,7 +5737,7 @@ class PushingConnection(BaseConnection):
 
     def __init__(self, name):
         self._events = EventDispatcher('events-' + name)
-        self._subscriptions = {}  # key -> tuple of symbols
+        self._subscriptions = {}  # key -> {canonical code: spelling to send}
         self._subscription_lock = threading.Lock()
 
     def add_event_listener(self, event, listener):
@@ -5744,19 +5749,19 @@ class PushingConnection(BaseConnection):
 
     def subscribe(self, key, symbols):
         with self._subscription_lock:
-            wanted = self._wanted()
-            new = [symbol for symbol in _symbols(symbols) if symbol not in wanted]
+            asked, wanted = _symbols(symbols), self._wanted()
+            new = [text for code, text in asked.items() if code not in wanted]
             answer = self.request('data.subscribe', {'securities': new}) if new else {'count': len(wanted)}
-            self._keep_symbols(key, self._subscriptions.get(key, ()) + tuple(_symbols(symbols)))
+            self._keep_symbols(key, OrderedDict(asked, **self._subscriptions.get(key, {})))
             return answer
 
     def unsubscribe(self, key, symbols=None):
         with self._subscription_lock:
-            mine = self._subscriptions.get(key, ())
-            going = list(mine) if symbols is None else [symbol for symbol in _symbols(symbols) if symbol in mine]
-            self._keep_symbols(key, [symbol for symbol in mine if symbol not in going])
+            mine = self._subscriptions.get(key, {})
+            going = mine if symbols is None else {code: mine[code] for code in _symbols(symbols) if code in mine}
+            self._keep_symbols(key, {code: text for code, text in mine.items() if code not in going})
             wanted = self._wanted()
-            gone = [symbol for symbol in going if symbol not in wanted]
+            gone = [text for code, text in going.items() if code not in wanted]
             if not gone:
                 return {'count': len(wanted), 'removed': 0}
             return self.request('data.unsubscribe', {'securities': gone})
@@ -5764,20 +5769,26 @@ class PushingConnection(BaseConnection):
     def _keep_symbols(self, key, symbols):
         """A new dict each time: a reconnecting thread reads the old one meanwhile."""
         changed = dict(self._subscriptions)
-        changed[key] = tuple(OrderedDict.fromkeys(symbols))
+        changed[key] = symbols
         self._subscriptions = changed
 
     def _wanted(self):
-        return list(OrderedDict((symbol, None) for mine in self._subscriptions.values() for symbol in mine))
+        """OrderedDict code -> spelling of what any key subscribed."""
+        return OrderedDict(item for mine in self._subscriptions.values() for item in mine.items())
 
 
 def _symbols(symbols):
+    """OrderedDict canonical code -> spelling to send. What is no code is left to the server to refuse."""
     items = [symbols] if isinstance(symbols, str) else list(symbols)
-    return list(OrderedDict.fromkeys(normalize_text_code(item) for item in items))
+    texts = [item.strip().upper() if isinstance(item, str) else item for item in items]
+    return OrderedDict((_code_or_text(text), text) for text in texts)
 
 
-def normalize_text_code(item):
-    return item.strip().upper() if isinstance(item, str) else item
+def _code_or_text(text):
+    try:
+        return normalize_code(text)
+    except SecurityNotFound:
+        return text
 
 
 class RemoteQmtConnection(PushingConnection):
@@ -5914,17 +5925,23 @@ class RemoteQmtConnection(PushingConnection):
         self._fail_all('连接中断', error)
 
     def _resume(self):
-        channel, ack = self.endpoint.dial()
+        channel = self._open()
+        try:
+            self._resubscribe(channel)
+        except ConnectionLost:
+            channel.close()
+            raise
         with self._lock:
-            self._channel, self.ack = channel, ack
             waiting = list(self._calls.values())
-        symbols = self._wanted()
-        if symbols:
-            channel.write_frame({'type': 'request', 'id': 'resubscribe', 'action': 'data.subscribe',
-                                 'payload': {'securities': symbols}})
         for call in waiting:
             self._send(channel, call)
         return channel
+
+    def _resubscribe(self, channel):
+        symbols = list(self._wanted().values())
+        if symbols:
+            channel.write_frame({'type': 'request', 'id': 'resubscribe', 'action': 'data.subscribe',
+                                 'payload': {'securities': symbols}})
 
     def _read(self, channel):
         """Frames until the connection ends. A peer that is silent for three heartbeats is dead."""
@@ -6735,7 +6752,17 @@ def _with_account(action, payload, settings):
 
 
 def run_env(args):
-    print(dotenv_template(), end='')
+    """The template on stdout, or in a new UTF-8 file: a Windows shell would redirect it in another encoding."""
+    if args.write is None:
+        print(dotenv_template(), end='')
+        return Exit.OK
+    try:
+        with io.open(args.write, 'x', encoding='utf-8') as file:
+            file.write(dotenv_template())
+        restrict_to_owner(args.write)
+    except OSError as error:
+        raise ConfigError('不能写 %s：%s' % (args.write, error), '已有的文件不会被覆盖，换一个文件名')
+    print('已写入 %s' % args.write)
     return Exit.OK
 
 
@@ -6811,7 +6838,8 @@ _IDEMPOTENCY = _argument('--key', metavar='KEY', help='idempotency_key；重试�
 
 COMMANDS = OrderedDict([
     ('server', (run_server, '启动服务端', ('server', 'stub'), [])),
-    ('env', (run_env, '打印带注释的 .env 模板', (), [])),
+    ('env', (run_env, '打印带注释的 .env 模板', (), [
+        _argument('--write', metavar='FILE', help='写进这个新文件（UTF-8），而不是打印')])),
     ('doctor', (run_doctor, '检查与服务端的连接，指出问题和解决办法', ('client',), [])),
     ('account', (run_account, '账户总览：资金与持仓', ('client',), [
         _argument('--limit', type=int, default=20, metavar='N', help='最多显示几只持仓（默认 20）')])),

@@ -385,3 +385,11 @@ def test_ctrl_c_has_its_own(run, monkeypatch):
         raise KeyboardInterrupt
     monkeypatch.setattr(bq.ShortConnection, 'request', interrupt)
     assert run('account')[0] == bq.Exit.INTERRUPTED
+
+
+def test_the_template_is_written_to_a_new_file_only(tmp_path, capsys):
+    path = tmp_path / 'my.env'
+    assert bq.main(['env', '--write', str(path)]) == bq.Exit.OK
+    assert path.read_bytes().decode('utf-8').replace('\r\n', '\n') == bq.dotenv_template()
+    assert bq.main(['env', '--write', str(path)]) == bq.Exit.USAGE
+    assert '不会被覆盖' in capsys.readouterr().err

@@ -814,3 +814,14 @@ def test_csv_quotes_go_through_the_files_own_minutes(tmpdir):
     same = ask(data_at(data.clock.now()), ETF, count=1, fq=None)
     assert merged_rows(ask(data, ETF, count=1, fq=None)) == merged_rows(same)
     assert ask(data, ETF, count=9, frequency='1m')['index'][-1] == clock_at(TODAY, 10, 0)
+
+
+def test_an_answer_beyond_all_measure_is_refused_before_it_is_built(monkeypatch):
+    monkeypatch.setattr(bq, 'HISTORY_ROW_LIMIT', 10)
+    data = data_at(clock_at(MONDAY, 16))
+    for question in ({'security': '000001.XSHE', 'count': 11},
+                     {'security': ['000001.XSHE', '510300.XSHG'], 'count': 6, 'panel': False}):
+        with pytest.raises(bq.BadRequest) as caught:
+            data.history(bq.parse_history(question, data.clock.now()))
+        assert '10 行' in caught.value.message
+    assert len(data.history(bq.parse_history({'security': '000001.XSHE', 'count': 10}, data.clock.now()))) == 10
