@@ -645,7 +645,7 @@ OPTIONS = [
            ('--log-account', '--no-log-account')),
     Option('request_timeout', 'QMT_SERVER_REQUEST_TIMEOUT', '60', real(1, 3600), '单个请求的最长处理时间（秒）', 'server',
            metavar='SECONDS'),
-    Option('state', 'QMT_SERVER_STATE', None, parse_text, '委托日志（sqlite 文件）；stub 默认只在内存', 'server',
+    Option('state', 'QMT_SERVER_STATE', None, parse_text, '委托日志（sqlite 文件）；qmt 默认在日志文件旁边，stub 默认只在内存', 'server',
            metavar='FILE'),
     Option('accounts', 'QMT_SERVER_ACCOUNTS', None, parse_accounts,
            '账户：名称=资金账号[:类型[:userdata 路径]]，逗号分隔', 'server', metavar='SPEC,...'),
@@ -656,6 +656,10 @@ OPTIONS = [
     Option('data_path', 'QMT_DATA_PATH', None, parse_text, '账户 default 的 userdata 或 userdata_mini 路径', 'server', ()),
     Option('session_id', 'QMT_SESSION_ID', None, whole(1, 2 ** 31 - 1), '账户 default 的 QMT 会话号', 'server', ()),
     Option('auto_subscribe', 'QMT_AUTO_SUBSCRIBE', '1', parse_bool, '账户 default 是否订阅回报', 'server', ()),
+    Option('auto_download', 'QMT_SERVER_AUTO_DOWNLOAD', '1', parse_bool, 'qmt：本地缺少的历史行情先下载再回答', 'server',
+           ('--auto-download', '--no-auto-download')),
+    Option('quote_max_age', 'QMT_SERVER_QUOTE_MAX_AGE', '15', real(1, 3600), 'qmt：交易时段内超过这么多秒的行情标为 stale',
+           'server', metavar='SECONDS'),
     # -- paper exchange -------------------------------------------------------------------------------
     Option('stub_data', 'QMT_STUB_DATA', None, parse_text,
            '模拟行情改用这个目录里的 代码_1d.csv、代码_1m.csv', 'stub', metavar='DIR'),
@@ -791,6 +795,13 @@ def account_specs(settings):
         return (AccountSpec('default', settings.account_id or '10000001', settings.account_type,
                             settings.data_path, settings.session_id, settings.auto_subscribe),)
     raise ConfigError('没有配置账户', '用 --accounts 名称=资金账号:类型:userdata路径，或 QMT_ACCOUNT_ID 和 QMT_DATA_PATH')
+
+
+def state_path(settings):
+    """The journal's file. Real orders are always written down: beside the log file, if not told otherwise."""
+    if settings.state or settings.server_type == 'stub':
+        return settings.state
+    return os.path.join(os.path.dirname(settings.log_file or ''), 'bullet_qmt_orders.sqlite')
 
 
 def check_server_settings(settings):
@@ -1650,7 +1661,8 @@ class BrokerAdapter:
     OrderStateUnknown if nobody can tell. cancel(order_id, deadline_s) asks for it; what became of it shows
     in the order. find(tag) -> the order submitted with this tag today, or None.
     set_listener(listener): listener(kind, record) for each change, kind 'order' or 'trade', in their order,
-    from a thread that holds no lock of the adapter.
+    from a thread that holds no lock of the adapter. orders_known() -> (today's orders, whether these certainly are all
+    of them); on_connected(hook): hook() after each connect, from a thread of the adapter.
     """
 
     spec = None  # AccountSpec
@@ -1679,6 +1691,12 @@ class BrokerAdapter:
     def order(self, order_id):
         """The order, or None if this account has none of that id."""
         return next((order for order in self.orders() if order.order_id == order_id), None)
+
+    def orders_known(self):
+        return self.orders(), False
+
+    def on_connected(self, hook):
+        """An adapter that never loses its broker never calls it."""
 
     def find(self, tag):
         return next((order for order in self.orders() if order.order_remark == tag), None)
@@ -2022,7 +2040,8 @@ class DataAdapter:
 
     def _intraday(self, code, info, query):
         """Whole days first, so that the source reads only what is needed, then minutes."""
-        start, midnight = query.start, query.end - query.end % DAY_MS
+        start, last = query.start, query.end - 1  # no bar is labelled 00:00: an end there leaves that day out
+        midnight = last - last % DAY_MS
         first = None if start is None else start - start % DAY_MS
         daily, grid = self._day_grid(code, info, query, first, midnight, query.step / MINUTES_A_DAY, spare=2)
         bars = self._minutes(code, grid[0][0] if grid else midnight, midnight)
@@ -3621,6 +3640,9 @@ class StubBroker(BrokerAdapter):
     def order(self, order_id):
         return self._exchange.order(self._account, order_id)
 
+    def orders_known(self):
+        return self.orders(), True
+
     def submit(self, request, deadline_s=None):
         return self._exchange.submit(self._account, request)
 
@@ -3669,7 +3691,2380 @@ ADAPTERS['stub'] = open_stub
 # ======================================================================================================
 # 9. QMT ADAPTER - xtquant at arm's length: guarded calls with deadlines, connection keeper, code and status maps
 # ======================================================================================================
-# Not in this version: ADAPTERS holds no 'qmt', and the server says so and does not start.
+Vendor = namedtuple('Vendor', 'xtdata xttrader xttype')
+_VENDOR_HINT = ('在装有 QMT 的 Windows 上用 64 位 CPython 3.6 到 3.13 运行：pip install xtquant，或用 QMT 自带的 Python；'
+                'QMT/MiniQMT 要已登录（极简或独立交易模式），QMT_DATA_PATH 指向它的 userdata_mini')
+
+
+def import_vendor():
+    """The vendor's modules, imported without the web request and the prints of their own. Raises ConfigError."""
+    with _without_requests(), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            vendor = Vendor(*(importlib.import_module('xtquant.' + name) for name in Vendor._fields))
+        except Exception as error:  # a broken native module raises anything
+            raise ConfigError('xtquant 不能使用：%s: %s' % (type(error).__name__, error), _VENDOR_HINT) from error
+    vendor.xtdata.enable_hello = False
+    return vendor
+
+
+@contextlib.contextmanager
+def _without_requests():
+    """For the time of the import there is no `requests`, so that nothing can be asked with it."""
+    before = sys.modules.get('requests', _without_requests)
+    sys.modules['requests'] = None
+    try:
+        yield
+    finally:
+        del sys.modules['requests']
+        if before is not _without_requests:
+            sys.modules['requests'] = before
+
+
+# -- guard: no caller ever waits for the vendor longer than it wants to --------------------------------------------
+class VendorTimeout(Exception):
+    """A vendor call was begun and did not return in time: what it did is unknown."""
+
+
+class _GuardedCall:
+    """One call on its way through a guard."""
+
+    def __init__(self, function, args):
+        self.function, self.args = function, args
+        self.begun = self.given_up = False
+        self.done = threading.Event()
+        self.result = self.error = None
+
+    def run(self):
+        try:
+            self.result = self.function(*self.args)
+        except Exception as error:
+            self.error = error
+        self.done.set()
+
+
+class CallGuard:
+    """Runs vendor calls in worker threads of its own, at most `limit` at a time, each with a deadline.
+
+    call(function, *args, deadline_s=...) -> its result, or its exception. Raises QmtUnavailable if no worker was free
+    in time (then nothing was called) and VendorTimeout if the call was begun and has not returned; its thread stays
+    occupied until it does, so a dead terminal costs `limit` threads and not one more.
+    """
+
+    def __init__(self, name, limit=4):
+        self.name, self.limit = name, limit
+        self._changed = threading.Condition()
+        self._waiting, self._threads, self._idle, self._closed = deque(), [], 0, False
+        self._hung = 0
+
+    @property
+    def hung(self):
+        """How many begun calls nobody waits for any more."""
+        with self._changed:
+            return self._hung
+
+    def call(self, function, *args, **options):
+        job, deadline_s = _GuardedCall(function, args), options.pop('deadline_s')
+        self._enter(job)
+        if not job.done.wait(deadline_s):
+            self._give_up(job)
+        if job.error is not None:
+            raise job.error
+        return job.result
+
+    def close(self, timeout_s=2.0):
+        """Ends the idle workers; those stuck in the vendor's code are daemons and end with the process."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        deadline = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0, deadline - time.monotonic()))
+
+    def _enter(self, job):
+        with self._changed:
+            if self._closed:
+                raise QmtUnavailable('QMT 连接正在关闭', broker_called=False)
+            self._waiting.append(job)
+            if self._idle < len(self._waiting) and len(self._threads) < self.limit:
+                self._start_worker()
+            self._changed.notify()
+
+    def _start_worker(self):
+        thread = threading.Thread(target=self._work, name='%s-%d' % (self.name, len(self._threads) + 1), daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _give_up(self, job):
+        """Called when the deadline has passed; returns only if the call is done after all."""
+        with self._changed:
+            if job.done.is_set():
+                return
+            job.given_up = True
+            if job.begun:
+                self._hung += 1
+                raise VendorTimeout(getattr(job.function, '__name__', 'call'))
+            self._waiting.remove(job)
+        raise QmtUnavailable('QMT 没有回应（%s 有 %d 个调用卡住）' % (self.name, self.hung), '检查 QMT 是否卡死、是否已登录',
+                             broker_called=False, retry_after_s=5)
+
+    def _work(self):
+        while True:
+            with self._changed:
+                self._idle += 1
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                self._idle -= 1
+                if self._closed:
+                    return
+                job = self._waiting.popleft()
+                job.begun = True
+            job.run()
+            with self._changed:
+                self._hung -= job.given_up
+
+
+def native(record, *names, **options):
+    """A field of a vendor record under the first name that it has: snake case first, then m_xxx of old versions."""
+    for name in names:
+        value = getattr(record, name, None)
+        if value is not None:
+            return value
+    return options.get('default')
+
+
+# -- records of the terminal: copied into plain values at once, read by either spelling -----------------------------
+_QMT_OWNER = (('account_id', 'm_strAccountID'),)
+_QMT_FIELDS = {
+    'asset': _QMT_OWNER + (
+        ('cash', 'm_dCash'), ('frozen_cash', 'm_dFrozenCash'), ('market_value', 'm_dMarketValue'),
+        ('total_asset', 'm_dTotalAsset'), ('fetch_balance', 'm_dFetchBalance')),
+    'position': _QMT_OWNER + (
+        ('stock_code', 'm_strStockCode'), ('volume', 'm_nVolume'), ('can_use_volume', 'm_nCanUseVolume'),
+        ('frozen_volume', 'm_nFrozenVolume'), ('open_price', 'm_dOpenPrice'), ('avg_price', 'm_dAvgPrice'),
+        ('market_value', 'm_dMarketValue'), ('last_price', 'm_dLastPrice'),
+        ('instrument_name', 'm_strInstrumentName')),
+    'order': _QMT_OWNER + (
+        ('stock_code', 'm_strStockCode'), ('order_id', 'm_nOrderID'), ('order_sysid', 'm_strOrderSysID'),
+        ('order_time', 'm_nOrderTime'), ('order_type', 'm_nOrderType'), ('order_volume', 'm_nOrderVolume'),
+        ('price_type', 'm_nPriceType'), ('price', 'm_dPrice'), ('traded_volume', 'm_nTradedVolume'),
+        ('traded_price', 'm_dTradedPrice'), ('order_status', 'm_nOrderStatus'), ('status_msg', 'm_strStatusMsg'),
+        ('strategy_name', 'm_strStrategyName'), ('order_remark', 'm_strOrderRemark')),
+    'trade': _QMT_OWNER + (
+        ('stock_code', 'm_strStockCode'), ('order_type', 'm_nOrderType'), ('traded_id', 'm_strTradedID'),
+        ('traded_time', 'm_nTradedTime'), ('traded_price', 'm_dTradedPrice'), ('traded_volume', 'm_nTradedVolume'),
+        ('traded_amount', 'm_dTradedAmount'), ('order_id', 'm_nOrderID'), ('order_remark', 'm_strOrderRemark'),
+        ('commission', 'm_dCommission')),
+    'order_error': _QMT_OWNER + (
+        ('order_id', 'm_nOrderID'), ('error_id', 'm_nErrorID'), ('error_msg', 'm_strErrorMsg'),
+        ('order_remark', 'm_strOrderRemark')),
+    'cancel_error': _QMT_OWNER + (
+        ('order_id', 'm_nOrderID'), ('error_id', 'm_nErrorID'), ('error_msg', 'm_strErrorMsg')),
+    'account_status': _QMT_OWNER + (('account_type', 'm_nAccountType'), ('status', 'm_nStatus')),
+}
+_QMT_SIDES = {23: 'BUY', 24: 'SELL', 27: 'BUY', 28: 'SELL', 29: 'BUY', 31: 'SELL', 40: 'BUY', 41: 'SELL', 42: 'BUY',
+              44: 'SELL'}  # 27 to 44: the credit kinds; repayments in cash or shares (30, 32, 43, 45) are no trades
+_QMT_FIX_PRICE = 11
+_QMT_MARKET_PRICE = {'SH': 42, 'BJ': 42, 'SZ': 47}  # best five levels at once, the rest cancelled
+# What a listed order shows is the broker's own enumeration: 50 limit, 84 to 89 market. Simulations echo what was sent.
+_QMT_MARKET_KINDS = frozenset(range(42, 49)) | frozenset(range(84, 90))
+_QMT_TAG_BYTES = 24
+_qmt_log = logging.getLogger('bullet_qmt.qmt')
+
+
+def _qmt_plain(kind, record):
+    """Vendor record -> dict of plain values under the snake case names; None for what this version lacks."""
+    return {names[0]: native(record, *names) for names in _QMT_FIELDS[kind]}
+
+
+def _qmt_number(row, name, default=None):
+    """A finite float. Raises QmtUnavailable for NaN, infinity and what stands for "not set" (1.8e308)."""
+    value = row[name] if row[name] is not None else default
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not abs(float(value)) < 1e15:
+        raise QmtUnavailable('QMT 给出的 %s 不是有效数字：%s' % (name, brief(value)), retry_after_s=3)
+    return float(value)
+
+
+def _qmt_whole(row, name, default=None):
+    return int(_qmt_number(row, name, default))
+
+
+def _qmt_text(row, name):
+    return '' if row[name] is None else str(row[name])
+
+
+def _qmt_moment(seconds):
+    """Unix time -> naive Beijing datetime, whatever the machine's zone; None where there is none yet."""
+    return from_ms(int(seconds) * 1000 + 8 * 3600000) if seconds and seconds > 0 else None
+
+
+def qmt_account_row(row, spec):
+    """Plain asset -> Account. Old versions do not tell what can be transferred: what is free to use, then."""
+    cash = _qmt_number(row, 'cash')
+    return Account(account_id=spec.account_id, account_type=spec.account_type, available_cash=cash,
+                   transferable_cash=_qmt_number(row, 'fetch_balance', cash),
+                   frozen_cash=_qmt_number(row, 'frozen_cash'), market_value=_qmt_number(row, 'market_value'),
+                   total_value=_qmt_number(row, 'total_asset'))
+
+
+def qmt_position_row(row):
+    """Plain position -> Position. Raises SecurityNotFound for a market that we do not know."""
+    amount, value = _qmt_whole(row, 'volume'), _qmt_number(row, 'market_value')
+    return Position(security=normalize_code(row['stock_code']), name=_qmt_text(row, 'instrument_name'), amount=amount,
+                    closeable_amount=_qmt_whole(row, 'can_use_volume'),
+                    frozen_volume=_qmt_whole(row, 'frozen_volume', 0),
+                    avg_cost=_qmt_number(row, 'avg_price', _qmt_number(row, 'open_price', 0.0)),
+                    last_price=_qmt_number(row, 'last_price', value / amount if amount else 0.0), market_value=value)
+
+
+def qmt_order_row(row):
+    """Plain order -> Order. Raises SecurityNotFound for what is no buy or sale on a market that we know."""
+    filled = _qmt_whole(row, 'traded_volume')
+    average = _qmt_number(row, 'traded_price') if filled else 0.0
+    status = _qmt_whole(row, 'order_status')
+    return Order(order_id=str(_qmt_whole(row, 'order_id')), security=normalize_code(row['stock_code']),
+                 side=_qmt_side(row), amount=_qmt_whole(row, 'order_volume'), filled=filled,
+                 order_price=_qmt_number(row, 'price', 0.0), avg_price=average, deal_balance=round(average * filled, 3),
+                 status=RAW_STATUS.get(status, 'submit_unknown'), raw_status=status,
+                 style='market' if row['price_type'] in _QMT_MARKET_KINDS else 'limit',
+                 price_type=_qmt_whole(row, 'price_type', 50), time=_qmt_moment(row['order_time']),
+                 order_remark=_qmt_text(row, 'order_remark'), strategy_name=_qmt_text(row, 'strategy_name'),
+                 order_sysid=_qmt_text(row, 'order_sysid'), status_msg=_qmt_text(row, 'status_msg'))
+
+
+def _qmt_side(row):
+    if row['order_type'] not in _QMT_SIDES:
+        raise SecurityNotFound('委托类型 %s 不是买卖' % brief(row['order_type']))
+    return _QMT_SIDES[row['order_type']]
+
+
+def qmt_trade_row(row):
+    """Plain trade -> Trade."""
+    amount, price = _qmt_whole(row, 'traded_volume'), _qmt_number(row, 'traded_price')
+    return Trade(trade_id=_qmt_text(row, 'traded_id'), order_id=str(_qmt_whole(row, 'order_id')), amount=amount,
+                 security=normalize_code(row['stock_code']), side=_qmt_side(row), price=price,
+                 time=_qmt_moment(row['traded_time']), commission=_qmt_number(row, 'commission', 0.0),
+                 deal_balance=_qmt_number(row, 'traded_amount', round(amount * price, 3)),
+                 order_remark=_qmt_text(row, 'order_remark'))
+
+
+def qmt_price_type(request):
+    """The submit constant. Convertible bonds know no market orders: there it is a limit order at the bound."""
+    if request.style == 'limit' or instrument(request.security).kind == 'bond':
+        return _QMT_FIX_PRICE
+    return _QMT_MARKET_PRICE[qmt_code(request.security)[-2:]]
+
+
+def qmt_order_arguments(request):
+    """OrderRequest -> what order_stock takes after the account: exact types, as the native layer refuses any other."""
+    tag, bound = request.tag, request.bound
+    if not isinstance(tag, str) or not tag or len(tag) > _QMT_TAG_BYTES or not all('!' <= char <= '~' for char in tag):
+        raise OrderRejected('委托标记应为 1 到 %d 个 ASCII 字符：%s' % (_QMT_TAG_BYTES, brief(tag)), broker_called=False)
+    try:
+        amount, bound = check_whole(request.amount, '数量', 1), check_number(bound, '价格', 0, 1e7)
+        side, code = SIDES[check_choice(request.side, 'side', SIDES)], qmt_code(normalize_code(request.security))
+    except BadRequest as error:
+        raise OrderRejected(error.message, error.hint, broker_called=False) from error
+    if not bound > 0:
+        raise OrderRejected('价格应大于 0：%s' % brief(bound), broker_called=False)
+    return code, side, amount, qmt_price_type(request), bound, str(request.strategy_name or ''), tag
+
+
+# -- one connection of one account ----------------------------------------------------------------------------------
+class QmtTiming(Record):
+    """How long things may take, in seconds. warm_up_s: how long figures may still be arriving after a connect."""
+
+    FIELDS = (('call_s', 10.0), ('connect_s', 15.0), ('close_s', 3.0), ('probe_s', 15.0), ('warm_up_s', 3.0),
+              ('error_s', 2.0), ('backoff_s', 1.0), ('backoff_max_s', 60.0))
+
+
+class _QmtNoAnswer:
+    """Given to calls that still wait on a trader that is gone: whatever they look at in it raises."""
+
+    def __getattr__(self, name):
+        raise ConnectionError('连接已断开，没有回应')
+
+    def __bool__(self):
+        raise ConnectionError('连接已断开，没有回应')
+
+
+def _qmt_callback(vendor, put):
+    """The vendor's callback object. put(kind, vendor record or None) must neither block nor raise."""
+    class Callback(vendor.xttrader.XtQuantTraderCallback):
+        def on_disconnected(self):
+            put('disconnected', None)
+
+        def on_account_status(self, status):
+            put('account_status', status)
+
+        def on_stock_order(self, order):
+            put('order', order)
+
+        def on_stock_trade(self, trade):
+            put('trade', trade)
+
+        def on_order_error(self, order_error):
+            put('order_error', order_error)
+
+        def on_cancel_error(self, cancel_error):
+            put('cancel_error', cancel_error)
+    return Callback()
+
+
+def _qmt_trader_class(vendor):
+    """The vendor's class without its __del__, which fails in a thread other than the one that built the object."""
+    return type('QmtTrader', (vendor.xttrader.XtQuantTrader,), {'__del__': lambda self: None})
+
+
+def qmt_stock_account(vendor, spec):
+    """The vendor's account object; its class returns a text instead of raising."""
+    try:
+        account = vendor.xttype.StockAccount(str(spec.account_id), spec.account_type.upper())
+    except Exception as error:  # an account type that this version does not have
+        account = str(error)
+    if isinstance(account, str):
+        raise ConfigError('账户 %s 不能用：%s' % (spec.key, account), '核对资金账号和账户类型')
+    return account
+
+
+def qmt_session_id(spec):
+    """The configured session, or one that stays the same: each new one leaves a file of tens of MB in userdata."""
+    if spec.session_id is not None:
+        return int(spec.session_id)
+    name = '%s:%s:%s' % (spec.account_id, spec.account_type, spec.key)
+    return 1 + int(hashlib.sha256(name.encode('utf-8')).hexdigest()[:7], 16)
+
+
+class _QmtLink:
+    """One trader object of the vendor from its construction to its end; none can be used twice.
+
+    lost: None, or why it is no good any more.  warm: whether figures have had time to arrive.
+    """
+
+    def __init__(self, vendor, spec, guard, timing, put):
+        self._vendor, self._spec, self._guard, self._timing = vendor, spec, guard, timing
+        self._put = put
+        self._trader, self._started, self._finishing = None, False, threading.Lock()
+        self.account = qmt_stock_account(vendor, spec)
+        self.lost, self.warm, self.abandoned = None, False, False
+
+    def open(self):
+        """Connects and subscribes. Raises QmtUnavailable, VendorTimeout or whatever the vendor raises."""
+        self._step(self._build)
+        self._step(self._start)
+        result = self._step(self._trader.connect)
+        if result != 0:
+            raise QmtUnavailable('连接 QMT 失败，返回 %s%s' % (brief(result), self._path_problem()))
+        if self._spec.auto_subscribe:
+            self._subscribe()
+
+    def _subscribe(self):
+        result = self._step(self._trader.subscribe, self.account)
+        if result != 0:
+            raise QmtUnavailable('订阅账户 %s 失败，返回 %s' % (self._spec.account_id, brief(result)))
+
+    def _path_problem(self):
+        return '' if os.path.isdir(self._spec.data_path) else '（没有目录 %s）' % printable(self._spec.data_path)
+
+    def _step(self, function, *args):
+        try:
+            return self._guard.call(self._run_step, function, *args, deadline_s=self._timing.connect_s)
+        except VendorTimeout:
+            raise VendorTimeout(function.__name__.strip('_'))
+
+    def _run_step(self, function, *args):
+        """In a worker. A step that returns after everybody gave up on it clears away what it made."""
+        if self.abandoned:
+            raise _qmt_gone()
+        result = function(*args)
+        if self.abandoned:
+            self._finish()
+        return result
+
+    def _build(self):
+        callback = _qmt_callback(self._vendor, self._receive)
+        self._trader = _qmt_trader_class(self._vendor)(str(self._spec.data_path), qmt_session_id(self._spec), callback)
+        relaxed = getattr(self._trader, 'set_relaxed_response_order_enabled', None)
+        if relaxed is not None:
+            relaxed(True)
+
+    def _start(self):
+        self._started = True
+        self._trader.start()
+
+    def _receive(self, kind, record):
+        """In the vendor's push thread, where an exception would vanish without a word."""
+        try:
+            self._put(self, kind, None if record is None else _qmt_plain(kind, record))
+        except Exception:
+            _qmt_log.exception('处理 QMT 回调出错：%s', kind)
+
+    def call(self, name, *args, **options):
+        """A synchronous method of the trader. Raises what CallGuard.call raises, and the vendor's own errors."""
+        try:
+            return self._guard.call(self._invoke, name, args, deadline_s=options['deadline_s'])
+        except VendorTimeout:
+            if self.abandoned:
+                self._release()
+            raise VendorTimeout(name)
+
+    def _invoke(self, name, args):
+        if self.abandoned:
+            raise _qmt_gone()
+        return getattr(self._trader, name)(self.account, *args)
+
+    def abandon(self):
+        """Stops the trader and frees the threads that still wait for its answers. Never raises."""
+        self.abandoned = True
+        begun = self._try_to_finish()
+        self._release()
+        if not begun:  # all workers were stuck in calls that are free now
+            self._try_to_finish()
+
+    def _try_to_finish(self):
+        """Whether a worker at least began."""
+        try:
+            self._guard.call(self._finish, deadline_s=self._timing.close_s)
+        except VendorTimeout:
+            _qmt_log.warning('账户 %s 的旧 QMT 连接停不下来', self._spec.key)
+        except QmtUnavailable:
+            return False
+        return True
+
+    def _finish(self):
+        """Stops the vendor's threads and closes the event loop that each trader object opens and never uses."""
+        with self._finishing:
+            started, self._started = self._started, False
+            if started:
+                self._stop()
+            loop = getattr(self._trader, 'loop', None)
+            if loop is not None:
+                loop.close()
+
+    def _stop(self):
+        try:
+            self._trader.stop()
+        except Exception:
+            _qmt_log.warning('停止账户 %s 的 QMT 连接出错', self._spec.key, exc_info=True)
+
+    def _release(self):
+        waiting = getattr(self._trader, 'cbs', None) or {}
+        for sequence in list(waiting):
+            answer = waiting.pop(sequence, None)
+            if answer is not None:
+                answer(_QmtNoAnswer())
+
+
+def _qmt_gone():
+    return QmtUnavailable('QMT 连接已断开', broker_called=False, retry_after_s=1)
+
+
+def _qmt_pause(woken, seconds):
+    woken.wait(seconds)
+
+
+class QmtKeeper:
+    """Keeps one account connected to its terminal, from a thread of its own.
+
+    For the caller: start, close, link, lost, health, `on_connected`: functions without arguments, called from the
+    keeper's thread after each connect, once the warm-up is over.
+    Attributes: state 'connecting' (first try) 'connected' 'down' 'closed'; since and next_attempt: naive Beijing;
+    last_error: text or ''; reconnects: how often it connected again; hung: calls that nobody waits for any more.
+    put(kind, row) gets what the terminal pushes and must not block. pause(event, seconds) waits for either.
+    """
+
+    def __init__(self, vendor, spec, clock, put, timing=None, jitter=random.random, pause=_qmt_pause):
+        if not spec.data_path:
+            raise ConfigError('账户 %s 没有 userdata 路径' % spec.key, '设置 QMT_DATA_PATH，或 --accounts 名称=账号:类型:路径')
+        self._vendor, self.spec, self._clock, self._put = vendor, spec, clock, put
+        self.timing, self._jitter, self._pause = timing or QmtTiming(), jitter, pause
+        self._guard = CallGuard('qmt-%s-call' % spec.key, limit=8)
+        self._lock, self._wake = threading.Lock(), threading.Event()
+        self._link, self._closing, self._failures, self._connects = None, False, 0, 0
+        self.state, self.since, self.last_error, self.next_attempt = 'connecting', clock.now(), '', None
+        self.on_connected = []
+        self._thread = threading.Thread(target=self._run, name='qmt-%s' % spec.key, daemon=True)
+        self._new_link()  # a wrong account is told at once
+
+    def start(self):
+        self._thread.start()
+
+    def close(self):
+        """Ends the connection and every thread. What waits in a call gets no answer any more."""
+        with self._lock:
+            self._closing, link = True, self._link
+        self._wake.set()
+        if link is not None:
+            link.abandon()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._guard.close(self.timing.close_s)
+        with self._lock:
+            self._enter_state('closed')
+
+    def link(self):
+        """The live connection. Raises QmtUnavailable at once while there is none."""
+        with self._lock:
+            if self.state == 'connected':
+                return self._link
+            told = {'connecting': '正在连接 QMT', 'closed': 'QMT 连接已关闭'}.get(self.state, 'QMT 未连接')
+            reason = '：%s' % self.last_error if self.last_error else ''
+            raise QmtUnavailable('账户 %s %s%s' % (self.spec.key, told, reason), '检查 QMT 是否运行、是否已登录',
+                                 broker_called=False, retry_after_s=self._seconds_left())
+
+    def lost(self, link, reason):
+        """The connection is no good any more. Never blocks; tells only of the present one count."""
+        with self._lock:
+            if link.lost is None:
+                link.lost = reason
+            if link is not self._link or self._closing:
+                return
+            self.last_error = reason
+            if self.state == 'connected':
+                self._enter_state('down')
+                _qmt_log.warning('账户 %s 的 QMT 连接断开：%s', self.spec.key, printable(reason))
+        self._wake.set()
+
+    @property
+    def reconnects(self):
+        return max(0, self._connects - 1)
+
+    @property
+    def hung(self):
+        return self._guard.hung
+
+    def health(self):
+        with self._lock:
+            after, warm = self.next_attempt, self._link is not None and self._link.warm
+            return {'state': self.state, 'since': _qmt_shown(self.since), 'last_error': self.last_error,
+                    'next_attempt': _qmt_shown(after), 'reconnects': self.reconnects, 'hung_calls': self._guard.hung,
+                    'warm': self.state == 'connected' and warm, 'session_id': qmt_session_id(self.spec)}
+
+    def _seconds_left(self):
+        if self.next_attempt is None:
+            return 1
+        return max(1, int(math.ceil((self.next_attempt - self._clock.now()).total_seconds())))
+
+    def _enter_state(self, state):
+        """With the lock held."""
+        if state != self.state:
+            self.state, self.since = state, self._clock.now()
+
+    # -- the keeper's thread -----------------------------------------------------------------------------------------
+    def _run(self):
+        while not self._closing:
+            self._wake.clear()
+            self._keep(self._new_link())
+            self._rest()
+
+    def _new_link(self):
+        return _QmtLink(self._vendor, self.spec, self._guard, self.timing, self._receive)
+
+    def _keep(self, link):
+        """One connection from its first step to its end."""
+        with self._lock:
+            if self._closing:
+                return
+            self._link, self.next_attempt = link, None
+        try:
+            link.open()
+            self._attend(link)
+        except Exception as error:  # the vendor raises anything; the next attempt starts afresh
+            self.lost(link, self._explain(error))
+        finally:
+            link.abandon()
+
+    def _explain(self, error):
+        if isinstance(error, VendorTimeout):
+            return 'QMT 没有回应（%s）' % error
+        return error.message if isinstance(error, BulletError) else '%s: %s' % (type(error).__name__, error)
+
+    def _attend(self, link):
+        """While the connection lives: wait for the figures, tell who asked to know, then look after it."""
+        if not self._connected(link):
+            return
+        self._pause(self._wake, self.timing.warm_up_s)
+        if self._alive(link):
+            link.warm = True
+            self._tell_connected()
+        while self._alive(link):
+            self._pause(self._wake, self.timing.probe_s)
+            if self._alive(link):
+                self._probe(link)
+
+    def _alive(self, link):
+        return link.lost is None and not self._closing
+
+    def _connected(self, link):
+        """Whether it still was good when it was declared connected."""
+        with self._lock:
+            if not self._alive(link):
+                return False
+            self._connects += 1
+            self._enter_state('connected')
+            self.last_error = ''
+        _qmt_log.info('账户 %s 已连接 QMT', self.spec.key)
+        return True
+
+    def _tell_connected(self):
+        for hook in list(self.on_connected):
+            try:
+                hook()
+            except Exception:
+                _qmt_log.exception('账户 %s 连接后的处理出错', self.spec.key)
+
+    def _probe(self, link):
+        """Only an answer proves that the connection is good, and only then the next trouble is a first one again."""
+        try:
+            answer = link.call('query_stock_asset', deadline_s=self.timing.call_s)
+        except VendorTimeout:
+            return self.lost(link, 'QMT 没有回应（资产查询）')
+        if answer is None:
+            return self.lost(link, '资产查询没有结果')
+        self._failures = 0
+
+    def _rest(self):
+        """Before the next attempt: 1 s doubling to 60 s, half of it at random: accounts do not march in step."""
+        delay = min(self.timing.backoff_max_s, self.timing.backoff_s * 2 ** min(self._failures, 16))
+        delay *= 0.5 + 0.5 * self._jitter()
+        self._failures += 1
+        with self._lock:
+            if self._closing:
+                return
+            self._enter_state('down')
+            self.next_attempt = self._clock.now() + timedelta(seconds=delay)
+            self._wake.clear()
+        self._pause(self._wake, delay)
+
+    # -- the vendor's push thread ------------------------------------------------------------------------------------
+    def _receive(self, link, kind, row):
+        if kind == 'disconnected':
+            self.lost(link, 'QMT 断开了连接')
+        elif row['account_id'] in (None, '', self.spec.account_id):
+            if kind == 'account_status':
+                self._account_status(link, row)
+            else:
+                self._put(kind, row)
+
+    def _account_status(self, link, row):
+        """0 is fine, 5 refreshing, 6 after the close; all others mean that the account is not logged in."""
+        if row['account_type'] in (None, link.account.account_type) and row['status'] not in (None, 0, 5, 6):
+            self.lost(link, 'QMT 里的账户状态为 %s，未登录' % brief(row['status']))
+
+
+def _qmt_shown(moment):
+    return moment.isoformat(sep=' ', timespec='seconds') if moment else None
+
+
+# -- what is known of the day's orders ------------------------------------------------------------------------------
+class _QmtDayBook:
+    """The newest known state of each of the day's orders, out of pushes and queries that may be stale or repeated.
+
+    An order never goes back: what is filled stays filled, and a final status only gives way to a final one with more
+    filled. An id that shows up with another order (a new day, a new terminal) starts afresh.
+    """
+
+    def __init__(self, clock):
+        self._clock, self._lock = clock, threading.Lock()
+        self._day, self._orders, self._told, self._trades = None, {}, {}, set()
+
+    def merge(self, order, tell=True):
+        """(the order as it stands now, whether that is news). tell=False: one seen for the first time is none."""
+        with self._today():
+            known = self._orders.get(order.order_id)
+            if known is not None and not _qmt_same_order(known, order):
+                known = None
+                self._told.pop(order.order_id, None)
+            merged = self._orders[order.order_id] = order if known is None else _qmt_newer(known, order)
+            if known is None and not tell:
+                self._told[order.order_id] = _qmt_essence(merged)
+            return merged.replace(), self._told.get(order.order_id) != _qmt_essence(merged)
+
+    def news(self, order_id):
+        """The order if it has changed since it was last asked for here, else None."""
+        with self._today():
+            order = self._orders.get(order_id)
+            if order is None or self._told.get(order_id) == _qmt_essence(order):
+                return None
+            self._told[order_id] = _qmt_essence(order)
+            return order.replace()
+
+    def fresh_trade(self, trade):
+        """Whether this trade was not told before."""
+        with self._today():
+            key = (trade.trade_id, trade.order_id, trade.security)
+            fresh = key not in self._trades
+            self._trades.add(key)
+            return fresh
+
+    def missing_from(self, orders):
+        """Whether the list lacks an order that the day is known to have."""
+        with self._today():
+            return not set(self._orders) <= {order.order_id for order in orders}
+
+    @contextlib.contextmanager
+    def _today(self):
+        """The lock; a new day begins with nothing, as terminals use their ids again."""
+        with self._lock:
+            today = self._clock.now().date()
+            if today != self._day:
+                self._day, self._orders, self._told, self._trades = today, {}, {}, set()
+            yield
+
+
+def _qmt_same_order(known, order):
+    same = (known.security, known.side, known.amount) == (order.security, order.side, order.amount)
+    remarks = {known.order_remark, order.order_remark} - {''}
+    return same and len(remarks) < 2
+
+
+def _qmt_essence(order):
+    """What makes a change of an order worth telling."""
+    return order.status, order.raw_status, order.filled, order.avg_price
+
+
+_QMT_STAGES = {'submit_unknown': 0, 'new': 1, 'submitted': 2}  # open, filling and canceling may follow each other
+
+
+def _qmt_newer(known, order):
+    """Of two states of one order the one that is further on, with all that either knows filled."""
+    if _qmt_progress(order) < _qmt_progress(known) or (known.final and order.filled <= known.filled):
+        known, order = order, known
+    if order.filled < known.filled:
+        order = order.replace(filled=known.filled, avg_price=known.avg_price, deal_balance=known.deal_balance)
+        if order.status == 'canceled':
+            order = order.replace(status='partly_canceled', raw_status=STATUS_RAW['partly_canceled'])
+    return order.replace(**{name: getattr(order, name) or getattr(known, name)
+                            for name in ('order_remark', 'order_sysid', 'status_msg', 'time', 'strategy_name')})
+
+
+def _qmt_progress(order):
+    if order.final:
+        return 2, 0, order.filled
+    stage = 3 if order.filled else _QMT_STAGES.get(order.status, 3)
+    return 1, stage, order.filled
+
+
+class _QmtFaults:
+    """Reasons of refusals as the terminal pushed them: by the tag of our own order, or by an order's id.
+
+    An error that only says -1 could be anybody's, an old one may come again, and others may give many orders the same
+    remark: none of these is ever taken for ours.
+    """
+
+    LIMIT = 2000
+
+    def __init__(self):
+        self._changed = threading.Condition()
+        self._reasons = OrderedDict()  # (kind, tag or id) -> text, or None where one of ours is awaited
+
+    def expect(self, kind, name):
+        """From now on an error of this order counts; an earlier one does not."""
+        with self._changed:
+            self._keep((kind, name), None)
+
+    def note(self, kind, row):
+        number = row['order_id'] if _qmt_is_number(row['order_id']) else 0
+        reason = _qmt_text(row, 'error_msg') or '错误 %s' % brief(row['error_id'])
+        with self._changed:
+            if ('tag', row.get('order_remark')) in self._reasons:
+                self._keep(('tag', row['order_remark']), reason)
+            if number > 0:
+                self._keep((kind, str(number)), reason)
+            self._changed.notify_all()
+
+    def _keep(self, key, reason):
+        self._reasons.pop(key, None)
+        self._reasons[key] = reason
+        while len(self._reasons) > self.LIMIT:
+            self._reasons.popitem(last=False)
+
+    def wait(self, kind, name, seconds):
+        """The reason, or None if none comes in time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._reasons.get((kind, name)), seconds)
+
+    def explain(self, order):
+        """The order with the reason in its status_msg."""
+        with self._changed:
+            reason = (self._reasons.get(('order_error', order.order_id))
+                      or self._reasons.get(('tag', order.order_remark)))
+        if not reason or reason in order.status_msg:
+            return order
+        return order.replace(status_msg='；'.join(filter(None, (order.status_msg, reason))))
+
+
+class _QmtMailbox:
+    """A queue and the thread that empties it into handle(kind, row), one after the other."""
+
+    def __init__(self, name, handle):
+        self._handle, self._changed = handle, threading.Condition()
+        self._items, self._closed = deque(), False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self):
+        self._thread.start()
+
+    def put(self, kind, row):
+        with self._changed:
+            self._items.append((kind, row))
+            self._changed.notify()
+
+    def close(self):
+        """What was put in before is still handled."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self):
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._items or self._closed)
+                if not self._items:
+                    return
+                kind, row = self._items.popleft()
+            self._deliver(kind, row)
+
+    def _deliver(self, kind, row):
+        try:
+            self._handle(kind, row)
+        except Exception:  # one bad record must not end the stream
+            _qmt_log.exception('处理 QMT 回报出错：%s', kind)
+
+
+# -- the broker -----------------------------------------------------------------------------------------------------
+class QmtBroker(BrokerAdapter):
+    """One account of a QMT terminal. start() begins to connect and returns at once; close() ends every thread.
+
+    keeper: its QmtKeeper, with `on_connected`. Besides the contract: orders_known, health.
+    """
+
+    def __init__(self, vendor, spec, clock, timing=None, jitter=random.random, pause=_qmt_pause):
+        self.spec, self._listener = spec, None
+        self._book, self._faults, self._skipped = _QmtDayBook(clock), _QmtFaults(), set()
+        self._mailbox = _QmtMailbox('qmt-%s-events' % spec.key, self._handle)
+        self.keeper = QmtKeeper(vendor, spec, clock, self._mailbox.put, timing, jitter, pause)
+        self.timing = self.keeper.timing
+        self.keeper.on_connected.append(self._catch_up)
+
+    def start(self):
+        self._mailbox.start()
+        self.keeper.start()
+
+    def close(self):
+        self.keeper.close()
+        self._mailbox.close()
+
+    def health(self):
+        return dict(self.keeper.health(), account_type=self.spec.account_type, skipped=sorted(self._skipped)[:20])
+
+    def set_listener(self, listener):
+        self._listener = listener
+
+    def on_connected(self, hook):
+        self.keeper.on_connected.append(hook)
+
+    # -- queries -----------------------------------------------------------------------------------------------------
+    def account(self):
+        link = self.keeper.link()
+        warm, row = link.warm, self._asset(link)
+        if _qmt_all_zero(row):
+            if not warm:
+                raise _qmt_early('资产')
+            row = self._asset(link)  # an empty account is believed only when it says so twice
+        return row
+
+    def positions(self):
+        link = self.keeper.link()
+        warm, records = link.warm, self._ask(link, 'query_stock_positions')
+        rows = self._rows('position', records, '持仓')
+        held = [row for row in rows if _qmt_whole(row, 'volume') > 0]
+        if not held:
+            self._check_empty(link, warm)
+        return self._converted(held, qmt_position_row)
+
+    def _check_empty(self, link, warm):
+        """That there are no positions needs a good asset query beside it that says the same."""
+        if self._asset(link).market_value > 0:
+            raise QmtUnavailable('QMT 给出的持仓为空，但持仓市值不为 0', '稍后再查', retry_after_s=3)
+        if not warm:
+            raise _qmt_early('持仓')
+
+    def orders(self):
+        link = self.keeper.link()
+        warm, records = link.warm, self._ask(link, 'query_stock_orders')
+        orders = self._known(records)
+        if records is None:
+            self._asset(link)
+        if not warm and (not orders or self._book.missing_from(orders)):
+            raise _qmt_early('委托')
+        return orders
+
+    def orders_known(self):
+        """(today's orders, whether that is certainly all of them). Raises QmtUnavailable if it cannot ask."""
+        link = self.keeper.link()
+        warm, records = link.warm, self._ask(link, 'query_stock_orders')
+        orders = self._known(records)
+        complete = warm and records is not None and link.lost is None and not self._book.missing_from(orders)
+        return orders, complete
+
+    def trades(self):
+        link = self.keeper.link()
+        warm, records = link.warm, self._ask(link, 'query_stock_trades')
+        trades = self._converted(self._rows('trade', records, '成交'), qmt_trade_row)
+        if records is None:
+            self._asset(link)
+        if not warm and not trades:
+            raise _qmt_early('成交')
+        return trades
+
+    def order(self, order_id):
+        """Asked for alone first. An answer with another id, or none, is no proof: then out of the whole list."""
+        if not _qmt_is_order_id(order_id):
+            return None
+        record = self._ask(self.keeper.link(), 'query_stock_order', int(order_id))
+        found = self._known(None if record is None else [record])
+        return next((order for order in found if order.order_id == order_id), None) or super().order(order_id)
+
+    def _ask(self, link, name, *args):
+        """A query; whatever goes wrong with it is QmtUnavailable. The trader's own None is handed on."""
+        try:
+            return link.call(name, *args, deadline_s=self.timing.call_s)
+        except VendorTimeout:
+            self.keeper.lost(link, 'QMT 没有回应（%s）' % name)
+            raise QmtUnavailable('QMT 没有回应（%s）' % name, '检查 QMT 是否卡死', retry_after_s=3)
+        except QmtUnavailable:
+            raise
+        except Exception as error:
+            raise QmtUnavailable('QMT 查询出错（%s）：%s' % (name, error), retry_after_s=3) from error
+
+    def _asset(self, link):
+        record = self._ask(link, 'query_stock_asset')
+        if record is None:
+            raise QmtUnavailable('QMT 没有给出资产', '检查 QMT 里该账户是否已登录', retry_after_s=3)
+        return qmt_account_row(_qmt_plain('asset', record), self.spec)
+
+    def _rows(self, kind, records, told):
+        """Plain rows of this account; [] for None, which the caller must not take for an answer by itself."""
+        if records is not None and not isinstance(records, (list, tuple)):
+            raise QmtUnavailable('QMT 给出的%s不是列表' % told, retry_after_s=3)
+        rows = [_qmt_plain(kind, record) for record in records or ()]
+        return [row for row in rows if row['account_id'] in (None, '', self.spec.account_id)]
+
+    def _converted(self, rows, convert):
+        converted = [self._convert(row, convert) for row in rows]
+        return [record for record in converted if record is not None]
+
+    def _convert(self, row, convert):
+        """None for a security or a business that this toolkit does not know; each is logged once."""
+        try:
+            return convert(row)
+        except SecurityNotFound as error:
+            if error.message not in self._skipped:
+                self._skipped.add(error.message)
+                _qmt_log.warning('账户 %s 有一行没有列出：%s', self.spec.key, printable(error.message))
+            return None
+
+    def _known(self, records):
+        """Orders of a query, each as far on as anything has told; what they bring is told to the listener."""
+        found = self._converted(self._rows('order', records, '委托'), qmt_order_row)
+        return [self._faults.explain(self._learn(order)) for order in found]
+
+    def _learn(self, order):
+        order, news = self._book.merge(order, tell=False)
+        if news:
+            self._mailbox.put('news', order.order_id)
+        return order
+
+    def _catch_up(self):
+        """After a reconnect: what happened meanwhile was pushed to nobody."""
+        self.orders_known()
+
+    # -- writes ------------------------------------------------------------------------------------------------------
+    def submit(self, request, deadline_s=None):
+        """Order id. QmtUnavailable: nothing was sent. OrderRejected: certainly refused. OrderStateUnknown: the rest."""
+        arguments, link = qmt_order_arguments(request), self.keeper.link()
+        self._faults.expect('tag', request.tag)
+        result = self._send(link, 'order_stock', arguments, deadline_s, '委托')
+        if _qmt_is_number(result) and result > 0:
+            return str(result)
+        if not _qmt_is_number(result) or result != -1:
+            raise _qmt_unknown('委托', 'QMT 的回答是 %s' % brief(result))
+        return self._after_minus_one(request.tag)
+
+    def _send(self, link, name, args, deadline_s, told):
+        """A write. QmtUnavailable only if nothing was called; else OrderStateUnknown for all but an answer."""
+        try:
+            return link.call(name, *args, deadline_s=deadline_s or self.timing.call_s)
+        except QmtUnavailable as error:
+            error.broker_called = False
+            raise
+        except VendorTimeout:
+            self.keeper.lost(link, 'QMT 没有回应（%s）' % name)
+            raise _qmt_unknown(told, 'QMT 没有回应')
+        except Exception as error:
+            raise _qmt_unknown(told, '%s: %s' % (type(error).__name__, error)) from error
+
+    def _after_minus_one(self, tag):
+        """-1 is not certain: the order may live. Only its own error, and its absence from the list, prove a refusal."""
+        reason = self._faults.wait('tag', tag, self.timing.error_s)
+        try:
+            found = self.find(tag)
+        except QmtUnavailable as error:
+            raise _qmt_unknown('委托', 'QMT 返回 -1，委托列表又读不到：%s' % error.message) from error
+        if found is not None:
+            return found.order_id
+        if reason is None:
+            raise _qmt_unknown('委托', 'QMT 返回 -1，没有说明原因')
+        raise OrderRejected('柜台拒绝委托：%s' % reason, broker_called=True)
+
+    def cancel(self, order_id, deadline_s=None):
+        """Sends it, or finds the order over. OrderNotFound, OrderRejected (not cancelled), OrderStateUnknown."""
+        if not _qmt_is_order_id(order_id):
+            raise OrderNotFound('没有委托 %s' % brief(order_id))
+        link = self.keeper.link()
+        self._faults.expect('cancel_error', order_id)
+        result = self._send(link, 'cancel_order_stock', (int(order_id),), deadline_s, '撤单')
+        if not _qmt_is_number(result) or result not in (0, -1):
+            raise _qmt_unknown('撤单', 'QMT 的回答是 %s' % brief(result))
+        if result == -1 and not self._after_cancel(order_id).final:
+            self._cancel_failed(order_id)
+
+    def _cancel_failed(self, order_id):
+        reason = self._faults.wait('cancel_error', order_id, self.timing.error_s)
+        if self._after_cancel(order_id).final:
+            return
+        if reason is None:
+            raise _qmt_unknown('撤单', 'QMT 返回 -1，没有说明原因')
+        raise OrderRejected('撤单被拒：%s' % reason, broker_called=True)
+
+    def _after_cancel(self, order_id):
+        try:
+            order = self.order(order_id)
+        except QmtUnavailable as error:
+            raise _qmt_unknown('撤单', 'QMT 返回 -1，委托又读不到：%s' % error.message) from error
+        if order is None:
+            raise OrderNotFound('账户 %s 没有委托 %s' % (self.spec.key, brief(order_id)))
+        return order
+
+    # -- events: in the mailbox's thread -----------------------------------------------------------------------------
+    def _handle(self, kind, row):
+        getattr(self, '_on_' + kind)(row)
+
+    def _on_order(self, row):
+        order = self._convert(row, qmt_order_row)
+        if order is not None:
+            self._book.merge(order)
+            self._on_news(order.order_id)
+
+    def _on_news(self, order_id):
+        order = self._book.news(order_id)
+        if order is not None:
+            self._tell('order', self._faults.explain(order))
+
+    def _on_trade(self, row):
+        trade = self._convert(row, qmt_trade_row)
+        if trade is not None and self._book.fresh_trade(trade):
+            self._tell('trade', trade)
+
+    def _on_order_error(self, row):
+        self._faults.note('order_error', row)
+
+    def _on_cancel_error(self, row):
+        self._faults.note('cancel_error', row)
+
+    def _tell(self, kind, record):
+        if self._listener is not None:
+            self._listener(kind, record)
+
+
+def _qmt_all_zero(account):
+    return not (account.available_cash or account.frozen_cash or account.market_value or account.total_value)
+
+
+def _qmt_early(what):
+    return QmtUnavailable('刚连接，%s尚未到达' % what, '稍后再查', retry_after_s=1)
+
+
+def _qmt_unknown(told, reason):
+    return OrderStateUnknown('%s已交给 QMT，结果未知：%s' % (told, reason), '不要重发；按标记查询委托', broker_called=True)
+
+
+def _qmt_is_number(value):
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _qmt_is_order_id(value):
+    return isinstance(value, str) and re.fullmatch(r'[1-9]\d{0,17}', value, re.ASCII) is not None
+
+
+# -- market data: the vendor's units and labels, as plain functions --------------------------------------------------
+_QMT_ZONE_MS = 8 * 3600 * 1000  # epoch -> Beijing wall clock, whatever zone the machine is in
+_QMT_DAY_DONE = 15 * 60 + 30    # minute of the day from which a day bar is final: fixed-price trading ends then
+_QMT_FOREVER, _QMT_LONG_AGO = date(2200, 1, 1), date(1990, 1, 1)
+_QMT_SECTORS = ('沪深A股', '京市A股', '沪深ETF', '沪深基金', '沪深指数', '沪深转债')
+
+
+def _qmt_wall_ms(epoch_ms):
+    return int(epoch_ms) + _QMT_ZONE_MS
+
+
+def _qmt_day_of(ms):
+    return ms - ms % DAY_MS
+
+
+def _qmt_day_text(ms):
+    return iso_ms(ms)[:10].replace('-', '')
+
+
+def _qmt_bounds(period, first, last):
+    """(start, end) texts of a vendor's range: whole days, both ends included."""
+    start, end = _qmt_day_text(first), _qmt_day_text(last)
+    return (start, end) if period == '1d' else (start + '000000', end + '235959')
+
+
+def _qmt_finite(value):
+    """A finite float; None, text and NaN are 0.0: the vendor has all three for 'nothing'."""
+    number = float(value) if isinstance(value, numbers.Real) else 0.0
+    return number if math.isfinite(number) else 0.0
+
+
+def _qmt_date(value, default):
+    """A date out of 19991110 or '19991110'; 0, 99999999 and what is none mean `default`."""
+    try:
+        return parse_moment(str(value))[0].date()
+    except ValueError:
+        return default
+
+
+def _qmt_lots(code):
+    """How many shares a vendor's lot has."""
+    return 10 if instrument(code).kind == 'bond' else 100
+
+
+def _qmt_unit(code, rows):
+    """Shares in one unit of volume, decided by all of (price, volume, amount): 1, or the lot of the security.
+
+    An index has no price in yuan: there the average price of its shares decides, which is far below 100 yuan.
+    """
+    kind = instrument(code).kind
+    rows = [row for row in rows if min(row) > 0]
+    if not rows or kind in ('repo', 'other'):
+        return 1
+    if kind == 'index':
+        lots = [amount / volume > 100 for _, volume, amount in rows]
+    else:
+        middle = math.sqrt(_qmt_lots(code))
+        lots = [amount / volume / price > middle for price, volume, amount in rows]
+    return _qmt_lots(code) if 2 * sum(lots) > len(lots) else 1
+
+
+def _qmt_columns(frame):
+    """A vendor's frame as lists of plain numbers; `time` in ms of the Beijing clock, rows ascending.
+
+    The frame is a read-only view of the vendor's buffer, so that nothing of it is kept.
+    """
+    if frame is None or not len(frame):
+        return {'time': []}
+    columns = {str(name): frame[name].tolist() for name in frame.columns}
+    return dict(columns, time=[_qmt_wall_ms(moment) for moment in columns['time']])
+
+
+def _qmt_rows_of(columns, days):
+    """The rows of these days; what stands between them must not count as anybody's previous close."""
+    kept = [i for i, moment in enumerate(columns['time']) if _qmt_day_of(moment) in days]
+    return {name: [values[i] for i in kept] for name, values in columns.items()}
+
+
+_QmtBar = namedtuple('_QmtBar', 'time open high low close volume money pre_close paused')
+
+
+def _qmt_bars(code, columns):
+    """Columns of a frame -> list of _QmtBar with volume in shares. A row without any price is left out."""
+    length, unit = len(columns['time']), _qmt_unit_of(code, columns)
+    empty, bars, before = [0] * length, [], 0.0
+    series = [columns.get(name, empty) for name in ('time', 'open', 'high', 'low', 'close', 'volume', 'amount',
+                                                    'preClose', 'suspendFlag')]
+    for row in zip(*series):
+        bar = _qmt_bar(row, unit, before)
+        if bar is not None:
+            bars.append(bar)
+            before = bar.close
+    return bars
+
+
+def _qmt_unit_of(code, columns):
+    names = ('close', 'volume', 'amount')
+    if not all(name in columns for name in names):
+        return 1
+    return _qmt_unit(code, [tuple(map(_qmt_finite, row)) for row in zip(*(columns[name] for name in names))])
+
+
+def _qmt_bar(row, unit, before):
+    """A suspended row, or one whose prices are 0, stands at its close or at what was before it."""
+    opened, high, low, close, volume, money, pre_close = map(_qmt_finite, row[1:8])
+    paused, pre_close = row[8] == 1, pre_close or before
+    close = close or pre_close
+    if close <= 0:
+        return None
+    if paused or min(opened, high, low) <= 0:
+        opened = high = low = close
+    if paused:
+        volume = money = 0.0
+    return _QmtBar(row[0], opened, high, low, close, volume * unit, money, pre_close or opened, paused)
+
+
+def _qmt_daily(code, bars, is_st):
+    """DAILY_COLUMNS of day bars."""
+    columns = {name: [getattr(bar, name) for bar in bars]
+               for name in ('open', 'close', 'high', 'low', 'volume', 'money', 'pre_close')}
+    limits = [_qmt_day_limits(code, bar, is_st) for bar in bars]
+    return dict(columns, time=[_qmt_day_of(bar.time) for bar in bars], paused=[float(bar.paused) for bar in bars],
+                high_limit=[pair[0] for pair in limits], low_limit=[pair[1] for pair in limits])
+
+
+def _qmt_day_limits(code, bar, is_st):
+    """Limits by the rules, NaN without. Only today's name says ST: a day that went beyond 5 % was none of ST,
+    and one that went beyond every limit, such as the first after listing, had none."""
+    day = from_ms(bar.time).date()
+    for st in ((True, False) if is_st else (False,)):
+        high, low = _qmt_limits(code, bar.pre_close, day, st)
+        if high is None or low - 1e-6 <= bar.low and bar.high <= high + 1e-6:
+            return (math.nan, math.nan) if high is None else (high, low)
+    return math.nan, math.nan
+
+
+def _qmt_limits(code, pre_close, day, is_st):
+    """price_limits, in whole ticks where the previous close is one: a history has thousands of days."""
+    ratio, tick = limit_ratio(code, day, is_st), instrument(code).tick
+    per_yuan = int(round(1 / tick))
+    ticks = int(round(pre_close * per_yuan))
+    if ratio is None or ticks <= 0 or abs(ticks - pre_close * per_yuan) > 1e-6:
+        return price_limits(code, pre_close, day, is_st)
+    percent = int(round(ratio * 100))
+    low = max(1, (ticks * (100 - percent) + 50) // 100)
+    return (ticks * (100 + percent) + 50) // 100 / per_yuan, low / per_yuan
+
+
+def _qmt_minute_label(ms):
+    """The bar of JoinQuant's that a vendor's minute belongs to; None after the close.
+
+    The vendor has bars of their own for the opening auction, 09:30, and for 13:00; here 09:31 and 13:01 hold them.
+    """
+    minute = ms % DAY_MS // 60000
+    if minute > AFTERNOON_CLOSE:
+        return None
+    if minute <= MORNING_OPEN:
+        minute = MORNING_OPEN + 1
+    elif MORNING_CLOSE < minute <= AFTERNOON_OPEN:
+        minute = AFTERNOON_OPEN + 1
+    return _qmt_day_of(ms) + minute * 60000
+
+
+def _qmt_minutes(bars):
+    """Vendor's minute bars -> bars with JoinQuant's labels."""
+    merged = []
+    for bar in bars:
+        label = _qmt_minute_label(bar.time)
+        if label is None:
+            continue
+        bar = bar._replace(time=label)
+        if merged and merged[-1].time == label:
+            bar = _qmt_joined(merged.pop(), bar)
+        merged.append(bar)
+    return merged
+
+
+def _qmt_joined(first, second):
+    """One bar of two; the prices of one in which nothing was traded are made up and do not count."""
+    if not first.volume:
+        return second
+    if not second.volume:
+        return first
+    return second._replace(open=first.open, high=max(first.high, second.high), low=min(first.low, second.low),
+                           volume=first.volume + second.volume, money=first.money + second.money)
+
+
+def _qmt_event_ratio(event, before):
+    """By how much a day's dividend divides the price: the vendor's own factor, or computed from the plan."""
+    ratio = _qmt_finite(event.get('dr'))
+    if ratio > 0:
+        return ratio
+    interest, bonus, gift, allotted, price = [_qmt_finite(event.get(name)) for name in (
+        'interest', 'stockBonus', 'stockGift', 'allotNum', 'allotPrice')]
+    reference = (before - interest + allotted * price) / (1 + bonus + gift + allotted)
+    if reference <= 0:
+        raise DataUnavailable('除权数据不能用：前收盘价 %g，每股派息 %g' % (before, interest), '在 QMT 里重新下载该证券的日线')
+    return before / reference
+
+
+def _qmt_events(frame):
+    """Rows of the vendor's dividend frame as dicts with `day` in ms, ascending."""
+    if frame is None or not len(frame):
+        return []
+    columns = {str(name): frame[name].tolist() for name in frame.columns}
+    events = [dict(zip(columns, row)) for row in zip(*columns.values())]
+    days = [_qmt_event_day(label, event) for label, event in zip(frame.index.tolist(), events)]
+    return sorted((dict(event, day=day) for day, event in zip(days, events)), key=lambda event: event['day'])
+
+
+def _qmt_event_day(label, event):
+    """The index says 'YYYYMMDD'; some versions have ms there, as in the column `time`."""
+    try:
+        return to_ms(parse_moment(str(label)[:10])[0].date())
+    except ValueError:
+        return _qmt_day_of(_qmt_wall_ms(event.get('time') or label))
+
+
+def _qmt_level(record, name):
+    """The first of five levels; a list, or nothing."""
+    values = record.get(name)
+    return _qmt_finite(values[0]) if isinstance(values, (list, tuple)) and values else 0.0
+
+
+def _qmt_is_st(name):
+    return 'ST' in name.upper()
+
+
+# -- the connection to xtdata ---------------------------------------------------------------------------------------
+class _QmtDataLink:
+    """xtdata, one call at a time, each with a deadline; and the thread `qmt-data` that keeps it connected.
+
+    call(function, *args) -> result. Raises QmtUnavailable where it cannot be had now.
+    on_connect(client): called in the keeper's thread after every new connection, and again until it raises nothing.
+    xtdata connects by itself, in any call, and then forgets all subscriptions without a word; so a client that is
+    another one than before counts as a new connection as well.
+    """
+
+    STUCK_LIMIT = 3
+
+    def __init__(self, xtdata, clock, deadline_s, probe_s=3.0, backoff_s=(1.0, 2.0, 5.0, 10.0, 30.0)):
+        self.xtdata, self.clock, self.deadline_s = xtdata, clock, deadline_s
+        self.on_connect = lambda client: None
+        self._probe_s, self._backoff_s = probe_s, backoff_s
+        self._guard, self._stuck = CallGuard('qmt-xtdata', 1), []
+        self._lock = threading.Lock()
+        self._wake, self._settled, self._stop = threading.Event(), threading.Event(), threading.Event()
+        self._client, self._restored = None, False
+        self._state, self._since, self._last_error, self._next = 'connecting', clock.now(), None, None
+        self._thread = threading.Thread(target=self._keep, name='qmt-data', daemon=True)
+
+    @property
+    def connected(self):
+        return self._state == 'connected'
+
+    def start(self):
+        self._thread.start()
+
+    def call(self, function, *args, **options):
+        """options: deadline_s."""
+        deadline_s = options.get('deadline_s', self.deadline_s)
+        self._settled.wait(deadline_s)  # the first attempt is on its way
+        if not self.connected:
+            raise self.unavailable('QMT 行情没有连接：%s' % (self._last_error or '正在连接'))
+        return self._ask(function, args, deadline_s)
+
+    def unavailable(self, message):
+        with self._lock:
+            wait_s = 1.0 if self._next is None else max(1.0, self._next - time.monotonic())
+        return QmtUnavailable(message, '确认 QMT/MiniQMT 已启动并登录、行情已连接', retry_after_s=int(math.ceil(wait_s)))
+
+    def doubt(self, error):
+        """A call failed: remember why, and look at the connection now rather than at the next turn."""
+        with self._lock:
+            self._last_error = printable(error)
+        self._wake.set()
+
+    def reset(self, reason):
+        """Gives the connection up; what hangs in it ends, the keeper makes a new one."""
+        self._lose(reason)
+        self._wake.set()
+
+    def health(self):
+        with self._lock:
+            pause = None if self._next is None else self._next - time.monotonic()
+            soon = None if pause is None else self.clock.now() + timedelta(seconds=max(0.0, pause))
+            hung = self._guard.hung + sum(guard.hung for guard in self._stuck)
+            return {'state': self._state, 'since': self._since.isoformat(sep=' ', timespec='seconds'),
+                    'last_error': self._last_error, 'hung': hung,
+                    'next_attempt': soon and soon.isoformat(sep=' ', timespec='seconds')}
+
+    def close(self):
+        self._stop.set()
+        self._wake.set()
+        self._settled.set()
+        if self._thread.ident is not None:
+            self._thread.join(2 * self.deadline_s)
+
+    def disconnect(self):
+        """The last call: it also ends a download that waits for progress. Nothing is asked after it."""
+        self._state = 'closed'
+        try:
+            self._guard.call(getattr(self.xtdata, 'disconnect', lambda: None), deadline_s=2.0)
+        except Exception as error:
+            LOG.info('断开 QMT 行情：%s', printable(error))
+        for guard in self._stuck + [self._guard]:
+            guard.close()
+
+    # -- calls ----------------------------------------------------------------------------------------------
+    def _ask(self, function, args, deadline_s):
+        """The one place where the vendor's errors become ours."""
+        name = getattr(function, '__name__', 'call')
+        try:
+            return self._guard.call(function, *args, deadline_s=deadline_s)
+        except VendorTimeout:
+            message = 'QMT 行情没有在 %g 秒内回应 %s' % (deadline_s, name)
+        except BulletError as error:
+            self.doubt(error)
+            raise
+        except Exception as error:
+            message = 'QMT 行情调用 %s 失败：%s' % (name, printable(error) or type(error).__name__)
+        self.doubt(message)
+        raise self.unavailable(message)
+
+    # -- keeper ---------------------------------------------------------------------------------------------
+    def _keep(self):
+        failures = 0
+        while not self._stop.is_set():
+            good = self._turn()
+            failures = 0 if good else failures + 1
+            self._settled.set()
+            self._pause(self._probe_s if good else self._backoff_s[min(failures, len(self._backoff_s)) - 1], good)
+
+    def _turn(self):
+        """Whether the connection is up after one look at it, or one attempt to make it."""
+        try:
+            if self.connected:
+                self._look()
+            else:
+                self._connect()
+        except Exception as error:  # one bad turn must not end the keeper
+            if self._guard.hung or not self._is_busy(error):
+                self._lose(error)
+        if self.connected and not self._restored:
+            self._restore()
+        return self.connected
+
+    def _restore(self):
+        """What fails here is tried again in the next turn: the connection itself is good."""
+        try:
+            self.on_connect(self._client)
+            self._restored = True
+        except Exception as error:
+            LOG.warning('QMT 行情的订阅还没有恢复：%s', printable(error))
+
+    @staticmethod
+    def _is_busy(error):
+        """The guard had no worker free: a long call is running, which says nothing about the connection."""
+        return isinstance(error, QmtUnavailable) and error.broker_called is False
+
+    def _pause(self, seconds, good):
+        with self._lock:
+            self._next = None if good else time.monotonic() + seconds
+        self._wake.clear()
+        if not self._stop.is_set() and self.connected == good:
+            self._wake.wait(seconds)
+
+    def _look(self):
+        client, alive = self._ask(self._probe, (), self.deadline_s)
+        if not alive:
+            raise self.unavailable('QMT 行情连接断开')
+        self._adopt(client)
+
+    def _probe(self):
+        client = self.xtdata.get_client()
+        return client, client.is_connected()
+
+    def _connect(self):
+        self._replace_stuck_guard()
+        self._adopt(self._ask(getattr(self.xtdata, 'reconnect', self.xtdata.get_client), (), self.deadline_s))
+
+    def _replace_stuck_guard(self):
+        """A call that never returns must not end the service: a few may be left behind, and no more than that.
+
+        They hold the old client, which reconnect() shuts down; two threads never make a client at the same time.
+        """
+        with self._lock:
+            self._stuck = [guard for guard in self._stuck if guard.hung or guard.close()]
+            if self._guard.hung and len(self._stuck) < self.STUCK_LIMIT:
+                self._stuck.append(self._guard)
+                self._guard = CallGuard('qmt-xtdata', 1)
+
+    def _adopt(self, client):
+        if client is None:
+            raise self.unavailable('QMT 行情没有连接')
+        if client is not self._client or not self.connected:
+            LOG.info('QMT 行情已连接')
+            with self._lock:
+                self._client, self._restored = client, False
+                self._state, self._since, self._next = 'connected', self.clock.now(), None
+
+    def _lose(self, reason):
+        with self._lock:
+            self._last_error = printable(reason)
+            if self._state == 'closed':
+                return
+            if self._state != 'disconnected':
+                self._state, self._since = 'disconnected', self.clock.now()
+                LOG.warning('QMT 行情不可用：%s', self._last_error)
+
+
+# -- downloads ------------------------------------------------------------------------------------------------------
+class _QmtDownloads(CallGuard):
+    """Downloads, one at a time, each as long as it makes progress.
+
+    They have a worker of their own, so that quotes go on meanwhile. That is safe although xtdata is called by two
+    threads then: what races in xtdata is making its client, and that exists by now, made under the other guard;
+    the client itself takes calls from any thread.
+    """
+
+    WAITERS = 4  # callers kept waiting for their turn or their data; more would use up the server's workers
+
+    def __init__(self, stall_s):
+        super().__init__('qmt-download', 1)
+        self.stall_s, self._moves, self._inside = stall_s, 0, 0
+
+    @property
+    def active(self):
+        return self._inside
+
+    def progress(self, figures=None):
+        self._moves += 1
+
+    def fetch(self, function, *args):
+        """Raises VendorTimeout if nothing moved for stall_s seconds, QmtUnavailable if it cannot begin."""
+        job = _GuardedCall(function, args)
+        self._admit()
+        try:
+            self._enter(job)
+            self._await(job)
+        finally:
+            with self._changed:
+                self._inside -= 1
+            self.progress()
+        if job.error is not None:
+            raise job.error
+        return job.result
+
+    def _admit(self):
+        with self._changed:
+            if self._hung:
+                raise QmtUnavailable('上一次下载卡住了，还没有结束', '检查 QMT 的网络和行情站点', retry_after_s=10)
+            if self._inside >= self.WAITERS:
+                raise QmtUnavailable('正在下载别的历史数据', '稍后再试，或先用 data.ensure_cache 一次下载', retry_after_s=10)
+            self._inside += 1
+
+    def _await(self, job):
+        seen = self._moves
+        while not job.done.wait(self.stall_s):
+            if self._moves == seen:
+                self._give_up(job)
+                return
+            seen = self._moves
+
+
+# days: trade days that must be there, in ms, ascending, never empty. until: the last label or day wanted.
+# latest: whether the last of the days may have been running still when its bars were stored.
+_QmtNeed = namedtuple('_QmtNeed', 'code period days until latest')
+# What is certain of a code and period today: all from first to until, but for the days that the source lacks.
+_QmtKnown = namedtuple('_QmtKnown', 'today first until absent')
+
+
+class _QmtStore:
+    """The terminal's local K lines: reads them, knows what is certainly there, downloads the rest.
+
+    Short history is never answered silently: what cannot be had is an error. A day counts as there by its bars, but
+    the latest one is downloaded once a day in any case: its bars may date from the middle of the day.
+    quote(code) -> Tick: what the security does today.
+    """
+
+    BATCH = 50
+
+    def __init__(self, link, clock, quote, stall_s):
+        self.link, self.clock, self.downloads = link, clock, _QmtDownloads(stall_s)
+        self._quote = quote
+        self._known, self._lock, self._once = {}, threading.Lock(), {}
+
+    def read(self, code, period, first, last, days=None):
+        """List of _QmtBar, minutes with JoinQuant's labels; only of these days, if given."""
+        start, end = _qmt_bounds(period, first, last)
+        symbol = qmt_code(code)
+        frames = self.link.call(self.link.xtdata.get_market_data_ex, [], [symbol], period, start, end, -1, 'none',
+                                False, deadline_s=3 * self.link.deadline_s)
+        columns = _qmt_columns((frames or {}).get(symbol))
+        bars = _qmt_bars(code, columns if days is None else _qmt_rows_of(columns, days))
+        return bars if period == '1d' else _qmt_minutes(bars)
+
+    def require(self, need, download):
+        """Returns once the need can be answered from what is local. Raises DataUnavailable or QmtUnavailable."""
+        if not self.is_known(need):
+            lacking = self.lacking(need, certain=download)
+            if lacking and not download:
+                raise self._too_short(need, lacking, '打开 --auto-download，或在 QMT 里下载这段数据')
+            if lacking:
+                self._download_or_check(need, lacking[0])
+            elif download:
+                self._remember(need)
+        self._refuse_absent(need)
+
+    def is_known(self, need):
+        known = self._entry(need)
+        return known is not None and known.first <= need.days[0] and need.until <= known.until
+
+    def lacking(self, need, certain):
+        """Days that are not there. certain: nor those of which only a look at the source can tell that they are whole.
+
+        Otherwise day bars may begin late: whether the answer needs what is before them is judged with the answer.
+        """
+        there = self._days_there(need, certain)
+        days = [day for day in need.days if day not in there]
+        if days and need.period == '1m':
+            days = self._traded(need.code, days)
+        if certain and need.latest and need.days[-1] not in days:
+            days.append(need.days[-1])
+        return days
+
+    def download(self, needs, first, progress=None):
+        """One batch of the same period. Raises VendorTimeout, QmtUnavailable or what the vendor raises."""
+        start, end = _qmt_bounds(needs[0].period, first, max(need.until for need in needs))
+        symbols, xtdata = [qmt_code(need.code) for need in needs], self.link.xtdata
+        self.link.call(xtdata.get_client)  # made here if it was lost, never in the download's thread
+
+        def report(figures=None):
+            self.downloads.progress()
+            if progress is not None:
+                progress(figures)
+
+        if hasattr(xtdata, 'download_history_data2'):
+            self._fetch(xtdata.download_history_data2, symbols, needs[0].period, start, end, report)
+        else:  # versions before 2021
+            for symbol in symbols:
+                self._fetch(xtdata.download_history_data, symbol, needs[0].period, start, end)
+                report()
+
+    def settle(self, need):
+        """After a download: what is not there now, the source does not have."""
+        absent = frozenset()
+        if need.period == '1m':
+            there = {_qmt_day_of(bar.time) for bar in self.read(need.code, '1m', need.days[0], need.days[-1])}
+            days = [day for day in need.days if day not in there]
+            absent = frozenset(self._traded(need.code, days) if days else ())
+        self._remember(need, absent)
+
+    def fetch_once(self, name, function):
+        """A download of tables (sectors, index weights), at most once a day."""
+        today = self.clock.now().date()
+        if self._once.get(name) == today:
+            return
+        self.link.call(self.link.xtdata.get_client)
+        self._fetch(function)
+        self._once[name] = today
+
+    def heal(self):
+        """A download that hangs ends with its connection; the keeper makes a new one and restores what was in it."""
+        if self.downloads.hung:
+            self.link.reset('历史数据下载没有进展')
+
+    # -- steps ------------------------------------------------------------------------------------------------
+    def _download_or_check(self, need, first):
+        """A failed download is no harm where everything is there all the same."""
+        try:
+            self.download([need], first)
+        except BulletError as error:
+            self._check_local(need, error)
+        else:
+            self.settle(need)
+        finally:
+            self.heal()
+
+    def _check_local(self, need, error):
+        lacking = self.lacking(need, certain=False)
+        if lacking:
+            raise type(error)('%s；下载没有成功：%s' % (self._too_short(need, lacking).message, error.message), error.hint,
+                              **error.details)
+        LOG.warning('%s 的 %s 没有更新（%s），用本机已有的数据', need.code, need.period, printable(error.message))
+
+    def _fetch(self, function, *args):
+        try:
+            return self.downloads.fetch(function, *args)
+        except VendorTimeout:
+            raise self.link.unavailable('历史数据下载 %g 秒没有进展，已放弃' % self.downloads.stall_s)
+        except BulletError:
+            raise
+        except Exception as error:
+            message = '历史数据下载失败：%s' % (printable(error) or type(error).__name__)
+            self.link.doubt(message)
+            raise self.link.unavailable(message)
+
+    def absent_days(self, need):
+        """Those of its days that the source was found to lack."""
+        known = self._entry(need)
+        return sorted(set(need.days) & known.absent) if known else []
+
+    def _refuse_absent(self, need):
+        absent = self.absent_days(need)
+        if absent:
+            raise self._too_short(need, absent, '行情源没有这些天的数据，缩短时间范围')
+
+    @staticmethod
+    def _too_short(need, days, hint=''):
+        what = '日线' if need.period == '1d' else '分钟线'
+        return DataUnavailable('%s 的%s不完整：%s 到 %s 之间缺 %d 个交易日' % (
+            need.code, what, iso_ms(days[0])[:10], iso_ms(days[-1])[:10], len(days)), hint)
+
+    def _days_there(self, need, certain):
+        bars = self.read(need.code, need.period, need.days[0], need.days[-1])
+        if need.period == '1d':
+            return self._day_bars_there(need, bars, certain)
+        spans = {}
+        for bar in bars:
+            spans.setdefault(_qmt_day_of(bar.time), [bar.time, bar.time])[1] = bar.time
+        return {day for day, span in spans.items() if self._is_whole(day, span, need.until)}
+
+    def _day_bars_there(self, need, bars, certain):
+        """Days with a bar, and those of a suspension: the bar after it starts from the close of the one before."""
+        there = {_qmt_day_of(bar.time) for bar in bars}
+        for before, after in zip(bars, bars[1:]):
+            if abs(before.close - after.pre_close) < 1e-6:
+                there.update(self._between(need.days, before.time, after.time))
+        if bars and not certain:
+            there.update(self._between(need.days, -1, bars[0].time))
+            if self._ask_quote(need.code, lambda tick: tick.paused):
+                there.update(self._between(need.days, bars[-1].time, need.until + 1))
+        return there
+
+    @staticmethod
+    def _between(days, after, before):
+        return days[bisect.bisect_right(days, after):bisect.bisect_left(days, before)]
+
+    @staticmethod
+    def _is_whole(day, span, until):
+        """From 09:31 to 15:00; the running day to the minute before the wanted one, whose bar may be on its way."""
+        last = min(day + AFTERNOON_CLOSE * 60000, until - 60000)
+        return span[0] <= day + (MORNING_OPEN + 1) * 60000 and span[1] >= last
+
+    def _traded(self, code, days):
+        """Those of the days on which the security was traded, as its day bars say, which are complete by now."""
+        traded = {_qmt_day_of(bar.time) for bar in self.read(code, '1d', days[0], days[-1]) if not bar.paused}
+        today = self.clock.now().date()
+        if days[-1] == to_ms(today) and self._ask_quote(code, lambda tick: tick.volume > 0 and tick.dt.date() == today):
+            traded.add(days[-1])
+        return [day for day in days if day in traded]
+
+    def _ask_quote(self, code, question):
+        try:
+            tick = self._quote(code)
+        except DataUnavailable:
+            return False
+        return tick.dt is not None and question(tick)
+
+    def _entry(self, need):
+        with self._lock:
+            known = self._known.get((need.code, need.period))
+        return known if known and known.today == self.clock.now().date() else None
+
+    def _remember(self, need, absent=frozenset()):
+        """Joins what was known today, where the two overlap."""
+        first, until, known = need.days[0], need.until, self._entry(need)
+        if known and first <= known.until and known.first <= until:
+            first, until = min(first, known.first), max(until, known.until)
+            absent |= known.absent - set(need.days)
+        with self._lock:
+            self._known[(need.code, need.period)] = _QmtKnown(self.clock.now().date(), first, until, absent)
+
+
+# -- pushed quotes --------------------------------------------------------------------------------------------------
+class _QmtFeed:
+    """Subscriptions at the terminal and the thread `qmt-ticks` that hands on what is pushed.
+
+    Up to SINGLES codes have a subscription each; beyond that one of the whole market covers them all.
+    deliver(code, record): called in that thread for codes that are wanted. A newer record of a code replaces one that
+    was not handed on yet.
+    """
+
+    SINGLES = 50
+
+    def __init__(self, link, deliver):
+        self.link, self._deliver = link, deliver
+        self._change = threading.Lock()  # one change of subscriptions at a time
+        self._wanted, self._singles, self._whole, self._client = frozenset(), {}, None, None
+        self._arrived, self._inbox, self._closed = threading.Condition(), OrderedDict(), False
+        self._thread = None
+
+    def count(self):
+        return len(self._wanted)
+
+    def add(self, codes):
+        """All of them or none. Raises QmtUnavailable."""
+        with self._change:
+            before = self._wanted
+            self._wanted = before | set(codes)
+            try:
+                self._apply()
+            except BaseException:
+                self._wanted = before
+                self._drop_singles(set(self._singles) - before)
+                raise
+            self._start()
+
+    def remove(self, codes):
+        """What cannot be undone at the terminal now is undone with the connection."""
+        with self._change:
+            self._wanted -= set(codes)
+            try:
+                self._apply()
+            except BulletError as error:
+                LOG.info('退订没有送达 QMT：%s', printable(error))
+
+    def restore(self, client):
+        """Subscribes anew at a new client, which knows of nothing."""
+        with self._change:
+            if client is not self._client:
+                self._client, self._singles, self._whole = client, {}, None
+            self._apply()
+
+    def close(self):
+        if self.link.connected:
+            self.remove(self._wanted)
+        with self._arrived:
+            self._closed = True
+            self._arrived.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+
+    # -- subscriptions ----------------------------------------------------------------------------------------
+    def _apply(self):
+        """Brings what is subscribed in line with what is wanted; the new before the old, so that nothing is missed."""
+        if len(self._wanted) > self.SINGLES:
+            self._cover()
+            self._drop_singles(list(self._singles))
+            return
+        for code in sorted(self._wanted - set(self._singles)):
+            self._singles[code] = self._subscribe(self.link.xtdata.subscribe_quote, qmt_code(code), 'tick', '', '', 0,
+                                                  self._receive)
+        self._drop_singles(set(self._singles) - self._wanted)
+        self._replace_whole(None)
+
+    def _cover(self):
+        if self._whole is None or self._whole[1] != self._wanted:
+            symbols = [qmt_code(code) for code in sorted(self._wanted)]
+            seq = self._subscribe(self.link.xtdata.subscribe_whole_quote, symbols, self._receive)
+            self._replace_whole((seq, self._wanted))
+
+    def _replace_whole(self, new):
+        old, self._whole = self._whole, new
+        if old is not None:
+            self._drop(old[0])
+
+    def _subscribe(self, function, *args):
+        seq = self.link.call(function, *args)
+        if not isinstance(seq, int) or seq < 0:
+            raise self.link.unavailable('QMT 没有接受行情订阅（%s）' % brief(args[0]))
+        return seq
+
+    def _drop_singles(self, codes):
+        for code in codes:
+            self._drop(self._singles.pop(code))
+
+    def _drop(self, seq):
+        try:
+            self.link.call(self.link.xtdata.unsubscribe_quote, seq)
+        except BulletError as error:
+            LOG.info('退订没有送达 QMT：%s', printable(error))
+
+    # -- what is pushed -----------------------------------------------------------------------------------------
+    def _receive(self, datas):
+        """The vendor's thread: {code: [records]} of one security, {code: record} of the whole market."""
+        with self._arrived:
+            for symbol, records in datas.items():
+                record = records[-1] if isinstance(records, (list, tuple)) and records else records
+                if isinstance(record, dict):
+                    self._inbox[symbol] = record
+            self._arrived.notify()
+
+    def _start(self):
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name='qmt-ticks', daemon=True)
+            self._thread.start()
+
+    def _run(self):
+        while True:
+            with self._arrived:
+                self._arrived.wait_for(lambda: self._inbox or self._closed)
+                if self._closed:
+                    return
+                batch, self._inbox = self._inbox, OrderedDict()
+            for symbol, record in batch.items():
+                self._hand_on(symbol, record)
+
+    def _hand_on(self, symbol, record):
+        """Whatever fails for one security must not silence the others."""
+        try:
+            code = normalize_code(symbol)
+            if code in self._wanted and not self._closed:
+                self._deliver(code, record)
+        except Exception:
+            LOG.exception('行情回调失败：%s', printable(symbol))
+
+
+# -- the adapter ----------------------------------------------------------------------------------------------------
+class QmtData(DataAdapter):
+    """Market data of a QMT terminal. start() begins to connect and returns at once; close() ends every thread.
+
+    auto_download: history that is missing locally is fetched first. call_timeout_s: for one call of xtdata.
+    quote_max_age_s: a quote older than this in trading hours is stale. stall_s: a download without progress for this
+    long is given up. probe_s, backoff_s: how often the connection is looked at, and the pauses between attempts.
+    """
+
+    DETAIL_S, CALENDAR_S, CHUNK = 30.0, 60.0, 200
+
+    def __init__(self, vendor, clock, auto_download=True, call_timeout_s=10.0, quote_max_age_s=15.0, stall_s=60.0,
+                 probe_s=3.0, backoff_s=(1.0, 2.0, 5.0, 10.0, 30.0)):
+        super().__init__(clock)
+        self.auto_download, self.quote_max_age_s = auto_download, quote_max_age_s
+        self._xtdata = vendor.xtdata
+        self._link = _QmtDataLink(vendor.xtdata, clock, call_timeout_s, probe_s, backoff_s)
+        self._store = _QmtStore(self._link, clock, self.quote, stall_s)
+        self._feed = _QmtFeed(self._link, self._push)
+        self._link.on_connect = self._feed.restore
+        self._lock = threading.Lock()  # guards the caches below; never held while anything blocks
+        self._details, self._units, self._calendar_days, self._calendar_until = {}, {}, None, None
+
+    def start(self):
+        self._link.start()
+        return self
+
+    def close(self):
+        """The connection is given up last: that also ends a download that is under way."""
+        self._feed.close()
+        self._link.close()
+        self._link.disconnect()
+        self._store.downloads.close()
+
+    def health(self):
+        downloads = self._store.downloads
+        return dict(self._link.health(), subscriptions=self._feed.count(),
+                    downloads={'active': downloads.active, 'hung': downloads.hung})
+
+    # -- calendar ---------------------------------------------------------------------------------------------
+    def _calendar(self):
+        today, now_s = self.clock.now().date(), self.clock.monotonic()
+        with self._lock:
+            known, until = self._calendar_days, self._calendar_until
+        if known is None or known[0] != today or (until is not None and now_s >= until):
+            known, settled = self._ask_calendar(today)
+            with self._lock:
+                self._calendar_days, self._calendar_until = known, None if settled else now_s + self.CALENDAR_S
+        return known[1]
+
+    def _ask_calendar(self, today):
+        """((day asked, trade days up to it), whether that is certain for the rest of the day)."""
+        moments = self._link.call(self._xtdata.get_trading_dates, 'SH')
+        days = sorted({_qmt_day_of(_qmt_wall_ms(moment)) for moment in moments or ()})
+        days = days[:bisect.bisect_right(days, to_ms(today))]
+        if not days:
+            raise DataUnavailable('QMT 没有交易日历', '确认 QMT 的行情已连接，稍后再试')
+        opens = today.weekday() < 5 and (days[-1] == to_ms(today) or self._opens(today))
+        if opens and days[-1] != to_ms(today):
+            days.append(to_ms(today))
+        return (today, days), opens is not None
+
+    def _opens(self, today):
+        """Whether the exchange's holidays make today a trade day; None if the source cannot tell."""
+        text = today.strftime('%Y%m%d')
+        try:
+            listed = self._link.call(self._xtdata.get_trading_calendar, 'SH', text)
+        except BulletError as error:
+            LOG.info('QMT 没有今天的交易日历：%s', printable(error))
+            return None
+        return text in listed if listed and max(listed) >= text else None
+
+    def _is_open(self, moment):
+        """Continuous trading now, as far as is known without asking anybody."""
+        with self._lock:
+            days = self._calendar_days
+        known = days is not None and days[0] == moment.date()
+        trades = days[1][-1] == to_ms(moment.date()) if known else moment.weekday() < 5
+        return trades and in_session(moment)
+
+    # -- securities -------------------------------------------------------------------------------------------
+    def _detail(self, code, max_age_s=None):
+        """What the terminal knows of a security today; None: any age. Raises SecurityNotFound."""
+        today, now_s = self.clock.now().date(), self.clock.monotonic()
+        with self._lock:
+            day, asked_s, detail = self._details.get(code, (None, 0.0, None))
+        if day != today or (max_age_s is not None and now_s - asked_s > max_age_s):
+            detail = self._link.call(self._xtdata.get_instrument_detail, qmt_code(code))
+            if not detail:
+                raise SecurityNotFound('QMT 里没有证券 %s' % code, '核对代码和交易所后缀；新登录的终端要等合约数据到齐')
+            self._keep_detail(code, detail)
+        return detail
+
+    def _keep_detail(self, code, detail):
+        with self._lock:
+            self._details[code] = (self.clock.now().date(), self.clock.monotonic(), detail)
+
+    def _info(self, code):
+        detail, kind = self._detail(code), instrument(code).kind
+        name = str(detail.get('InstrumentName') or '')
+        return {'code': code, 'display_name': name, 'name': name, 'type': 'bond' if kind == 'repo' else kind,
+                'subtype': None, 'start_date': _qmt_date(detail.get('OpenDate'), _QMT_LONG_AGO),
+                'end_date': _qmt_date(detail.get('ExpireDate'), _QMT_FOREVER), 'parent': None}
+
+    def _codes(self):
+        codes = self._listed()
+        if not codes and self.auto_download and hasattr(self._xtdata, 'download_sector_data'):
+            self._store.fetch_once('sectors', self._xtdata.download_sector_data)
+            codes = self._listed()
+        if not codes:
+            raise DataUnavailable('QMT 没有板块数据', '在 QMT 里下载板块数据，或打开 --auto-download')
+        self._ask_details(codes)
+        return [code for code in codes if code in self._details]
+
+    def _listed(self):
+        codes = OrderedDict()
+        for sector in _QMT_SECTORS:
+            codes.update((code, None) for code in self._sector(sector))
+        return list(codes)
+
+    def _sector(self, name, *moment):
+        """Canonical codes of a sector; [] for one that does not exist."""
+        symbols = self._link.call(self._xtdata.get_stock_list_in_sector, name, *moment) or ()
+        return [normalize_code(symbol) for symbol in symbols if _CODE.fullmatch(symbol)
+                and symbol.rpartition('.')[2].upper() in _SUFFIXES]
+
+    def _ask_details(self, codes):
+        """Thousands of them, a few hundred in a call."""
+        today = self.clock.now().date()
+        unknown = [code for code in codes if self._details.get(code, (None,))[0] != today]
+        for i in range(0, len(unknown), self.CHUNK):
+            details = self._link.call(self._details_of, unknown[i:i + self.CHUNK], deadline_s=3 * self._link.deadline_s)
+            for code, detail in details:
+                self._keep_detail(code, detail)
+
+    def _details_of(self, codes):
+        asked = [(code, self._xtdata.get_instrument_detail(qmt_code(code))) for code in codes]
+        return [(code, detail) for code, detail in asked if detail]
+
+    def _members(self, code, day):
+        today = self.clock.now().date()
+        if day is not None and day < today:
+            moment = epoch_seconds(datetime(day.year, day.month, day.day)) * 1000
+            members = self._sector(self._info(code)['display_name'], moment)
+            when = '%s 的' % day
+        else:
+            members, when = self._members_now(code), ''
+        if not members:
+            raise DataUnavailable('QMT 没有指数 %s %s成份股' % (code, when), '在 QMT 里下载板块和指数权重数据；历史成份要有历史板块数据')
+        return sorted(members)
+
+    def _members_now(self, code):
+        name, symbol = self._info(code)['display_name'], qmt_code(code)
+        weights = self._link.call(self._xtdata.get_index_weight, symbol)
+        if not weights and self.auto_download and hasattr(self._xtdata, 'download_index_weight'):
+            self._store.fetch_once('weights', self._xtdata.download_index_weight)
+            weights = self._link.call(self._xtdata.get_index_weight, symbol)
+        return [normalize_code(item) for item in weights] if weights else self._sector(name)
+
+    # -- bars -------------------------------------------------------------------------------------------------
+    def _daily(self, code, first, last):
+        info = self._info(code)
+        first, last = self._within(info, first, last)
+        days = self.trade_days(first, last)
+        if not days:
+            return {name: [] for name in DAILY_COLUMNS}
+        need = self._daily_need(code, days)
+        if need is not None:
+            self._store.require(need, self.auto_download)
+        bars = self._store.read(code, '1d', first, last, set(days))
+        return _qmt_daily(code, self._with_running_day(code, bars, days), _qmt_is_st(info['display_name']))
+
+    def _day_grid(self, code, info, query, start, end, days_a_bar, spare=0):
+        """Beyond the contract's: refuses an answer that would need bars from before the source's first."""
+        bars, grid = super()._day_grid(code, info, query, start, end, days_a_bar, spare)
+        if info['start_date'] > _QMT_LONG_AGO and self._begins_late(info, bars, end):
+            first = bars['time'][0] if bars['time'] else math.inf
+            short = query.count is not None and query.skip_paused and len(grid) < query.count * days_a_bar
+            if short or any(to_ms(info['start_date']) <= day < first for day, _, _ in grid[spare:]):
+                raise DataUnavailable('%s 的日线不完整：%s 上市，行情源的日线从 %s 开始' % (
+                    code, info['start_date'], iso_ms(first)[:10] if bars['time'] else '无'),
+                    '缩短时间范围，或在 QMT 里补充数据')
+        return bars, grid
+
+    def _begins_late(self, info, bars, end):
+        listed = self.trade_days(*self._within(info, -1 << 60, end))
+        return bool(listed) and (not bars['time'] or bars['time'][0] > listed[0])
+
+    def _within(self, info, first, last):
+        """Not before the listing, not after the end, not in the future."""
+        today = to_ms(self.clock.now().date())
+        return max(first, to_ms(info['start_date'])), min(last, to_ms(info['end_date']), today)
+
+    def _daily_need(self, code, days):
+        """The days that are over; the running one comes from the quote."""
+        now = self.clock.now()
+        today = to_ms(now.date())
+        final = days if minute_of_day(now) >= _QMT_DAY_DONE else [day for day in days if day < today]
+        return _QmtNeed(code, '1d', final, final[-1], self._is_latest(final[-1])) if final else None
+
+    def _is_latest(self, day):
+        """Whether no trade day that is over lies after it."""
+        days, today = self._calendar(), to_ms(self.clock.now().date())
+        return day >= [other for other in days[-2:] if other < today or len(days) == 1][-1]
+
+    def _with_running_day(self, code, bars, days):
+        """The bar of today as the terminal has it, or as the quote says where that has seen more; none before 09:30."""
+        now = self.clock.now()
+        today = to_ms(now.date())
+        if days[-1] != today:
+            return bars
+        if minute_of_day(now) < MORNING_OPEN:
+            return [bar for bar in bars if _qmt_day_of(bar.time) < today]
+        running = self._running_bar(code, today)
+        if running is None or bars and _qmt_day_of(bars[-1].time) == today and bars[-1].volume >= running.volume:
+            return bars
+        return [bar for bar in bars if _qmt_day_of(bar.time) < today] + [running]
+
+    def _running_bar(self, code, today):
+        try:
+            tick = self.quote(code)
+        except DataUnavailable:
+            return None
+        if tick.paused or tick.dt is None or to_ms(tick.dt.date()) != today:
+            return None
+        last = tick.last_price  # the previous close where nothing was traded yet
+        return _QmtBar(today, tick.open or last, tick.high or last, tick.low or last, last, float(tick.volume),
+                       tick.money, tick.pre_close or last, False)
+
+    def _minutes(self, code, first, last):
+        first, last = self._within(self._info(code), first, last)
+        days = self.trade_days(first, last)
+        need = self._minute_need(code, days)
+        if need is None:
+            return {name: [] for name in MINUTE_COLUMNS}
+        self._store.require(need, self.auto_download)
+        now = to_ms(self.clock.now())
+        bars = [bar for bar in self._store.read(code, '1m', need.days[0], need.days[-1], set(need.days))
+                if bar.time <= now]
+        return {name: [getattr(bar, name) for bar in bars] for name in MINUTE_COLUMNS}
+
+    def _minute_need(self, code, days):
+        """Up to the last complete minute; nothing of today before 09:31."""
+        now = self.clock.now()
+        today, elapsed = to_ms(now.date()), bars_elapsed(now)
+        days = [day for day in days if day < today or elapsed]
+        if not days:
+            return None
+        label = BAR_MINUTES[elapsed - 1] if days[-1] == today else AFTERNOON_CLOSE
+        return _QmtNeed(code, '1m', days, days[-1] + label * 60000, self._is_latest(days[-1]))
+
+    # -- downloads --------------------------------------------------------------------------------------------
+    def ensure_cache(self, query):
+        """Downloads what history(query) needs and is not local. An explicit wish: it holds without auto_download too.
+
+        Dict: ok; total: securities asked for; finished: of these ready; downloaded: of these fetched now;
+        failed: codes; seconds.
+        """
+        began, codes = time.monotonic(), list(query.securities)
+        fetched, failed = set(), OrderedDict()
+        for period in ('1d', '1m') if query.intraday else ('1d',):
+            needs = [self._need_of(code, period, query) for code in codes if code not in failed]
+            self._fetch_all([need for need in needs if need is not None], fetched, failed)
+        return {'ok': not failed, 'total': len(codes), 'finished': len(codes) - len(failed),
+                'downloaded': len(fetched), 'failed': list(failed), 'seconds': round(time.monotonic() - began, 3)}
+
+    def _need_of(self, code, period, query):
+        first, last = self._within(self._info(code), -1 << 60, query.end)
+        if period == '1d':
+            days = self.trade_days(first, last)
+            return self._daily_need(code, days) if days else None
+        if query.start is not None:
+            first = max(first, _qmt_day_of(query.start))
+        count = None if query.count is None else int(math.ceil(query.count * query.step / MINUTES_A_DAY)) + 2
+        return self._minute_need(code, self.trade_days(first, last, count))
+
+    def _fetch_all(self, needs, fetched, failed):
+        lacking = [(days[0], need) for need, days in ((need, self._lacking(need)) for need in needs) if days]
+        lacking.sort(key=lambda item: (item[0], item[1].code))
+        for i in range(0, len(lacking), self._store.BATCH):
+            batch = lacking[i:i + self._store.BATCH]
+            self._fetch_batch([need for _, need in batch], batch[0][0], fetched, failed)
+            LOG.info('历史数据下载 %d / %d', i + len(batch), len(lacking))
+        self._store.heal()
+
+    def _lacking(self, need):
+        return [] if self._store.is_known(need) else self._store.lacking(need, certain=True)
+
+    def _fetch_batch(self, needs, first, fetched, failed):
+        """One that fails does not end the others: what came in counts, the rest is named."""
+        done = set()
+        try:
+            self._store.download(needs, first, lambda figures: done.add((figures or {}).get('stockcode')))
+            done.update(qmt_code(need.code) for need in needs)
+        except BulletError as error:
+            LOG.warning('历史数据下载没有成功：%s', printable(error))
+        for need in needs:
+            if qmt_code(need.code) in done and self._settled(need):
+                fetched.add(need.code)
+            else:
+                failed[need.code] = None
+
+    def _settled(self, need):
+        try:
+            self._store.settle(need)
+        except BulletError as error:
+            LOG.warning('%s 下载后读不出来：%s', need.code, printable(error))
+            return False
+        return not self._store.absent_days(need)
+
+    # -- dividends --------------------------------------------------------------------------------------------
+    def _events(self, code):
+        """Dividends and splits up to today, ascending."""
+        frame = self._link.call(self._xtdata.get_divid_factors, qmt_code(code))
+        today = to_ms(self.clock.now().date())
+        return [event for event in _qmt_events(frame) if event['day'] <= today]
+
+    def _factor_steps(self, code):
+        steps, factor, events = [], 1.0, self._events(code)
+        closes = {} if all(_qmt_finite(event.get('dr')) > 0 for event in events) else self._closes(code)
+        for event in events:
+            factor *= _qmt_event_ratio(event, closes.get(event['day'], 0.0))
+            steps.append((event['day'], factor))
+        return steps
+
+    def _closes(self, code):
+        """Day -> the close of the bar before it."""
+        bars = self._daily(code, -1 << 60, to_ms(self.clock.now().date()))
+        return dict(zip(bars['time'][1:], bars['close']))
+
+    def _dividends(self, code, first, last):
+        kind = 'fund' if instrument(code).kind in ('etf', 'lof') else 'stock'
+        rows = [self._dividend(code, kind, event) for event in self._events(code) if first <= event['day'] <= last]
+        return [row for row in rows if row['bonus_pre_tax'] or row['scale_factor'] != 1]
+
+    @staticmethod
+    def _dividend(code, kind, event):
+        scale = 1 + _qmt_finite(event.get('stockBonus')) + _qmt_finite(event.get('stockGift'))
+        return {'security': code, 'date': event['day'], 'security_type': kind, 'scale_factor': round(scale, 9),
+                'bonus_pre_tax': round(_qmt_finite(event.get('interest')) * 10, 9), 'per_base': 10}
+
+    # -- quotes -----------------------------------------------------------------------------------------------
+    def quote(self, code):
+        detail, symbol = self._detail(code, self.DETAIL_S), qmt_code(code)
+        record = (self._link.call(self._xtdata.get_full_tick, [symbol]) or {}).get(symbol)
+        tick = self._tick(code, record, detail) if record else None
+        if tick is None:
+            raise DataUnavailable('QMT 没有 %s 的行情' % code, '确认 QMT 的行情已连接，且该证券在交易')
+        return tick
+
+    def subscribe(self, codes):
+        for code in codes:
+            self._detail(code)
+        self._feed.add(codes)
+
+    def unsubscribe(self, codes):
+        self._feed.remove(codes)
+
+    def _push(self, code, record):
+        try:
+            detail = self._detail(code, self.DETAIL_S)
+        except BulletError as error:  # the quote itself is good; the day's limits come from its previous close then
+            LOG.info('没有 %s 的合约信息：%s', code, printable(error))
+            detail = {}
+        tick = self._tick(code, record, detail)
+        if tick is not None and self._tick_listener is not None:
+            self._tick_listener(tick)
+
+    def _tick(self, code, record, detail):
+        """A vendor's record as Tick; None where it has no price. Before the open it stands at the previous close."""
+        numbers_of = {name: _qmt_finite(record.get(name)) for name in (
+            'lastPrice', 'open', 'high', 'low', 'lastClose', 'amount', 'volume', 'pvolume', 'time')}
+        pre_close = numbers_of['lastClose'] or _qmt_finite(detail.get('PreClose'))
+        last = numbers_of['lastPrice'] or pre_close
+        if last <= 0:
+            return None
+        unit = self._tick_unit(code, numbers_of, last)
+        high_limit, low_limit = self._limits(code, pre_close, detail)
+        dt = from_ms(_qmt_wall_ms(numbers_of['time'])) if numbers_of['time'] > 0 else None
+        age_s, stale = self._age(dt)
+        book = {} if instrument(code).kind == 'index' else self._book(record, unit)
+        return Tick(sid=code, last_price=last, dt=dt, open=numbers_of['open'] or None, high=numbers_of['high'] or None,
+                    low=numbers_of['low'] or None, pre_close=pre_close or None, money=numbers_of['amount'],
+                    volume=numbers_of['pvolume'] or numbers_of['volume'] * unit, high_limit=high_limit,
+                    low_limit=low_limit, paused=self._is_paused(detail), age_s=age_s, stale=stale, **book)
+
+    @staticmethod
+    def _is_paused(detail):
+        """InstrumentStatus: 0 and below (-1: first day back) is trading, from 1 on it counts the days suspended."""
+        return _qmt_finite(detail.get('InstrumentStatus')) >= 1
+
+    @staticmethod
+    def _book(record, unit):
+        return {'a1_p': _qmt_level(record, 'askPrice'), 'a1_v': int(_qmt_level(record, 'askVol') * unit),
+                'b1_p': _qmt_level(record, 'bidPrice'), 'b1_v': int(_qmt_level(record, 'bidVol') * unit)}
+
+    def _tick_unit(self, code, values, last):
+        """Shares in a unit of `volume` and of the book; before the first trade of a day as it was decided before."""
+        if values['volume'] > 0 and (values['pvolume'] > 0 or values['amount'] > 0):
+            if values['pvolume'] > 0:
+                lots = values['pvolume'] / values['volume'] > math.sqrt(_qmt_lots(code))
+                self._units[code] = _qmt_lots(code) if lots else 1
+            else:
+                self._units[code] = _qmt_unit(code, [(last, values['volume'], values['amount'])])
+        return self._units.get(code, _qmt_lots(code))
+
+    def _limits(self, code, pre_close, detail):
+        """The detail's, if they are of the quote's day; otherwise by the rules. (None, None): there is none."""
+        high, low = _qmt_finite(detail.get('UpStopPrice')), _qmt_finite(detail.get('DownStopPrice'))
+        before = _qmt_finite(detail.get('PreClose'))
+        if high > 0 and low > 0 and (not before or not pre_close or abs(before - pre_close) < 1e-6):
+            return high, low
+        name = str(detail.get('InstrumentName') or '')
+        return price_limits(code, pre_close, self.clock.now().date(), _qmt_is_st(name))
+
+    def _age(self, dt):
+        """(age in seconds, whether that is too old). Only time in a session counts: nothing is quoted at noon."""
+        now = self.clock.now()
+        if dt is None:
+            return None, self._is_open(now)
+        age_s = (now - dt).total_seconds()
+        waited = self._is_open(now) and self._is_open(now - timedelta(seconds=self.quote_max_age_s))
+        return round(age_s, 3), age_s > self.quote_max_age_s and waited
+
+
+# -- the backend ----------------------------------------------------------------------------------------------------
+class QmtBackend(Backend):
+    """The terminal's market data and its accounts."""
+
+    def health(self):
+        accounts = {key: broker.health() for key, broker in self.brokers.items()}
+        return dict(super().health(), qmt={'accounts': accounts, 'data': self.data.health()})
+
+    def close(self):
+        """All of them, even if one fails."""
+        for part in list(self.brokers.values()) + [self.data]:
+            try:
+                part.close()
+            except Exception:
+                LOG.exception('关闭 QMT 连接时出错')
+
+
+def open_qmt(settings, clock):
+    """Backend of the QMT terminal on this machine; it connects in the background. Raises ConfigError."""
+    specs = account_specs(settings)
+    for spec in specs:
+        if not spec.data_path:
+            raise ConfigError('账户 %s 没有给出 userdata_mini 的路径' % spec.key,
+                              '设置 QMT_DATA_PATH，或写成 --accounts %s=资金账号:类型:路径' % spec.key)
+    vendor = import_vendor()
+    data = QmtData(vendor, clock, settings.auto_download, quote_max_age_s=settings.quote_max_age)
+    brokers = OrderedDict((spec.key, QmtBroker(vendor, spec, clock)) for spec in specs)
+    for part in [data] + list(brokers.values()):
+        part.start()
+    return QmtBackend('qmt', data, brokers)
+
+
+ADAPTERS['qmt'] = open_qmt
 
 
 # ======================================================================================================
@@ -3717,30 +6112,32 @@ JOURNAL_SCHEMA = 1
 JOURNAL_DAYS = 30
 # claimed: taken, nothing sent. submitting: on disk before the broker is called. The rest: what came of it.
 CLAIMED, SUBMITTING, ACCEPTED, REJECTED, UNKNOWN = 'claimed', 'submitting', 'accepted', 'rejected', 'unknown'
+OPEN_STATES = (SUBMITTING, UNKNOWN)
 
 JournalEntry = namedtuple('JournalEntry', 'action idempotency_key account_key sub_account_id fingerprint tag state '
-                                          'order_id request answer day')
+                                          'order_id request answer day deadline_ms')
 _JOURNAL_TABLE = '''CREATE TABLE IF NOT EXISTS writes (
     action TEXT NOT NULL, idempotency_key TEXT NOT NULL, account_key TEXT NOT NULL, sub_account_id TEXT,
     fingerprint TEXT NOT NULL, tag TEXT NOT NULL UNIQUE, state TEXT NOT NULL, order_id TEXT, request TEXT NOT NULL,
-    answer TEXT, day TEXT NOT NULL, PRIMARY KEY (action, idempotency_key))'''
+    answer TEXT, day TEXT NOT NULL, deadline_ms INTEGER, PRIMARY KEY (action, idempotency_key))'''
 
 
 class Journal:
     """Every order and cancel ever claimed, by key. One connection, one lock; each change is a transaction.
 
     path None: memory only. A file is synced at each change, and one server at a time may hold it.
-    `id` names the journal. `tag` is at most 24 ASCII bytes and unique; it travels with the order.
+    `id` names the journal. `tag` is at most 24 ASCII bytes and unique; it travels with the order. deadline_ms: Beijing
+    wall time from which a submission can no longer be on its way.
     """
 
     def __init__(self, path, clock):
         self.clock = clock
         self._lock = threading.Lock()
-        self._by_order = {}
+        self._by_tag, self._by_order = {}, {}  # orders that are, or may be, at a broker
         try:
             self._open(path)
         except (sqlite3.Error, OSError) as error:
-            raise ConfigError('委托日志 %s 打不开：%s' % (path, error),
+            raise ConfigError('委托日志 %s 打不开：%s%s' % (path, error, self._holder(path)),
                               '检查 --state：目录要存在、可写，且没有另一个服务端在使用它')
 
     def _open(self, path):
@@ -3760,6 +6157,22 @@ class Journal:
         db.execute(_JOURNAL_TABLE)
         self.id = self._identity(db)
         self._settle_at_start(db)
+        if path:
+            self._sign(path)
+
+    def _sign(self, path):
+        """Beside the file, as nobody else can read what is locked."""
+        with io.open(path + '.holder', 'w', encoding='utf-8') as file:
+            file.write('进程 %d，主机 %s，自 %s' % (os.getpid(), socket.gethostname(),
+                                             self.clock.now().isoformat(sep=' ', timespec='seconds')))
+
+    @staticmethod
+    def _holder(path):
+        try:
+            with io.open('%s.holder' % path, encoding='utf-8') as file:
+                return '（最近的使用者：%s）' % printable(file.read(200))
+        except (OSError, UnicodeDecodeError):
+            return ''
 
     def _check_schema(self, db, path):
         version = db.execute('PRAGMA user_version').fetchone()[0]
@@ -3779,7 +6192,12 @@ class Journal:
         oldest = (self.clock.now() - timedelta(days=JOURNAL_DAYS)).date().isoformat()
         db.execute('DELETE FROM writes WHERE state=? OR day<?', (CLAIMED, oldest))
         db.execute('UPDATE writes SET state=? WHERE state=?', (UNKNOWN, SUBMITTING))
-        for entry in self._select(db, 'action=? AND order_id IS NOT NULL', (PLACE,)):
+        for entry in self._select(db, 'action=? AND state!=?', (PLACE, REJECTED)):
+            self._index(entry)
+
+    def _index(self, entry):
+        self._by_tag[entry.tag] = entry
+        if entry.order_id:
             self._by_order[entry.account_key, entry.order_id] = entry
 
     def _select(self, db, where, values):
@@ -3805,7 +6223,7 @@ class Journal:
     def claim(self, action, key, route, fingerprint, request):
         """(entry, True) if the key is now ours; (the earlier entry, False) if somebody had it."""
         entry = JournalEntry(action, key, route.key, route.sub.name if route.sub else None, fingerprint,
-                             _make_tag(), CLAIMED, None, request, None, self.clock.now().date().isoformat())
+                             _make_tag(), CLAIMED, None, request, None, self._today(), None)
         with self._transaction() as db:
             try:
                 db.execute('INSERT INTO writes (%s) VALUES (%s)' % (
@@ -3815,28 +6233,46 @@ class Journal:
             except sqlite3.IntegrityError:
                 return self._select(db, 'action=? AND idempotency_key=?', (action, key))[0], False
 
+    def _today(self):
+        return self.clock.now().date().isoformat()
+
     def release(self, entry):
         """Forgets a claim of which nothing was sent, so that the key can be used again."""
         with self._transaction() as db:
+            self._by_tag.pop(entry.tag, None)
             db.execute('DELETE FROM writes WHERE tag=? AND state IN (?, ?)', (entry.tag, CLAIMED, SUBMITTING))
 
-    def record(self, entry, state, order_id=None, answer=None):
+    def record(self, entry, state, order_id=None, answer=None, deadline_ms=None):
         """The entry in its new state, on disk when this returns."""
-        changed = entry._replace(state=state, order_id=order_id or entry.order_id, answer=answer or entry.answer)
+        changed = entry._replace(state=state, order_id=order_id or entry.order_id, answer=answer or entry.answer,
+                                 deadline_ms=deadline_ms or entry.deadline_ms)
         with self._transaction() as db:
-            if changed.order_id and entry.action == PLACE:  # whose order it is holds even if the disk fails
-                self._by_order[entry.account_key, changed.order_id] = changed
-            db.execute('UPDATE writes SET state=?, order_id=?, answer=? WHERE tag=?',
-                       (state, changed.order_id, json.dumps(changed.answer), entry.tag))
+            if entry.action == PLACE:  # whose order it is holds even if the disk fails
+                self._index(changed)
+            db.execute('UPDATE writes SET state=?, order_id=?, answer=?, deadline_ms=? WHERE tag=?',
+                       (state, changed.order_id, json.dumps(changed.answer), changed.deadline_ms, entry.tag))
         return changed
 
     def find(self, action, key):
         with self._transaction() as db:
             return next(iter(self._select(db, 'action=? AND idempotency_key=?', (action, key))), None)
 
-    def of_order(self, account_key, order_id):
-        """The entry that placed this order, or None for an order of somebody else."""
-        return self._by_order.get((account_key, order_id))
+    def open_places(self):
+        """Today's orders of unknown outcome. Brokers list a day's orders: of an earlier day nothing can be learnt."""
+        with self._transaction() as db:
+            return self._select(db, 'action=? AND state IN (?, ?) AND day=?',
+                                (PLACE, UNKNOWN, SUBMITTING, self._today()))
+
+    def of_order(self, account_key, row):
+        """The entry that placed this order (or made this trade), or None for one of somebody else.
+
+        The tag decides. An id alone does only without any remark, and on its own day: brokers use ids again.
+        """
+        entry = self._by_tag.get(row.order_remark)
+        if entry is None and not row.order_remark:
+            entry = self._by_order.get((account_key, row.order_id))
+            entry = entry if entry is not None and entry.day == self._today() else None
+        return entry if entry is not None and entry.account_key == account_key else None
 
 
 def _make_tag():
@@ -3847,7 +6283,7 @@ def _make_tag():
 # -- a request to trade, checked for shape -----------------------------------------------------------------------
 _ORDER_KEYS = frozenset((
     'account_key sub_account_id security side amount volume style price market wait_timeout order_remark remark '
-    'strategy_name idempotency_key').split())
+    'strategy_name idempotency_key valid_until').split())
 # Bookkeeping that legacy clients may add; it changes nothing about the order.
 _LEGACY_ORDER_KEYS = frozenset((
     'signal_batch_id execution_batch_id client_id request_id market_type execution_claim_token provider '
@@ -3861,7 +6297,7 @@ class OrderTicket(Record):
     """What a client asks for: shape checked, market rules not yet."""
 
     FIELDS = (('security', ''), ('asked_security', ''), ('side', 'BUY'), ('amount', 0), ('style', 'limit'),
-              ('price', None), ('remark', ''), ('strategy_name', ''), ('wait_s', 0.0))
+              ('price', None), ('remark', ''), ('strategy_name', ''), ('wait_s', 0.0), ('valid_until', None))
 
     def fingerprint(self, route):
         return _fingerprint([route.key, route.sub and route.sub.name, self.security, self.side, self.amount,
@@ -3888,7 +6324,8 @@ def parse_ticket(payload):
         side=check_choice(payload.get('side'), 'side', SIDES), style=style, price=price,
         amount=check_whole(_agreed(payload, 'amount', 'volume'), 'amount', 1),
         remark=_optional_text(_agreed(payload, 'order_remark', 'remark'), 'order_remark'),
-        strategy_name=_optional_text(payload.get('strategy_name'), 'strategy_name'), wait_s=parse_wait(payload))
+        strategy_name=_optional_text(payload.get('strategy_name'), 'strategy_name'), wait_s=parse_wait(payload),
+        valid_until=_instant(payload.get('valid_until'), 'valid_until'))
 
 
 def _agreed(payload, *names):
@@ -3897,6 +6334,14 @@ def _agreed(payload, *names):
     if any(value != values[0] for value in values):
         raise BadRequest('%s 互相矛盾' % '、'.join(names))
     return values[0] if values else None
+
+
+def _instant(value, name):
+    """A Beijing time with a clock part, or None. A bare date would be its midnight, which nobody means."""
+    moment, has_clock = check_moment(value, name) or (None, True)
+    if not has_clock:
+        raise BadRequest('%s 应包含时间' % name, '例如 2024-01-05 09:31:00')
+    return moment
 
 
 def _optional_text(value, name):
@@ -4137,6 +6582,48 @@ class KeyLocks:
                 del self._held[key]
 
 
+class Settler:
+    """A thread that calls work() when woken, and again every interval while work() says that something is left."""
+
+    INTERVAL_S = 10.0
+
+    def __init__(self, work):
+        self._work, self._changed = work, threading.Condition()
+        self._woken, self._closed = True, False
+        self._thread = threading.Thread(target=self._run, name='settler', daemon=True)
+
+    def start(self):
+        self._thread.start()
+
+    def wake(self):
+        with self._changed:
+            self._woken = True
+            self._changed.notify()
+
+    def close(self):
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self):
+        left = False
+        while self._wait(left):
+            try:
+                left = self._work()
+            except Exception:  # a journal or broker in trouble is asked again
+                LOG.exception('核对未知委托时出错')
+                left = True
+
+    def _wait(self, left):
+        """False when closing."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._woken or self._closed, self.INTERVAL_S if left else None)
+            self._woken = False
+            return not self._closed
+
+
 # -- the desk ----------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def _nothing_sent(give_back=lambda: None):
@@ -4160,6 +6647,7 @@ def _as_not_sent(error):
 
 
 CANCEL_WAIT_S = 5.0
+SETTLE_MARGIN_S = 30.0  # how much longer than its deadline a submission may have been on its way
 
 
 class OrderDesk:
@@ -4172,6 +6660,7 @@ class OrderDesk:
         self.accounts, self.data, self.journal, self.clock = accounts, data, journal, clock
         self.deadline_s = deadline_s
         self._watch, self._keys = OrderWatch(), KeyLocks()
+        self._settler = Settler(self.settle_open)
         for key, broker in accounts.brokers.items():
             broker.set_listener(self._listener(key))
 
@@ -4186,6 +6675,7 @@ class OrderDesk:
         self._watch.stop()
 
     def close(self):
+        self._settler.close()
         self.journal.close()
 
     def _route(self, payload):
@@ -4198,7 +6688,7 @@ class OrderDesk:
         key = parse_key(payload, 'place')
         with self._claimed(PLACE, key, route, ticket.fingerprint(route), ticket.journaled()) as (entry, mine):
             if mine:
-                entry = self._submit(entry, self._approve(entry, ticket, route, floor_lots), route)
+                entry = self._submit(entry, self._approve(entry, ticket, route, floor_lots), route, ticket.valid_until)
         entry = self._settle(entry, route)
         return _place_wire(self._outcome(entry, route, ticket.wait_s), entry, ticket)
 
@@ -4225,10 +6715,14 @@ class OrderDesk:
     def _closeable(self, route, security):
         return sum(item.closeable_amount for item in route.broker.positions() if item.security == security)
 
-    def _submit(self, entry, request, route):
-        entry = self.journal.record(entry, SUBMITTING)
+    def _submit(self, entry, request, route, valid_until):
+        """The journal knows of it before the broker does; a claim whose time is over is given back instead."""
+        now = self.clock.now()
+        deadline_s = self._time_left(entry, now, valid_until)
+        over = to_ms(now) + int((deadline_s + SETTLE_MARGIN_S) * 1000)
+        entry = self.journal.record(entry, SUBMITTING, deadline_ms=over)
         try:
-            return self.journal.record(entry, ACCEPTED, route.broker.submit(request, self.deadline_s))
+            return self.journal.record(entry, ACCEPTED, route.broker.submit(request, deadline_s))
         except OrderRejected as error:
             raise self._rejected(entry, error)
         except Exception as error:
@@ -4236,7 +6730,17 @@ class OrderDesk:
                 self.journal.release(entry)  # the adapter says so itself: it never got as far as the broker
                 raise
             self._note(entry, UNKNOWN)
+            self._settler.wake()
             raise self._unknown(entry.idempotency_key, '委托的结果未知：%s' % printable(error))
+
+    def _time_left(self, entry, now, valid_until):
+        if valid_until is None:
+            return self.deadline_s
+        left_s = (valid_until - now).total_seconds()
+        if left_s <= 0:
+            self.journal.release(entry)
+            _refuse_if(True, '委托已过有效时间 %s，没有提交' % valid_until.isoformat(sep=' '))
+        return min(self.deadline_s, left_s)
 
     def _rejected(self, entry, error):
         error.broker_called = True
@@ -4257,26 +6761,74 @@ class OrderDesk:
 
     def _settle(self, entry, route):
         """The entry once accepted; rejections and unknown outcomes are raised. Never submits."""
-        if entry.state in (UNKNOWN, SUBMITTING):
-            entry = self._note(entry, ACCEPTED, self._found(entry, route).order_id)
+        if entry.state in OPEN_STATES:
+            entry = self._concluded(entry, *self._known_orders(entry, route))
+        if entry.state in OPEN_STATES:
+            raise self._unknown(entry.idempotency_key, '委托的结果仍然未知')
         if entry.state == REJECTED:
             raise error_from_wire(entry.answer)
         return entry
 
-    def _found(self, entry, route):
-        """The broker's order of this entry. A broker that cannot be asked leaves it unknown."""
+    def _known_orders(self, entry, route):
+        """A broker that cannot be asked leaves it unknown."""
         try:
-            found = route.broker.find(entry.tag)
+            return route.broker.orders_known()
         except Exception as error:
             raise self._unknown(entry.idempotency_key, '委托的结果仍然未知：%s' % printable(error))
-        if found is None:
-            raise self._unknown(entry.idempotency_key, '委托的结果仍然未知')
-        return found
+
+    def _concluded(self, entry, orders, complete):
+        """What the broker's list says of an open entry. Absent counts only from a list known to be complete, and after
+        the time in which the submission could still have been on its way."""
+        found = next((order for order in orders if order.order_remark == entry.tag), None)
+        if found is not None:
+            return self._note(entry, ACCEPTED, found.order_id)
+        if not complete or not self._is_over(entry):
+            return entry
+        error = OrderRejected('委托没有到达柜台', '确认无误后可用新的 key 重新委托', broker_called=False)
+        return self._note(entry, REJECTED, answer=error.to_wire())
+
+    def _is_over(self, entry):
+        now = self.clock.now()
+        return entry.day == now.date().isoformat() and entry.deadline_ms is not None and to_ms(now) > entry.deadline_ms
+
+    # -- settling in the background --------------------------------------------------------------------------------
+    def start(self):
+        """Settles what an earlier run or a lost connection left open, now and whenever a broker is back."""
+        for broker in self.accounts.brokers.values():
+            broker.on_connected(self._settler.wake)
+        self._settler.start()
+
+    def settle_open(self):
+        """One look at every open entry; whether any is left. In-flight ones belong to those who work on them."""
+        for account_key, broker in self.accounts.brokers.items():
+            entries = [entry for entry in self.journal.open_places() if entry.account_key == account_key]
+            if entries:
+                self._settle_account(entries, Route(account_key, broker, None))
+        return bool(self.journal.open_places())
+
+    def _settle_account(self, entries, route):
+        try:
+            orders, complete = route.broker.orders_known()
+        except QmtUnavailable as error:
+            LOG.info('账户 %s 有 %d 笔委托结果未知，暂时不能核对：%s', route.key, len(entries), printable(error))
+            return
+        for entry in entries:
+            with self._keys.alone((PLACE, entry.idempotency_key), 0) as alone:
+                entry = self.journal.find(PLACE, entry.idempotency_key) if alone else None
+                if entry is not None and entry.state in OPEN_STATES:
+                    self._report(self._concluded(entry, orders, complete))
+
+    def _report(self, entry):
+        if entry.state == ACCEPTED:
+            LOG.warning('委托 key=%s 已核对：在柜台，委托号 %s', printable(entry.idempotency_key), entry.order_id)
+        elif entry.state == REJECTED:
+            LOG.warning('委托 key=%s 已核对：没有到达柜台', printable(entry.idempotency_key))
 
     def _outcome(self, entry, route, wait_s):
         """The accepted order as the broker shows it, or as the journal knows it: no failure to read it is a refusal."""
         try:
             order = self._wait(route, entry.order_id, wait_s)
+            order = order if order is None or self._is_of(entry, order) else None
         except Exception as error:
             LOG.warning('委托 %s 已被接受，但状态读不到：%s', printable(entry.order_id), printable(error))
             order = None
@@ -4284,6 +6836,11 @@ class OrderDesk:
 
     def _wait(self, route, order_id, timeout_s):
         return self._watch.wait_final(route.key, order_id, lambda: route.broker.order(order_id), timeout_s)
+
+    def _is_of(self, entry, order):
+        """Whether it is this entry's order, and not one of a later day that was given its id."""
+        known = self.journal.of_order(entry.account_key, order)
+        return known is not None and known.tag == entry.tag
 
     def _remembered(self, entry):
         """An accepted order that the broker does not list (yet, or any more)."""
@@ -4317,7 +6874,7 @@ class OrderDesk:
 
     def _own_order(self, route, order_id):
         order = route.broker.order(order_id)
-        if order is None or not self._visible(route, order_id):
+        if order is None or not self._visible(route, order):
             raise OrderNotFound('账户 %s 没有委托 %s' % (route.sub.name if route.sub else route.key, brief(order_id)))
         return order
 
@@ -4385,21 +6942,20 @@ class OrderDesk:
     def orders(self, payload):
         route = self._route(payload)
         wanted = _order_filter(payload)
-        rows = [self._dress(route.key, order) for order in route.broker.orders()
-                if self._visible(route, order.order_id)]
+        rows = [self._dress(route.key, order) for order in route.broker.orders() if self._visible(route, order)]
         return [order.to_wire() for order in rows if wanted(order)]
 
     def trades(self, payload):
         route = self._route(payload)
         wanted = _order_filter(payload, ('order_id', 'security'))
-        return [trade.replace(order_remark=self._remark(route.key, trade.order_id, trade.order_remark)).to_wire()
-                for trade in route.broker.trades() if self._visible(route, trade.order_id) and wanted(trade)]
+        return [trade.replace(order_remark=self._remark(route.key, trade)).to_wire()
+                for trade in route.broker.trades() if self._visible(route, trade) and wanted(trade)]
 
     def order_status(self, payload):
         """The order's row, or {} if this account (or sub-account) has none of that id."""
         route, order_id = self._route(payload), parse_order_id(payload.get('order_id'))
-        order = route.broker.order(order_id) if self._visible(route, order_id) else None
-        return self._dress(route.key, order).to_wire() if order else {}
+        order = route.broker.order(order_id)
+        return self._dress(route.key, order).to_wire() if order and self._visible(route, order) else {}
 
     def overview(self, payload):
         """Text of account_overview; `limit` positions at most."""
@@ -4408,24 +6964,24 @@ class OrderDesk:
         route = self._route(payload)
         return account_overview(route.broker.account(), route.broker.positions(), limit), route
 
-    def _visible(self, route, order_id):
+    def _visible(self, route, row):
         """A sub-account sees what it placed itself; the account sees all of it."""
         if route.sub is None:
             return True
-        entry = self.journal.of_order(route.key, order_id)
+        entry = self.journal.of_order(route.key, row)
         return entry is not None and entry.sub_account_id == route.sub.name
 
     def _dress(self, account_key, order):
         """The order with the client's own remark instead of our tag, and whose it is."""
-        entry = self.journal.of_order(account_key, order.order_id)
+        entry = self.journal.of_order(account_key, order)
         if entry is None:
             return order
         return order.replace(order_remark=entry.request.get('remark', ''), idempotency_key=entry.idempotency_key,
                              sub_account_id=entry.sub_account_id)
 
-    def _remark(self, account_key, order_id, remark):
-        entry = self.journal.of_order(account_key, order_id)
-        return remark if entry is None else entry.request.get('remark', '')
+    def _remark(self, account_key, row):
+        entry = self.journal.of_order(account_key, row)
+        return row.order_remark if entry is None else entry.request.get('remark', '')
 
 
 # What other order models call the same.
@@ -4521,18 +7077,16 @@ class Service:
 def open_service(settings, clock=None):
     """The service that the settings describe. Raises ConfigError; nothing is left running then."""
     clock = clock or Clock()
-    if settings.server_type not in ADAPTERS:
-        raise ConfigError('这个版本还不含 %s 后端' % settings.server_type,
-                          '现有后端：%s；先用 --server-type=stub 在模拟交易所上试' % '、'.join(ADAPTERS))
     check_server_settings(settings)
     with contextlib.ExitStack() as undo:
         backend = ADAPTERS[settings.server_type](settings, clock)
         undo.callback(backend.close)
-        journal = Journal(settings.state, clock)
+        journal = Journal(state_path(settings), clock)
         undo.callback(journal.close)
         accounts = AccountBook(backend.brokers, settings.sub_accounts)
         desk = OrderDesk(accounts, backend.data, journal, clock, settings.request_timeout)
         service = Service(settings, backend, desk, clock)
+        desk.start()
         undo.pop_all()
         return service
 
@@ -6330,14 +8884,16 @@ class RemoteQmtBroker:
             raise OrderRejected(answer.get('status_msg') or '委托被拒绝', order_id=answer['order_id'], broker_called=True)
         return answer['order_id']
 
-    def place_order(self, security, side, amount, style, wait_timeout=None, remark=None, idempotency_key=None):
+    def place_order(self, security, side, amount, style, wait_timeout=None, remark=None, idempotency_key=None,
+                    valid_until=None):
         """The whole answer: order_id, status, filled, timed_out, async_tracking, idempotency_key, ...
 
-        style: {'type': 'limit', 'price': p} or {'type': 'market', 'protect_price': p}.
+        style: {'type': 'limit', 'price': p} or {'type': 'market', 'protect_price': p}. valid_until: Beijing time after
+        which the server must not submit it any more.
         """
         key = idempotency_key or 'place-%s' % uuid.uuid4().hex
         payload = {'security': security, 'side': side, 'amount': amount, 'style': style, 'wait_timeout': wait_timeout,
-                   'order_remark': remark, 'idempotency_key': key}
+                   'order_remark': remark, 'idempotency_key': key, 'valid_until': valid_until}
         answer = self._ask('broker.place_order', _given(payload))
         if not isinstance(answer, dict) or not answer.get('order_id') or answer.get('status') in _UNSETTLED:
             raise OrderStateUnknown('服务端没有给出确定的结果，委托状态未知', '用同一 idempotency_key 查询', idempotency_key=key)
@@ -6363,6 +8919,31 @@ class RemoteQmtBroker:
         payload = {'idempotency_key': idempotency_key, 'write_action': write_action,
                    'request_payload': request_payload or {}, 'order_id': order_id}
         return self._ask('broker.resolve_submission', _given(payload))
+
+    def wait_order(self, idempotency_key, timeout_s=60.0):
+        """The row of the order placed under this key, once that is certain; the server finds it out, nothing is sent
+        again. Raises OrderRejected if it is certainly not at the broker, OrderStateUnknown after timeout_s."""
+        deadline, pause = time.monotonic() + timeout_s, threading.Event()
+        while True:
+            answer = self._ask_what_became(idempotency_key)
+            state = answer.get('submission_state')
+            if state == 'accepted':
+                return answer.get('resolved_result') or answer
+            if state == 'rejected':
+                raise OrderRejected(answer.get('status_msg') or '委托没有成立', idempotency_key=idempotency_key)
+            if time.monotonic() > deadline:
+                raise OrderStateUnknown('%g 秒后委托状态仍然未知' % timeout_s, '稍后再用同一 key 查询，或在 QMT 里核对',
+                                        idempotency_key=idempotency_key)
+            pause.wait(0.5)
+
+    def _ask_what_became(self, key):
+        """A server that cannot be asked now has told nothing."""
+        try:
+            return self.resolve_submission(key)
+        except BulletError as error:
+            if not error.retryable:
+                raise
+            return {}
 
 
 _UNSETTLED = ('submit_unknown', 'reconciling')
@@ -6516,7 +9097,7 @@ def run_server(args):
     on_stop_signal(stop.set)
     server = serve(settings)
     try:
-        announce(server, settings, made_token)
+        announce(server, settings, made_token, stop)
         wait_for(stop)
     finally:
         print('正在停止 ...', flush=True)
@@ -6558,7 +9139,7 @@ class _LogFormatter(logging.Formatter):
         return moment.strftime('%Y-%m-%d %H:%M:%S.') + '%03d' % record.msecs
 
 
-def announce(server, settings, made_token):
+def announce(server, settings, made_token, stop):
     """Where it serves and as whom, what is dangerous about it, and what the accounts hold."""
     host, port = server.address
     print('bullet-qmt %s 服务端已启动：%s:%s（%s，%s）' % (
@@ -6570,8 +9151,10 @@ def announce(server, settings, made_token):
         print('口令（随机生成，只显示这一次）：%s' % settings.token)
     for line in safety_warnings(settings):
         print('\n!!! 警告：%s\n' % line, file=sys.stderr)
+    sys.stdout.flush()
+    deadline = time.monotonic() + OVERVIEW_WAIT_S
     for key in server.service.backend.brokers:
-        print(_overview_or_reason(server.service, key))
+        print(_overview_or_reason(server.service, key, deadline, stop), flush=True)
     print('按 Ctrl-C 停止。', flush=True)
 
 
@@ -6580,11 +9163,16 @@ def _sub_account_list(settings):
     return '；子账户：%s' % '、'.join(names) if names else ''
 
 
-def _overview_or_reason(service, key):
-    try:
-        return service.desk.overview({'account_key': key})[0]
-    except BulletError as error:
-        return '账户 %s 暂时读不到：%s' % (key, error)
+OVERVIEW_WAIT_S = 10.0  # for figures that are still on their way; the server serves meanwhile
+
+
+def _overview_or_reason(service, key, deadline, stop):
+    while True:
+        try:
+            return service.desk.overview({'account_key': key})[0]
+        except BulletError as error:
+            if not error.retryable or time.monotonic() > deadline or stop.wait(0.5):
+                return '账户 %s 暂时读不到：%s' % (key, error)
 
 
 def safety_warnings(settings):

@@ -221,9 +221,15 @@ def test_a_taken_port_is_named(server, capsys, served_here):
     assert port in capsys.readouterr().err
 
 
-def test_the_real_terminal_is_not_in_this_version(capsys, served_here):
+def test_the_real_terminal_needs_its_folder_and_its_package(monkeypatch, capsys, tmp_path, served_here):
+    """Absent or broken, one message says what to set or install; nothing is started."""
     assert bq.main(['server', '--server-type', 'qmt', '--port', '0', '--accounts', 'a=1']) == bq.Exit.USAGE
-    assert 'qmt' in capsys.readouterr().err
+    assert 'QMT_DATA_PATH' in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, 'xtquant.xtdata', None)
+    accounts = 'a=1:stock:%s' % (tmp_path / 'userdata_mini')
+    assert bq.main(['server', '--server-type', 'qmt', '--port', '0', '--accounts', accounts]) == bq.Exit.USAGE
+    said = capsys.readouterr().err
+    assert 'pip install xtquant' in said and '3.6' in said and 'userdata_mini' in said
 
 
 def test_the_template_loads_back(capsys, tmp_path):

@@ -819,9 +819,3 @@ def test_the_paper_exchange_has_stock_accounts_only():
     with pytest.raises(b.ConfigError) as caught:
         b.ADAPTERS['stub'](stub_settings(accounts='main=1:credit'), FakeClock(MORNING))
     assert 'main' in caught.value.message and 'credit' in caught.value.message
-
-
-def test_the_terminal_is_not_held_by_this_version():
-    with pytest.raises(b.ConfigError) as caught:
-        b.open_service(stub_settings().replace(server_type='qmt'), FakeClock(MORNING))
-    assert '--server-type=stub' in caught.value.hint

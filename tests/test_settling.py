@@ -1,0 +1,233 @@
+"""Orders of unknown outcome: what settles them, what must not, and whose an order is."""
+from datetime import timedelta
+
+import pytest
+
+import bullet_qmt as bq
+from tests.resources import becomes
+from tests.test_desk import CODE, Shop, ticket
+
+
+@pytest.fixture
+def shop():
+    shop = Shop()
+    yield shop
+    shop.desk.close()
+
+
+def lose(shop, key, arrived):
+    """An order whose outcome nobody knows."""
+    shop.main.script.append(('after', RuntimeError('gone')) if arrived else RuntimeError('gone'))
+    with pytest.raises(bq.OrderStateUnknown):
+        shop.place(idempotency_key=key)
+
+
+def vouch(shop, complete=True):
+    shop.main.orders_known = lambda: (shop.main.orders(), complete)
+
+
+def over(shop):
+    shop.clock.advance(shop.desk.deadline_s + bq.SETTLE_MARGIN_S + 1)
+
+
+def state(shop, key):
+    return shop.journal.find(bq.PLACE, key).state
+
+
+def test_a_tag_that_is_found_is_accepted(shop):
+    lose(shop, 'k', arrived=True)
+    assert shop.desk.settle_open() is False
+    entry = shop.journal.find(bq.PLACE, 'k')
+    assert (entry.state, entry.order_id) == (bq.ACCEPTED, 'o1')
+
+
+@pytest.mark.parametrize('complete, late, settled', [(True, True, True), (False, True, False), (True, False, False)])
+def test_absence_counts_only_from_a_complete_list_after_the_deadline(shop, complete, late, settled):
+    lose(shop, 'k', arrived=False)
+    vouch(shop, complete)
+    if late:
+        over(shop)
+    assert shop.desk.settle_open() is not settled
+    if not settled:
+        assert state(shop, 'k') == bq.UNKNOWN
+        with pytest.raises(bq.OrderStateUnknown):
+            shop.place(idempotency_key='k')
+    else:
+        for _ in range(2):
+            with pytest.raises(bq.OrderRejected) as caught:
+                shop.place(idempotency_key='k')
+            assert caught.value.broker_called is False
+        assert shop.resolve('k')['submission_state'] == 'rejected'
+    assert len(shop.main.submits) == 1
+
+
+def test_an_order_of_yesterday_is_never_declared_absent(shop):
+    lose(shop, 'k', arrived=False)
+    vouch(shop)
+    shop.clock.advance(24 * 3600)
+    assert shop.desk.settle_open() is False and state(shop, 'k') == bq.UNKNOWN
+    with pytest.raises(bq.OrderStateUnknown):
+        shop.place(idempotency_key='k')
+
+
+def test_one_being_worked_on_is_left_alone(shop):
+    lose(shop, 'k', arrived=True)
+    with shop.desk._keys.alone((bq.PLACE, 'k'), 1):
+        assert shop.desk.settle_open() is True and state(shop, 'k') == bq.UNKNOWN
+    assert shop.desk.settle_open() is False
+
+
+def test_a_broker_that_cannot_be_asked_is_asked_again(shop):
+    lose(shop, 'k', arrived=True)
+    shop.main.blind = bq.QmtUnavailable('断开')
+    assert shop.desk.settle_open() is True and state(shop, 'k') == bq.UNKNOWN
+    shop.main.blind = None
+    assert shop.desk.settle_open() is False and state(shop, 'k') == bq.ACCEPTED
+
+
+def test_the_settler_looks_at_start_and_when_a_broker_is_back(tmp_path):
+    shop = Shop(path=str(tmp_path / 'j.sqlite'))
+    lose(shop, 'k', arrived=True)
+    shop.restart()
+    hooks = []
+    shop.main.on_connected = hooks.append
+    shop.main.blind = bq.QmtUnavailable('断开')
+    shop.desk.start()
+    assert len(hooks) == 1
+    shop.main.blind = None
+    hooks[0]()
+    assert becomes(lambda: state(shop, 'k') == bq.ACCEPTED)
+    shop.desk.close()
+
+
+def test_a_killed_server_leaves_an_entry_that_the_next_one_settles(tmp_path):
+    shop = Shop(path=str(tmp_path / 'j.sqlite'))
+    shop.main.submit = lambda request, deadline_s: (_ for _ in ()).throw(SystemExit)  # nothing is recorded any more
+    with pytest.raises(SystemExit):
+        shop.place(idempotency_key='k')
+    assert state(shop, 'k') == bq.SUBMITTING
+    shop.restart()
+    assert state(shop, 'k') == bq.UNKNOWN and shop.journal.find(bq.PLACE, 'k').deadline_ms is not None
+    vouch(shop)
+    over(shop)
+    assert shop.desk.settle_open() is False and state(shop, 'k') == bq.REJECTED
+    shop.desk.close()
+
+
+def test_valid_until(shop):
+    soon = shop.clock.now() + timedelta(seconds=2)
+    deadlines = []
+    submit = shop.main.submit
+    shop.main.submit = lambda request, deadline_s: deadlines.append(deadline_s) or submit(request, deadline_s)
+    assert shop.place(idempotency_key='a', valid_until=soon.isoformat())['status'] == 'open'
+    assert deadlines == [2.0]
+    shop.clock.advance(2)
+    with pytest.raises(bq.OrderRejected) as caught:
+        shop.place(idempotency_key='b', valid_until=soon.isoformat())
+    assert caught.value.broker_called is False and '有效时间' in caught.value.message and len(deadlines) == 1
+    again = shop.place(idempotency_key='a', valid_until=soon.isoformat())
+    assert again['order_id'] == 'o1', 'what was submitted in time is told however late one asks'
+    assert shop.place(idempotency_key='b')['order_id'] == 'o2', 'the key was given back'
+
+
+@pytest.mark.parametrize('value', ['2024-01-05', 'soon', 5, True, ['x']])
+def test_valid_until_is_a_time(shop, value):
+    with pytest.raises(bq.BadRequest):
+        shop.place(valid_until=value)
+
+
+def test_nothing_called_gives_the_key_back(shop):
+    shop.main.script.append(bq.QmtUnavailable('断开', broker_called=False))
+    with pytest.raises(bq.QmtUnavailable) as caught:
+        shop.place(idempotency_key='k')
+    assert caught.value.broker_called is False and shop.journal.find(bq.PLACE, 'k') is None
+    assert shop.place(idempotency_key='k')['order_id'] == 'o1'
+
+
+def foreign(shop, order_id, remark):
+    shop.main.rows[order_id] = bq.Order(order_id=order_id, security=CODE, side='BUY', amount=100, order_price=10.0,
+                                        status='open', order_remark=remark)
+
+
+def test_orders_of_others_are_listed_and_never_taken_for_ours(shop):
+    mine = shop.place(idempotency_key='k', sub_account_id='free', order_remark='note')['order_id']
+    foreign(shop, 'm1', '')
+    foreign(shop, 'm2', 'grid-7')
+    rows = {row['order_id']: row for row in shop.desk.orders({'account_key': 'main'})}
+    assert {key: row['order_remark'] for key, row in rows.items()} == {mine: 'note', 'm1': '', 'm2': 'grid-7'}
+    assert [row['order_id'] for row in shop.desk.orders({'sub_account_id': 'free'})] == [mine]
+    for order_id in ('m1', 'm2'):
+        with pytest.raises(bq.OrderNotFound):
+            shop.desk.cancel({'sub_account_id': 'free', 'order_id': order_id})
+
+
+def test_an_id_used_again_on_another_day_is_not_our_order(shop):
+    order_id = shop.place(idempotency_key='k', sub_account_id='free')['order_id']
+    shop.clock.advance(24 * 3600)
+    shop.main.rows.clear()
+    foreign(shop, order_id, '')
+    assert shop.desk.orders({'sub_account_id': 'free'}) == []
+    again = shop.place(idempotency_key='k', sub_account_id='free')
+    assert (again['order_id'], again['status']) == (order_id, 'submit_unknown')
+
+
+def test_an_unknown_order_is_seen_by_its_sub_account(shop):
+    shop.main.script.append(('after', RuntimeError('gone')))
+    with pytest.raises(bq.OrderStateUnknown):
+        shop.place(idempotency_key='k', sub_account_id='free')
+    assert [row['order_id'] for row in shop.desk.orders({'sub_account_id': 'free'})] == ['o1']
+
+
+def test_who_holds_the_journal(tmp_path):
+    path = str(tmp_path / 'j.sqlite')
+    shop = Shop(path=path)
+    with pytest.raises(bq.ConfigError) as caught:
+        bq.Journal(path, shop.clock)
+    assert '进程' in caught.value.message and '--state' in caught.value.hint
+    shop.desk.close()
+    bq.Journal(path, shop.clock).close()
+
+
+def test_where_the_journal_lies():
+    base = bq.load_settings(['server', 'stub'], {}, environ={}, dotenv=None)
+    assert bq.state_path(base.replace(server_type='stub')) is None
+    assert bq.state_path(base) == 'bullet_qmt_orders.sqlite'
+    beside = bq.state_path(base.replace(log_file='logs/server.log')).replace('\\', '/')
+    assert beside == 'logs/bullet_qmt_orders.sqlite' and bq.state_path(base.replace(state='x.db')) == 'x.db'
+
+
+class Scripted(bq.BaseConnection):
+    """Answers of broker.resolve_submission, one after the other; an exception is raised."""
+
+    def __init__(self, *answers):
+        self.answers, self.asked = list(answers), 0
+
+    def request(self, action, payload=None, timeout=None):
+        self.asked += 1
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def wait_order(timeout_s, *answers):
+    return bq.RemoteQmtBroker(connection=Scripted(*answers)).wait_order('k', timeout_s)
+
+
+def test_wait_order_asks_until_it_is_certain():
+    row = {'order_id': '7', 'status': 'open'}
+    accepted = {'submission_state': 'accepted', 'resolved_result': row}
+    assert wait_order(10, {'submission_state': 'reconciling'}, bq.ConnectionLost('断开'), accepted) == row
+    with pytest.raises(bq.OrderRejected) as caught:
+        wait_order(10, {'submission_state': 'rejected', 'status_msg': '资金不足'})
+    assert caught.value.message == '资金不足'
+    with pytest.raises(bq.OrderStateUnknown) as caught:
+        wait_order(0, {'submission_state': 'submit_unknown'})
+    assert caught.value.idempotency_key == 'k'
+    with pytest.raises(bq.AuthFailed):
+        wait_order(10, bq.AuthFailed('口令不匹配'))
+
+
+def test_the_fingerprint_does_not_hold_the_time():
+    assert bq.parse_ticket(ticket(valid_until='2024-01-05 10:00:00')).fingerprint(bq.Route('main', None, None)) == \
+        bq.parse_ticket(ticket()).fingerprint(bq.Route('main', None, None))
