@@ -4322,7 +4322,7 @@ class QmtKeeper:
         self._failures = 0
 
     def _rest(self):
-        """Before the next attempt: 1 s doubling to 60 s, half of it at random: accounts do not march in step."""
+        """Before the next attempt: 1 s doubling to 60 s, half of it at random, so that accounts do not go in step."""
         delay = min(self.timing.backoff_max_s, self.timing.backoff_s * 2 ** min(self._failures, 16))
         delay *= 0.5 + 0.5 * self._jitter()
         self._failures += 1
@@ -4399,6 +4399,11 @@ class _QmtDayBook:
         """Whether the list lacks an order that the day is known to have."""
         with self._today():
             return not set(self._orders) <= {order.order_id for order in orders}
+
+    def has_fills(self):
+        """Whether anything is known to have been filled today."""
+        with self._today():
+            return bool(self._trades) or any(order.filled for order in self._orders.values())
 
     @contextlib.contextmanager
     def _today(self):
@@ -4566,13 +4571,16 @@ class QmtBroker(BrokerAdapter):
 
     # -- queries -----------------------------------------------------------------------------------------------------
     def account(self):
-        link = self.keeper.link()
+        return self._sure_asset(self.keeper.link())
+
+    def _sure_asset(self, link):
+        """An account without anything is believed only after the warm-up, and when it says so twice."""
         warm, row = link.warm, self._asset(link)
-        if _qmt_all_zero(row):
-            if not warm:
-                raise _qmt_early('资产')
-            row = self._asset(link)  # an empty account is believed only when it says so twice
-        return row
+        if not _qmt_all_zero(row):
+            return row
+        if not warm:
+            raise _qmt_early('资产')
+        return self._asset(link)
 
     def positions(self):
         link = self.keeper.link()
@@ -4585,7 +4593,7 @@ class QmtBroker(BrokerAdapter):
 
     def _check_empty(self, link, warm):
         """That there are no positions needs a good asset query beside it that says the same."""
-        if self._asset(link).market_value > 0:
+        if self._sure_asset(link).market_value > 0:
             raise QmtUnavailable('QMT 给出的持仓为空，但持仓市值不为 0', '稍后再查', retry_after_s=3)
         if not warm:
             raise _qmt_early('持仓')
@@ -4596,12 +4604,16 @@ class QmtBroker(BrokerAdapter):
         orders = self._known(records)
         if records is None:
             self._asset(link)
-        if not warm and (not orders or self._book.missing_from(orders)):
+        if self._book.missing_from(orders) and not (warm and orders) or not (warm or orders):
             raise _qmt_early('委托')
         return orders
 
     def orders_known(self):
         """(today's orders, whether that is certainly all of them). Raises QmtUnavailable if it cannot ask."""
+        orders, complete = self._list_orders()
+        return self._list_orders() if complete and not orders else (orders, complete)  # "none" has to be said twice
+
+    def _list_orders(self):
         link = self.keeper.link()
         warm, records = link.warm, self._ask(link, 'query_stock_orders')
         orders = self._known(records)
@@ -4614,7 +4626,7 @@ class QmtBroker(BrokerAdapter):
         trades = self._converted(self._rows('trade', records, '成交'), qmt_trade_row)
         if records is None:
             self._asset(link)
-        if not warm and not trades:
+        if not trades and (not warm or self._book.has_fills()):
             raise _qmt_early('成交')
         return trades
 
@@ -4783,7 +4795,7 @@ def _qmt_all_zero(account):
 
 
 def _qmt_early(what):
-    return QmtUnavailable('刚连接，%s尚未到达' % what, '稍后再查', retry_after_s=1)
+    return QmtUnavailable('QMT 刚连接，%s尚未到达' % what, '稍后再查', retry_after_s=1)
 
 
 def _qmt_unknown(told, reason):
@@ -5169,7 +5181,8 @@ class _QmtDataLink:
         client, alive = self._ask(self._probe, (), self.deadline_s)
         if not alive:
             raise self.unavailable('QMT 行情连接断开')
-        self._adopt(client)
+        if client is not self._client:  # the same one says nothing new: it may have been given up just now
+            self._adopt(client)
 
     def _probe(self):
         client = self.xtdata.get_client()
@@ -5193,11 +5206,10 @@ class _QmtDataLink:
     def _adopt(self, client):
         if client is None:
             raise self.unavailable('QMT 行情没有连接')
-        if client is not self._client or not self.connected:
-            LOG.info('QMT 行情已连接')
-            with self._lock:
-                self._client, self._restored = client, False
-                self._state, self._since, self._next = 'connected', self.clock.now(), None
+        LOG.info('QMT 行情已连接')
+        with self._lock:
+            self._client, self._restored = client, False
+            self._state, self._since, self._next = 'connected', self.clock.now(), None
 
     def _lose(self, reason):
         with self._lock:

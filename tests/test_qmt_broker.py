@@ -486,7 +486,7 @@ def zero_asset():
 def test_zeros_right_after_connecting_are_not_believed():
     with running(warm=False) as bench:
         bench.terminal.asset = zero_asset()
-        assert '刚连接，资产尚未到达' in unavailable(bench.broker.account).message
+        assert 'QMT 刚连接，资产尚未到达' in unavailable(bench.broker.account).message
         for ask in (bench.broker.positions, bench.broker.orders, bench.broker.trades):
             assert '刚连接' in unavailable(ask).message
         assert bench.broker.orders_known() == ([], False)
@@ -530,6 +530,25 @@ def test_a_list_that_lacks_a_known_order_is_not_complete():
         assert bench.broker.orders_known()[1] is True
         del bench.terminal.rows['orders'][0]
         assert bench.broker.orders_known()[1] is False
+
+
+@pytest.mark.parametrize('nothing', [None, []])
+def test_nothing_is_not_believed_where_there_was_something(nothing):
+    with running() as bench:
+        bench.terminal.rows['orders'] = [order_record(status=55, filled=100)]
+        assert len(bench.broker.orders()) == 1
+        bench.terminal.rows['orders'] = bench.terminal.rows['trades'] = nothing
+        for ask in (bench.broker.orders, bench.broker.trades):
+            unavailable(ask)
+        assert bench.broker.orders_known() == ([], False)
+
+
+def test_that_there_are_no_orders_has_to_be_said_twice():
+    with running() as bench:
+        answers = [[], [order_record()]]
+        bench.terminal.answers['query_stock_orders'] = lambda: answers.pop(0)
+        orders, complete = bench.broker.orders_known()
+        assert [order.order_id for order in orders] == ['77'] and complete
 
 
 def test_an_answer_that_is_no_list_is_an_error():

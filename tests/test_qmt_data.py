@@ -599,6 +599,25 @@ def test_a_vendors_exception_is_told_and_noted(fake, faked):
     assert '坏了' in str(info.value) and '坏了' in faked.health()['last_error']
 
 
+def test_a_connection_given_up_while_it_is_looked_at_is_made_anew(fake):
+    made, alive = [], threading.Event()
+
+    def reconnect():
+        made.append(threading.current_thread().name)
+        return fake
+
+    def given_up_meanwhile():
+        if len(made) == 1:
+            data._link.reset('下载卡住')
+        alive.set()
+        return True
+
+    fake.reconnect, fake.is_connected = reconnect, given_up_meanwhile
+    data = bq.QmtData(FakeVendor(fake), FakeClock(datetime(2025, 8, 6, 10)), **FAST).start()
+    assert alive.wait(20) and becomes(lambda: len(made) == 2) and health_is(data, 'connected')
+    data.close()
+
+
 # -- the backend ---------------------------------------------------------------------------------------------
 def qmt_settings(**changes):
     settings = bq.load_settings(['server', 'stub'], {'server_type': 'qmt'}, environ={}, dotenv=None)
@@ -617,5 +636,6 @@ def test_open_and_close(terminal):
                               terminal.clock)
         health = backend.health()
         assert health['backend_type'] == 'qmt' and list(health['qmt']['accounts']) == ['main']
+        assert becomes(lambda: backend.health()['qmt']['accounts']['main']['state'] == 'connected')
         assert health_is(backend.data, 'connected') and backend.data.quote(STOCK).last_price == 10.0
         backend.close()

@@ -8,6 +8,7 @@ thread that asked for it, and `deliver` only has to queue the message.
 import copy
 import itertools
 import threading
+from datetime import date
 
 import bullet_qmt
 from tests.terminal.desks import DataDesk, TradeDesk
@@ -63,11 +64,13 @@ class Terminal:
     """A QMT terminal. exchange, market, faults: to set the scene, to break things, to look at what happened.
 
     path: what clients must give as userdata path, None for any. running: whether the program is up at first.
+    first_day: from when on it has market data.
     """
 
-    def __init__(self, clock=None, seed=0, path=None, running=True):
+    def __init__(self, clock=None, seed=0, path=None, running=True, first_day=date(2024, 1, 2)):
         self.clock = clock or bullet_qmt.Clock()
-        self._exchange, self._market, self._faults = Exchange(self.clock), Market(self.clock), Faults(seed)
+        self._exchange, self._faults = Exchange(self.clock), Faults(seed)
+        self._market = Market(self.clock, first_day)
         self.exchange, self.market = Locked(self._exchange, self), Locked(self._market, self)
         self.faults = Locked(self._faults, self)
         self.path, self.running = path, running
