@@ -32,7 +32,7 @@ def parse_version(text):
 def find_interpreters():
     """OrderedDict (major, minor) -> path of an interpreter that can make environments; oldest first."""
     found = {}
-    for candidate in _candidates():
+    for candidate in map(os.path.realpath, _candidates()):  # one name for each, however it was reached
         version = _probe(candidate) if os.path.isfile(candidate) else None
         if version in SUPPORTED and version not in found:
             found[version] = candidate
