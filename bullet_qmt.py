@@ -6898,6 +6898,9 @@ class OrderDesk:
         except (OrderNotFound, OrderRejected) as error:
             raise self._rejected(entry, error)
         except Exception as error:
+            if isinstance(error, QmtUnavailable) and error.broker_called is False:
+                self.journal.release(entry)  # as for orders: nothing was sent
+                raise
             self._note(entry, UNKNOWN)
             raise self._unknown(entry.idempotency_key, '撤单的结果未知：%s' % printable(error))
 

@@ -377,7 +377,8 @@ def test_the_server_starts_before_the_terminal(terminal):
 def test_a_restarted_terminal_is_noticed_without_any_call(terminal, data):
     data.subscribe([STOCK])
     terminal.stop()
-    assert health_is(data, 'disconnected') and data.health()['next_attempt'] is not None
+    assert health_is(data, 'disconnected')
+    assert becomes(lambda: data.health()['next_attempt'] is not None)
     data.unsubscribe([])
     terminal.start()
     assert health_is(data, 'connected') and becomes(lambda: len(terminal.market.subscriptions()) == 1)

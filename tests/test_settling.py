@@ -231,3 +231,12 @@ def test_wait_order_asks_until_it_is_certain():
 def test_the_fingerprint_does_not_hold_the_time():
     assert bq.parse_ticket(ticket(valid_until='2024-01-05 10:00:00')).fingerprint(bq.Route('main', None, None)) == \
         bq.parse_ticket(ticket()).fingerprint(bq.Route('main', None, None))
+
+
+def test_a_cancel_that_was_not_sent_gives_the_key_back(shop):
+    order_id = shop.place()['order_id']
+    shop.main.cancel_script.append(bq.QmtUnavailable('断开', broker_called=False))
+    with pytest.raises(bq.QmtUnavailable):
+        shop.cancel(order_id, idempotency_key='c')
+    assert shop.journal.find(bq.CANCEL, 'c') is None
+    assert shop.cancel(order_id, idempotency_key='c')['status'] == 'canceled'
