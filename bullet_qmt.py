@@ -6125,6 +6125,7 @@ JOURNAL_DAYS = 30
 # claimed: taken, nothing sent. submitting: on disk before the broker is called. The rest: what came of it.
 CLAIMED, SUBMITTING, ACCEPTED, REJECTED, UNKNOWN = 'claimed', 'submitting', 'accepted', 'rejected', 'unknown'
 OPEN_STATES = (SUBMITTING, UNKNOWN)
+SETTLED_EVENT = 'order_settled'  # what became of an order whose outcome was unknown
 
 JournalEntry = namedtuple('JournalEntry', 'action idempotency_key account_key sub_account_id fingerprint tag state '
                                           'order_id request answer day deadline_ms')
@@ -6673,6 +6674,7 @@ class OrderDesk:
         self.deadline_s = deadline_s
         self._watch, self._keys = OrderWatch(), KeyLocks()
         self._settler = Settler(self.settle_open)
+        self.publish = lambda event, payload: None  # the server sends it to whoever wants to hear of it
         for key, broker in accounts.brokers.items():
             broker.set_listener(self._listener(key))
 
@@ -6835,6 +6837,10 @@ class OrderDesk:
             LOG.warning('委托 key=%s 已核对：在柜台，委托号 %s', printable(entry.idempotency_key), entry.order_id)
         elif entry.state == REJECTED:
             LOG.warning('委托 key=%s 已核对：没有到达柜台', printable(entry.idempotency_key))
+        if entry.state not in OPEN_STATES:
+            self.publish(SETTLED_EVENT, {
+                'idempotency_key': entry.idempotency_key, 'write_action': PLACE, 'submission_state': entry.state,
+                'order_id': entry.order_id, 'account_key': entry.account_key, 'sub_account_id': entry.sub_account_id})
 
     def _outcome(self, entry, route, wait_s):
         """The accepted order as the broker shows it, or as the journal knows it: no failure to read it is a refusal."""
@@ -7054,7 +7060,7 @@ ACCESS_LOG = logging.getLogger('bullet_qmt.access')
 LOGIN_TIMEOUT_S = 10.0
 IN_FLIGHT_LIMIT = 64
 ORDER_MARGIN_S = 30.0  # what an order may take beside waiting for its outcome
-SERVER_FEATURES = frozenset()  # extensions that a client may name in its handshake; none in this version
+SERVER_FEATURES = frozenset([SETTLED_EVENT])  # extensions, for clients that name them in their handshake
 
 
 # -- service: every action, without sockets --------------------------------------------------------------------
@@ -7066,6 +7072,8 @@ class Service:
         self.hub = TickHub(backend.data, settings.max_subscriptions)
         self.scopes = [name for name, on in (('data', settings.enable_data), ('broker', settings.enable_broker)) if on]
         self.started = clock.monotonic()
+        self._lock, self._hearers = threading.Lock(), set()  # sessions that named SETTLED_EVENT
+        desk.publish = self._publish
         self.session_count = lambda: 0
 
     def find(self, name):
@@ -7082,6 +7090,21 @@ class Service:
         if not isinstance(payload, dict):
             raise BadRequest('payload 应为 JSON 对象，收到 %s' % brief(payload))
         return self.find(name).run(self, payload, session)
+
+    def hear(self, session):
+        """From now on the session gets events of the desk, by its post_event; until leave."""
+        with self._lock:
+            self._hearers.add(session)
+
+    def leave(self, session):
+        with self._lock:
+            self._hearers.discard(session)
+
+    def _publish(self, event, payload):
+        with self._lock:
+            sessions = list(self._hearers)
+        for session in sessions:
+            session.post_event(event, payload)
 
     def close(self):
         self.hub.close()
@@ -7598,6 +7621,7 @@ class Session:
         """The socket goes whatever the source says to the end of its subscriptions."""
         self.ended = True
         self.abort()
+        self.service.leave(self)
         try:
             self.service.hub.unsubscribe_all(self)
         except Exception:
@@ -7644,6 +7668,8 @@ class Session:
         self.send({'type': 'handshake_ack', 'session_id': self.id, 'keepalive': KEEPALIVE_S, 'protocol': PROTOCOL,
                    'features': self.service.scopes + sorted(self.features),
                    'journal_id': self.service.desk.journal.id})
+        if SETTLED_EVENT in self.features:
+            self.service.hear(self)
         LOG.info('客户端登录：%s 会话 %s', self.address, self.id)
 
     def _refuse(self, error):
@@ -7718,6 +7744,11 @@ class Session:
         if not self._defaults or payload.get('account_key') or payload.get('sub_account_id'):
             return payload
         return dict(payload, **self._defaults)
+
+    def post_event(self, event, payload):
+        """Never blocks; a client that does not read its answers misses it, and can ask."""
+        with contextlib.suppress(ConnectionLost, ServerBusy):
+            self.put_answer(encode_frame({'type': 'event', 'event': event, 'payload': payload}))
 
     def post(self, symbol, tick):
         """A tick for this session; never blocks."""
@@ -8049,7 +8080,8 @@ def serve(settings, clock=None):
 # 12. CLIENTS - RemoteQmtConnection (long, reconnecting, pushing), ShortConnection (per call), LocalConnection
 # ======================================================================================================
 WRITES = {'broker.place_order': 'place', 'broker.cancel_order': 'cancel'}
-CLIENT_FEATURES = ['tick']  # an empty list marks the peer's copy-and-paste helper, which reads tables differently
+# An empty list would mark the peer's copy-and-paste helper, which reads tables differently.
+CLIENT_FEATURES = ['tick', 'order_settled']
 HISTORY_TIMEOUT_S = 180.0
 WRITE_MARGIN_S = 30.0       # what a write may take beside waiting for its outcome
 
@@ -8622,6 +8654,7 @@ class LocalConnection(PushingConnection):
     def __init__(self, service):
         super().__init__('local')
         self._service = service
+        service.hear(self)
 
     def request(self, action, payload=None, timeout=None):
         if self.ended:
@@ -8643,6 +8676,9 @@ class LocalConnection(PushingConnection):
 
     def post(self, symbol, tick):
         self._events.emit('tick', tick)
+
+    def post_event(self, event, payload):
+        self._events.emit(event, payload)
 
 
 # ======================================================================================================

@@ -2,6 +2,7 @@
 import importlib.util
 import json
 import os
+import queue
 import threading
 import time
 
@@ -93,11 +94,16 @@ def trade_the_morning(broker, terminal):
 def test_an_order_whose_answer_never_came_is_settled_by_its_tag(process, tmp_path):
     with QmtServer(process, tmp_path) as server, broker_of(server, request_timeout=30) as broker:
         until(broker.get_account_info)
+        settled = queue.Queue()
+        broker._connection.add_event_listener('order_settled', settled.put)
         process.client.faults.silence('order')
         with pytest.raises(bq.OrderStateUnknown) as caught:
             broker.place_order(CODE, 'BUY', 100, LOW, idempotency_key='silent')
         assert caught.value.idempotency_key == 'silent'
         row = broker.wait_order('silent', PATIENCE_S)
+        event = settled.get(timeout=PATIENCE_S)
+        assert (event['idempotency_key'], event['submission_state']) == ('silent', 'accepted')
+        assert event['order_id'] == row['order_id']
         assert [str(entry['order_id']) for entry in process.client.exchange.accepted] == [row['order_id']]
         again = broker.place_order(CODE, 'BUY', 100, LOW, idempotency_key='silent')
         assert again['order_id'] == row['order_id'] and len(process.client.exchange.accepted) == 1
