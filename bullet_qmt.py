@@ -6516,10 +6516,15 @@ def _check_sub_limit(ticket, route, price, quote):
 
 # -- waiting -----------------------------------------------------------------------------------------------------
 class OrderWatch:
-    """Wakes those who wait for an order to become final. Fed by the brokers' listeners, never polls."""
+    """Wakes those who wait for an order to become final. Fed by the brokers' listeners, never polls.
+
+    A wait holds a worker: beyond LIMIT waiters an order is answered at once, as it stands, so that others are served.
+    """
+
+    LIMIT = 64
 
     def __init__(self):
-        self._changed, self._stopped = threading.Condition(), False
+        self._changed, self._stopped, self._waiting = threading.Condition(), False, 0
         self._watched = {}  # (account key, order id) -> [number of waiters, newest Order]
 
     def notice(self, account_key, order):
@@ -6543,11 +6548,17 @@ class OrderWatch:
             if order is None or order.final or timeout_s <= 0:
                 return order
             with self._changed:
-                self._changed.wait_for(lambda: self._stopped or (watched[1] is not None and watched[1].final),
-                                       timeout_s)
+                self._wait(watched, timeout_s)
             return watched[1] or order
         finally:
             self._leave(account_key, order_id)
+
+    def _wait(self, watched, timeout_s):
+        if self._waiting >= self.LIMIT:
+            return
+        self._waiting += 1
+        self._changed.wait_for(lambda: self._stopped or (watched[1] is not None and watched[1].final), timeout_s)
+        self._waiting -= 1
 
     def _enter(self, account_key, order_id):
         with self._changed:

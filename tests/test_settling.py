@@ -240,3 +240,10 @@ def test_a_cancel_that_was_not_sent_gives_the_key_back(shop):
         shop.cancel(order_id, idempotency_key='c')
     assert shop.journal.find(bq.CANCEL, 'c') is None
     assert shop.cancel(order_id, idempotency_key='c')['status'] == 'canceled'
+
+
+def test_a_wait_beyond_the_limit_is_answered_at_once(shop, monkeypatch):
+    """Each wait holds a worker; too many would keep others from being served."""
+    monkeypatch.setattr(bq.OrderWatch, 'LIMIT', 0)
+    answer = shop.place(wait_timeout=600)
+    assert (answer['status'], answer['timed_out'], answer['async_tracking']) == ('open', True, True)
