@@ -281,6 +281,61 @@ def is_tls_eof(error):
         isinstance(error, ssl.SSLEOFError) or 'unexpected eof' in str(error).lower())
 
 
+class JobThreads:
+    """Daemon threads made as needed, at most `limit`, that take jobs from one queue.
+
+    To override: _carry_out(job), in a worker; _taken(job), when a worker takes it, with the lock held. `_changed`
+    guards everything. DRAIN: whether jobs still queued are carried out after closing.
+    """
+
+    DRAIN = True
+
+    def __init__(self, name, limit):
+        self.name, self.limit = name, limit
+        self._changed = threading.Condition()
+        self._jobs, self._threads, self._idle, self._closed = deque(), [], 0, False
+
+    def _carry_out(self, job):
+        raise NotImplementedError
+
+    def _taken(self, job):
+        """Nothing more happens here."""
+
+    def _enqueue(self, job):
+        """With the lock held."""
+        self._jobs.append(job)
+        if self._idle < len(self._jobs) and len(self._threads) < self.limit:
+            self._start_thread()
+        self._changed.notify()
+
+    def _start_thread(self):
+        thread = threading.Thread(target=self._run, name='%s-%d' % (self.name, len(self._threads) + 1), daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _run(self):
+        while True:
+            with self._changed:
+                self._idle += 1
+                self._changed.wait_for(lambda: self._jobs or self._closed)
+                self._idle -= 1
+                if not self._jobs or (self._closed and not self.DRAIN):
+                    return
+                job = self._jobs.popleft()
+                self._taken(job)
+            self._carry_out(job)
+
+    def _end(self, timeout_s):
+        """No more jobs; whether every thread has ended in time."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        deadline = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+
 def on_stop_signal(stop):
     """Call `stop` on Ctrl-C, SIGTERM and Ctrl-Break; must run in the main thread."""
     for name in ('SIGINT', 'SIGTERM', 'SIGBREAK'):
@@ -922,12 +977,41 @@ def limit_ratio(security, day, is_st=False):
     return 0.05 if is_st else 0.1
 
 
-def price_limits(security, pre_close, day, is_st=False):
-    """(high_limit, low_limit) in yuan, or (None, None) where there is none. Rounded half up to the tick."""
-    ratio, tick = limit_ratio(security, day, is_st), instrument(security).tick
-    if ratio is None or not pre_close or not pre_close > 0:
+def limit_percent(security, day, is_st=False):
+    """limit_ratio in whole percent, or None."""
+    ratio = limit_ratio(security, day, is_st)
+    return None if ratio is None else int(round(ratio * 100))
+
+
+def limit_ticks(pre, percent):
+    """Limits in whole ticks, half up, of a previous close in ticks; (None, None) without a limit."""
+    if percent is None:
         return None, None
-    base, part = Decimal(repr(pre_close)), Decimal(str(ratio))
+    return (pre * (100 + percent) + 50) // 100, max(1, (pre * (100 - percent) + 50) // 100)
+
+
+def ticks_per_yuan(security):
+    return int(round(1 / instrument(security).tick))
+
+
+def price_limits(security, pre_close, day, is_st=False):
+    """(high_limit, low_limit) in yuan, or (None, None) where there is none. Rounded half up to the tick.
+
+    A previous close on a tick is counted in ticks: a history has thousands of days, and decimals take ten times as
+    long.
+    """
+    percent = limit_percent(security, day, is_st)
+    if percent is None or not pre_close or not pre_close > 0:
+        return None, None
+    per_yuan = ticks_per_yuan(security)
+    ticks = int(round(pre_close * per_yuan))
+    if ticks and abs(ticks - pre_close * per_yuan) <= 1e-6:
+        return tuple(limit / per_yuan for limit in limit_ticks(ticks, percent))
+    return _limits_off_tick(pre_close, percent, instrument(security).tick)
+
+
+def _limits_off_tick(pre_close, percent, tick):
+    base, part = Decimal(repr(pre_close)), Decimal(percent) / 100
     return round_to_tick(float(base * (1 + part)), tick), max(tick, round_to_tick(float(base * (1 - part)), tick))
 
 
@@ -2237,29 +2321,13 @@ def _stub_info(profile, listed=None):
             'end_date': _STUB_FOREVER, 'parent': None}
 
 
-def _ticks_per_yuan(code):
-    return int(round(1 / instrument(code).tick))
-
-
-def _limit_ticks(pre, percent):
-    """price_limits in whole ticks, half up; (None, None) without a limit. Decimals would take ten times as long."""
-    if percent is None:
-        return None, None
-    return (pre * (100 + percent) + 50) // 100, max(1, (pre * (100 - percent) + 50) // 100)
-
-
-def _limit_percent(code, day):
-    ratio = limit_ratio(code, day)
-    return None if ratio is None else int(round(ratio * 100))
-
-
 # -- a day, and its 240 minutes -------------------------------------------------------------------------------
 _STUB_PULL = 0.004  # share of the way back to the base price that a day goes: keeps 20 years in a sane band
 
 
 def _draw_day(rng, profile, base, pre, percent):
     """(open, close, high, low, lots, high limit, low limit) after a previous close of `pre` ticks; ten draws."""
-    top, bottom = _limit_ticks(pre, percent)
+    top, bottom = limit_ticks(pre, percent)
     highest, lowest = top or pre * 2, bottom or max(1, pre // 2)
     sigma, draw = profile.sigma, rng.random
     move = sigma * 2 * (draw() + draw() + draw() - 1.5) * (3 if draw() < 0.02 else 1) + _STUB_PULL * (base / pre - 1)
@@ -2405,15 +2473,15 @@ class _StubMarket:
 
     def _missing_day(self, code, day, pre_close):
         """A day that is not in the history, such as a Sunday of the exchange that is always open."""
-        profile, per_yuan = _stub_profile(code), _ticks_per_yuan(code)
+        profile, per_yuan = _stub_profile(code), ticks_per_yuan(code)
         pre, rng = max(1, int(round(pre_close * per_yuan))), random.Random('%s/%s/%s' % (self.seed, code, day))
-        prices = _draw_day(rng, profile, pre, pre, _limit_percent(code, day))
+        prices = _draw_day(rng, profile, pre, pre, limit_percent(code, day))
         return _bar_from_ticks(profile, day, pre, prices, per_yuan)
 
     def plan_minutes(self, code, bar):
         """The minutes of a plan: columns with prices in ticks."""
         rng = random.Random('%s/%s/%s/minutes' % (self.seed, code, bar.day))
-        return _minutes_of(rng, bar, _ticks_per_yuan(code))
+        return _minutes_of(rng, bar, ticks_per_yuan(code))
 
 
 def _bar_from_ticks(profile, day, pre, prices, per_yuan):
@@ -2434,7 +2502,7 @@ class _SyntheticSeries:
 
     def __init__(self, seed, profile):
         self.seed, self.profile = seed, profile
-        self.per_yuan = _ticks_per_yuan(profile.code)
+        self.per_yuan = ticks_per_yuan(profile.code)
         self.columns, self.dividends = _empty_columns(DAILY_COLUMNS), []
         self._is_stock = instrument(profile.code).kind == 'stock'
         self._rng = random.Random('%s/%s' % (seed, profile.code))
@@ -2476,14 +2544,14 @@ class _SyntheticSeries:
         return self._is_stock and not first_day and any(start <= day <= end for start, end in self._blocks)
 
     def _paused_day(self, day):
-        limits = _limit_ticks(self._close, _limit_percent(self.profile.code, day))
+        limits = limit_ticks(self._close, limit_percent(self.profile.code, day))
         return _paused_bar(day, self._close / self.per_yuan, *[limit and limit / self.per_yuan for limit in limits])
 
     def _trading_day(self, day):
         if self._is_stock and self.columns['time'] and self._ex_date and day >= self._ex_date:
             self._ex_date = None
             self._pay(day)
-        pre, percent = self._close, _limit_percent(self.profile.code, day)
+        pre, percent = self._close, limit_percent(self.profile.code, day)
         prices = _draw_day(self._rng, self.profile, self._base, pre, percent)
         self._close = prices[1]
         return _bar_from_ticks(self.profile, day, pre, prices, self.per_yuan)
@@ -2537,7 +2605,7 @@ class _SyntheticMarket(_StubMarket):
 
     def minutes(self, code, first, last):
         days = _slice_columns(self.daily(code, from_ms(min(last, to_ms(_STUB_FOREVER))).date()), first, last)
-        columns, per_yuan = _empty_columns(MINUTE_COLUMNS), _ticks_per_yuan(code)
+        columns, per_yuan = _empty_columns(MINUTE_COLUMNS), ticks_per_yuan(code)
         for row, day in enumerate(days['time']):
             if not days['paused'][row]:
                 bar = _bar_at(days, row, from_ms(day).date())
@@ -2626,7 +2694,7 @@ class _CsvMarket(_StubMarket):
 
     def plan_minutes(self, code, bar):
         """The file's own minutes where it has all of the day's, so that quotes agree with them."""
-        day, per_yuan = to_ms(bar.day), _ticks_per_yuan(code)
+        day, per_yuan = to_ms(bar.day), ticks_per_yuan(code)
         own = _slice_columns(self._minutes.get(code) or _empty_columns(MINUTE_COLUMNS), day, day + DAY_MS - 1)
         if len(own['time']) != MINUTES_A_DAY:
             return super().plan_minutes(code, bar)
@@ -2808,12 +2876,7 @@ def _complete_days(code, columns):
 
 
 def _limits_of(code, pre_close, moment):
-    per_yuan = _ticks_per_yuan(code)
-    ticks = int(round(pre_close * per_yuan))
-    if not ticks or abs(ticks - pre_close * per_yuan) > 1e-6:
-        return [math.nan if limit is None else limit for limit in price_limits(code, pre_close, moment.date())]
-    limits = _limit_ticks(ticks, _limit_percent(code, moment.date()))
-    return [math.nan if limit is None else limit / per_yuan for limit in limits]
+    return [math.nan if limit is None else limit for limit in price_limits(code, pre_close, moment.date())]
 
 
 def _days_of_minutes(code, minutes):
@@ -3013,7 +3076,7 @@ class StubData(DataAdapter):
         plan = self._plans.get(code)
         if plan is None or plan.bar.day != day:
             bar = self.source.plan(code, day)
-            plan = _StubPlan(bar, self.source.plan_minutes(code, bar), _ticks_per_yuan(code))
+            plan = _StubPlan(bar, self.source.plan_minutes(code, bar), ticks_per_yuan(code))
             self._plans[code] = plan
         return plan
 
@@ -3741,8 +3804,13 @@ class _GuardedCall:
             self.error = error
         self.done.set()
 
+    def outcome(self):
+        if self.error is not None:
+            raise self.error
+        return self.result
 
-class CallGuard:
+
+class CallGuard(JobThreads):
     """Runs vendor calls in worker threads of its own, at most `limit` at a time, each with a deadline.
 
     call(function, *args, deadline_s=...) -> its result, or its exception. Raises QmtUnavailable if no worker was free
@@ -3750,10 +3818,10 @@ class CallGuard:
     occupied until it does, so a dead terminal costs `limit` threads and not one more.
     """
 
+    DRAIN = False
+
     def __init__(self, name, limit=4):
-        self.name, self.limit = name, limit
-        self._changed = threading.Condition()
-        self._waiting, self._threads, self._idle, self._closed = deque(), [], 0, False
+        super().__init__(name, limit)
         self._hung = 0
 
     @property
@@ -3762,37 +3830,22 @@ class CallGuard:
         with self._changed:
             return self._hung
 
-    def call(self, function, *args, **options):
-        job, deadline_s = _GuardedCall(function, args), options.pop('deadline_s')
+    def call(self, function, *args, deadline_s):
+        job = _GuardedCall(function, args)
         self._enter(job)
         if not job.done.wait(deadline_s):
             self._give_up(job)
-        if job.error is not None:
-            raise job.error
-        return job.result
+        return job.outcome()
 
     def close(self, timeout_s=2.0):
         """Ends the idle workers; those stuck in the vendor's code are daemons and end with the process."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        deadline = time.monotonic() + timeout_s
-        for thread in self._threads:
-            thread.join(max(0, deadline - time.monotonic()))
+        self._end(timeout_s)
 
     def _enter(self, job):
         with self._changed:
             if self._closed:
                 raise QmtUnavailable('QMT 连接正在关闭', broker_called=False)
-            self._waiting.append(job)
-            if self._idle < len(self._waiting) and len(self._threads) < self.limit:
-                self._start_worker()
-            self._changed.notify()
-
-    def _start_worker(self):
-        thread = threading.Thread(target=self._work, name='%s-%d' % (self.name, len(self._threads) + 1), daemon=True)
-        self._threads.append(thread)
-        thread.start()
+            self._enqueue(job)
 
     def _give_up(self, job):
         """Called when the deadline has passed; returns only if the call is done after all."""
@@ -3803,32 +3856,22 @@ class CallGuard:
             if job.begun:
                 self._hung += 1
                 raise VendorTimeout(getattr(job.function, '__name__', 'call'))
-            self._waiting.remove(job)
+            self._jobs.remove(job)
         raise QmtUnavailable('QMT 没有回应（%s 有 %d 个调用卡住）' % (self.name, self.hung), '检查 QMT 是否卡死、是否已登录',
                              broker_called=False, retry_after_s=5)
 
-    def _work(self):
-        while True:
-            with self._changed:
-                self._idle += 1
-                self._changed.wait_for(lambda: self._waiting or self._closed)
-                self._idle -= 1
-                if self._closed:
-                    return
-                job = self._waiting.popleft()
-                job.begun = True
-            job.run()
-            with self._changed:
-                self._hung -= job.given_up
+    def _taken(self, job):
+        job.begun = True
+
+    def _carry_out(self, job):
+        job.run()
+        with self._changed:
+            self._hung -= job.given_up
 
 
-def native(record, *names, **options):
+def native(record, *names):
     """A field of a vendor record under the first name that it has: snake case first, then m_xxx of old versions."""
-    for name in names:
-        value = getattr(record, name, None)
-        if value is not None:
-            return value
-    return options.get('default')
+    return next((value for value in (getattr(record, name, None) for name in names) if value is not None), None)
 
 
 # -- records of the terminal: copied into plain values at once, read by either spelling -----------------------------
@@ -4940,22 +4983,10 @@ def _qmt_day_limits(code, bar, is_st):
     and one that went beyond every limit, such as the first after listing, had none."""
     day = from_ms(bar.time).date()
     for st in ((True, False) if is_st else (False,)):
-        high, low = _qmt_limits(code, bar.pre_close, day, st)
+        high, low = price_limits(code, bar.pre_close, day, st)
         if high is None or low - 1e-6 <= bar.low and bar.high <= high + 1e-6:
             return (math.nan, math.nan) if high is None else (high, low)
     return math.nan, math.nan
-
-
-def _qmt_limits(code, pre_close, day, is_st):
-    """price_limits, in whole ticks where the previous close is one: a history has thousands of days."""
-    ratio, tick = limit_ratio(code, day, is_st), instrument(code).tick
-    per_yuan = int(round(1 / tick))
-    ticks = int(round(pre_close * per_yuan))
-    if ratio is None or ticks <= 0 or abs(ticks - pre_close * per_yuan) > 1e-6:
-        return price_limits(code, pre_close, day, is_st)
-    percent = int(round(ratio * 100))
-    low = max(1, (ticks * (100 - percent) + 50) // 100)
-    return (ticks * (100 + percent) + 50) // 100 / per_yuan, low / per_yuan
 
 
 def _qmt_minute_label(ms):
@@ -5254,9 +5285,7 @@ class _QmtDownloads(CallGuard):
             with self._changed:
                 self._inside -= 1
             self.progress()
-        if job.error is not None:
-            raise job.error
-        return job.result
+        return job.outcome()
 
     def _admit(self):
         with self._changed:
@@ -6825,8 +6854,9 @@ class OrderDesk:
 
     def settle_open(self):
         """One look at every open entry; whether any is left. In-flight ones belong to those who work on them."""
+        found = self.journal.open_places()
         for account_key, broker in self.accounts.brokers.items():
-            entries = [entry for entry in self.journal.open_places() if entry.account_key == account_key]
+            entries = [entry for entry in found if entry.account_key == account_key]
             if entries:
                 self._settle_account(entries, Route(account_key, broker, None))
         return bool(self.journal.open_places())
@@ -7454,53 +7484,31 @@ class Mailbox:
 
 
 # -- workers -----------------------------------------------------------------------------------------------------
-class WorkerPool:
+class WorkerPool(JobThreads):
     """Threads made as needed, up to a limit, for actions that may block. Jobs beyond the queue are refused."""
 
     def __init__(self, name, threads, queue):
-        self.name, self.limit, self.queue_limit = name, threads, queue
-        self._changed = threading.Condition()
-        self._jobs, self._threads, self._idle, self._closed = deque(), [], 0, False
+        super().__init__(name, threads)
+        self.queue_limit = queue
 
     def submit(self, job):
         with self._changed:
             if self._closed or len(self._jobs) >= self.queue_limit:
                 raise ServerBusy('服务端正忙（%s 队列已满）' % self.name, '稍后重试', retry_after_s=1)
-            self._jobs.append(job)
-            if self._idle < len(self._jobs) and len(self._threads) < self.limit:
-                self._start_thread()
-            self._changed.notify()
+            self._enqueue(job)
 
-    def _start_thread(self):
-        thread = threading.Thread(target=self._run, name='%s-%d' % (self.name, len(self._threads) + 1), daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    def _run(self):
-        while True:
-            with self._changed:
-                self._idle += 1
-                self._changed.wait_for(lambda: self._jobs or self._closed)
-                self._idle -= 1
-                if not self._jobs:
-                    return
-                job = self._jobs.popleft()
-            try:
-                job()
-            except Exception:  # a job answers for itself; whatever escapes must not cost the pool a thread
-                LOG.exception('%s 的任务出错', self.name)
+    def _carry_out(self, job):
+        try:
+            job()
+        except Exception:  # a job answers for itself; whatever escapes must not cost the pool a thread
+            LOG.exception('%s 的任务出错', self.name)
 
     def close(self, timeout_s):
         """Lets queued and running jobs finish; returns whether they did in time. What still waits then is dropped."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        deadline = time.monotonic() + timeout_s
-        for thread in self._threads:
-            thread.join(max(0, deadline - time.monotonic()))
+        ended = self._end(timeout_s)
         with self._changed:
             self._jobs.clear()
-        return not any(thread.is_alive() for thread in self._threads)
+        return ended
 
 
 # -- gate --------------------------------------------------------------------------------------------------------
@@ -8706,19 +8714,16 @@ def client_settings(config=None, **given):
 
 
 _CONFIG_NAMES = {'sub_account_id': 'sub_account'}
-_CONNECTION_NAMES = ('host', 'port', 'token', 'tls_cert', 'rpc_timeout')
 
 
 def connect(host=None, port=None, token=None, tls_cert=None, rpc_timeout=None):
     """A started RemoteQmtConnection; what is not given comes from QMT_SERVER_* in the environment or .env."""
-    settings = client_settings(host=host, port=port, token=token, tls_cert=tls_cert, rpc_timeout=rpc_timeout)
+    return _connected(client_settings(host=host, port=port, token=token, tls_cert=tls_cert, rpc_timeout=rpc_timeout))
+
+
+def _connected(settings):
     return RemoteQmtConnection(settings.host, settings.port, settings.token, settings.tls_cert,
                                request_timeout=settings.rpc_timeout).start()
-
-
-def _own_connection(config):
-    client_settings(config)
-    return connect(**{name: value for name, value in (config or {}).items() if name in _CONNECTION_NAMES})
 
 
 class SecurityInfo(dict):
@@ -8742,7 +8747,7 @@ class RemoteQmtProvider:
 
     def __init__(self, config=None, connection=None):
         self._owned = connection is None
-        self._connection = _own_connection(config) if connection is None else connection
+        self._connection = _connected(client_settings(config)) if connection is None else connection
         self._tick_callback, self._tick_context, self._listening = None, None, False
 
     def close(self):
@@ -8875,15 +8880,15 @@ class RemoteQmtBroker:
 
     def __init__(self, account_id=None, account_type='stock', config=None, connection=None):
         self.account_id, self.account_type = account_id, account_type
-        settings = client_settings(config)
-        self.account_key, self.sub_account_id = settings.account_key, settings.sub_account
-        self._config, self._connection, self._owned = config, connection, connection is None
+        self._settings = client_settings(config)
+        self.account_key, self.sub_account_id = self._settings.account_key, self._settings.sub_account
+        self._connection, self._owned = connection, connection is None
         self._connecting = threading.Lock()
 
     def connect(self):
         with self._connecting:
             if self._connection is None:
-                self._connection = _own_connection(self._config)
+                self._connection = _connected(self._settings)
         return True
 
     def disconnect(self):

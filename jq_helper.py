@@ -38,9 +38,9 @@ from decimal import Decimal
 
 from bullet_qmt import (
     BEIJING, FINAL_STATUSES, BadRequest, BulletError, ConfigError, DataUnavailable, OrderRejected,
-    OrderStateUnknown, ProtocolError, RemoteQmtProvider, ShortConnection, brief, check_flag, check_number, check_text,
-    check_whole, instrument, lot_problem, normalize_code, parse_bool, parse_host, parse_moment, parse_order_id,
-    parse_text, parse_token, printable, qmt_code, real, round_lot, whole)
+    OrderStateUnknown, ProtocolError, RemoteQmtProvider, ShortConnection, brief, check_flag, check_number,
+    check_text, check_whole, instrument, lot_problem, normalize_code, order_style, parse_bool, parse_host,
+    parse_moment, parse_order_id, parse_text, parse_token, printable, qmt_code, real, round_lot, whole)
 
 __all__ = [
     'configure', 'get_data_client', 'get_broker_client', 'order', 'order_value', 'order_target', 'order_target_value',
@@ -250,9 +250,8 @@ class OrderTerms:
             raise BadRequest('目标委托的方向由持仓决定，不能指定 side=%s' % self.side, '去掉 side')
 
     def wire_style(self):
-        if self.limit is not None:
-            return {'type': 'limit', 'price': self.limit}
-        return {'type': 'market'} if self.protect is None else {'type': 'market', 'protect_price': self.protect}
+        market = self.limit is None
+        return order_style(self.protect if market else self.limit, market)
 
     def __str__(self):
         if self.limit is not None:

@@ -526,14 +526,6 @@ def test_day_bars_of_an_old_version(fake, faked):
     assert fake.calls == [('600000.SH', '1d', '20250805', '20250805')]
 
 
-def test_limits_of_days_are_those_of_the_rules():
-    for code in (STOCK, ETF, '300750.XSHE', '430047.BJ', BOND, INDEX):
-        for pre_close in (0.01, 0.05, 1.005, 2.675, 3.333, 9.99, 10.0, 123.456):
-            for st in (False, True):
-                day = date(2025, 8, 5)
-                assert bq._qmt_limits(code, pre_close, day, st) == bq.price_limits(code, pre_close, day, st)
-
-
 def test_minutes_that_the_source_lacks_are_an_error(fake, faked):
     fake.frames = {'1d': frame_of((EPOCH_DAY, 10, 10, 10, 10, 1, 1000.0))}
     with pytest.raises(bq.DataUnavailable) as info:

@@ -196,3 +196,14 @@ def test_a_day_has_240_bars_labelled_by_their_end():
     (date(2024, 2, 19), True), (date(2026, 2, 17), False), (date(2040, 2, 13), True)])
 def test_the_calendar_of_the_paper_exchange(day, trades):
     assert b.rule_trade_day(day) is trades
+
+
+@pytest.mark.parametrize('code', ['600000.XSHG', '510300.XSHG', '300750.XSHE', '430047.BJ', '113052.XSHG',
+                                  '000300.XSHG'])
+@pytest.mark.parametrize('st', [False, True])
+def test_limits_counted_in_ticks_are_those_of_decimals(code, st):
+    day, tick = date(2025, 8, 5), b.instrument(code).tick
+    percent = b.limit_percent(code, day, st)
+    for pre_close in (0.01, 0.05, 1.005, 2.675, 3.333, 9.99, 10.0, 123.456):
+        expected = (None, None) if percent is None else b._limits_off_tick(pre_close, percent, tick)
+        assert b.price_limits(code, pre_close, day, st) == expected
