@@ -6150,9 +6150,12 @@ class AccountBook:
 # -- journal ---------------------------------------------------------------------------------------------------
 PLACE, CANCEL = 'broker.place_order', 'broker.cancel_order'
 JOURNAL_SCHEMA = 1
+JOURNAL_APPLICATION = 0x62716d74  # 'bqmt': marks the file as ours
 JOURNAL_DAYS = 30
-# claimed: taken, nothing sent. submitting: on disk before the broker is called. The rest: what came of it.
-CLAIMED, SUBMITTING, ACCEPTED, REJECTED, UNKNOWN = 'claimed', 'submitting', 'accepted', 'rejected', 'unknown'
+# new: in memory only, nothing is sent. submitting: on disk before the broker is called. The rest: what came of it;
+# absent is a refusal that nobody told but that a complete list of the broker proved.
+NEW, SUBMITTING, ACCEPTED, REJECTED, UNKNOWN, ABSENT = (
+    'new', 'submitting', 'accepted', 'rejected', 'unknown', 'absent')
 OPEN_STATES = (SUBMITTING, UNKNOWN)
 SETTLED_EVENT = 'order_settled'  # what became of an order whose outcome was unknown
 
@@ -6162,20 +6165,27 @@ _JOURNAL_TABLE = '''CREATE TABLE IF NOT EXISTS writes (
     action TEXT NOT NULL, idempotency_key TEXT NOT NULL, account_key TEXT NOT NULL, sub_account_id TEXT,
     fingerprint TEXT NOT NULL, tag TEXT NOT NULL UNIQUE, state TEXT NOT NULL, order_id TEXT, request TEXT NOT NULL,
     answer TEXT, day TEXT NOT NULL, deadline_ms INTEGER, PRIMARY KEY (action, idempotency_key))'''
+_JOURNAL_COLUMNS = ','.join(JournalEntry._fields)
+_JOURNAL_WRITE = 'INSERT OR REPLACE INTO writes (%s) VALUES (%s)' % (
+    _JOURNAL_COLUMNS, ','.join('?' * len(JournalEntry._fields)))
+# What the journal answers to copies of an order that come after it was declared never to have come.
+ANY_FINGERPRINT = ''
 
 
 class Journal:
-    """Every order and cancel ever claimed, by key. One connection, one lock; each change is a transaction.
+    """Every order and cancel that may have left, and every refusal, by key. One connection, one lock.
 
-    path None: memory only. A file is synced at each change, and one server at a time may hold it.
-    `id` names the journal. `tag` is at most 24 ASCII bytes and unique; it travels with the order. deadline_ms: Beijing
-    wall time from which a submission can no longer be on its way.
+    path None: memory only. One server at a time may hold a file. record(sync=True) is on disk when it returns; what is
+    not synced survives the end of the process, but perhaps not that of the machine.
+    `id` names the journal; young: it was made today, so that orders of today may stand in another one. `tag` is 24
+    ASCII bytes, travels with the order and follows from the key: even without its journal an order can be found.
+    deadline_ms: Beijing wall time from which a submission can no longer be on its way.
     """
 
     def __init__(self, path, clock):
         self.clock = clock
         self._lock = threading.Lock()
-        self._by_tag, self._by_order = {}, {}  # orders that are, or may be, at a broker
+        self._indexed_day, self._by_tag, self._by_order = None, {}, {}  # today's orders that are, or may be, at a broker
         try:
             self._open(path)
         except (sqlite3.Error, OSError) as error:
@@ -6192,12 +6202,14 @@ class Journal:
 
     def _prepare(self, db, path):
         if path:
-            restrict_to_owner(path)
-            for pragma in ('locking_mode=EXCLUSIVE', 'journal_mode=WAL', 'synchronous=FULL'):
-                db.execute('PRAGMA ' + pragma).fetchall()
+            db.execute('PRAGMA locking_mode=EXCLUSIVE').fetchall()
         self._check_schema(db, path)
+        if path:
+            restrict_to_owner(path)
+            for pragma in ('journal_mode=WAL', 'synchronous=NORMAL'):
+                db.execute('PRAGMA ' + pragma).fetchall()
         db.execute(_JOURNAL_TABLE)
-        self.id = self._identity(db)
+        self.id, self._made = self._identity(db)
         self._settle_at_start(db)
         if path:
             self._sign(path)
@@ -6217,34 +6229,46 @@ class Journal:
             return ''
 
     def _check_schema(self, db, path):
-        version = db.execute('PRAGMA user_version').fetchone()[0]
+        """Somebody else's database is left as it is."""
+        version, marked = [db.execute('PRAGMA %s' % name).fetchone()[0] for name in ('user_version', 'application_id')]
+        tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type='table'")}
+        if marked not in (0, JOURNAL_APPLICATION) or (tables and not {'writes', 'identity'} <= tables):
+            raise ConfigError('%s 是别的程序的数据库，不是委托日志' % path, '换一个 --state')
         if version not in (0, JOURNAL_SCHEMA):
             raise ConfigError('委托日志 %s 的版本 %d 不认识' % (path, version), '用写它的那个版本的程序，或换一个 --state')
         db.execute('PRAGMA user_version=%d' % JOURNAL_SCHEMA)
+        db.execute('PRAGMA application_id=%d' % JOURNAL_APPLICATION)
 
     def _identity(self, db):
-        """Random, and kept as long as the entries are: a client repeats a write only to a journal it knows."""
-        db.execute('CREATE TABLE IF NOT EXISTS identity (id TEXT NOT NULL)')
+        """(id, day made). Kept as long as the entries are: a client repeats a write only to a journal it knows."""
+        db.execute('CREATE TABLE IF NOT EXISTS identity (id TEXT NOT NULL, made TEXT NOT NULL)')
         if db.execute('SELECT count(*) FROM identity').fetchone()[0] == 0:
-            db.execute('INSERT INTO identity VALUES (?)', (uuid.uuid4().hex,))
-        return db.execute('SELECT id FROM identity').fetchone()[0]
+            db.execute('INSERT INTO identity VALUES (?, ?)', (uuid.uuid4().hex, self._today()))
+        return db.execute('SELECT id, made FROM identity').fetchone()
+
+    @property
+    def young(self):
+        return self._made == self._today()
 
     def _settle_at_start(self, db):
-        """What was only claimed never left; what was being submitted may be at the broker."""
+        """What was being submitted may be at the broker."""
         oldest = (self.clock.now() - timedelta(days=JOURNAL_DAYS)).date().isoformat()
-        db.execute('DELETE FROM writes WHERE state=? OR day<?', (CLAIMED, oldest))
+        db.execute('DELETE FROM writes WHERE day<?', (oldest,))
         db.execute('UPDATE writes SET state=? WHERE state=?', (UNKNOWN, SUBMITTING))
-        for entry in self._select(db, 'action=? AND state!=?', (PLACE, REJECTED)):
+        for entry in self._select(db, 'action=? AND state!=? AND day=?', (PLACE, REJECTED, self._today())):
             self._index(entry)
+        self._earlier = frozenset(self._by_tag)
 
     def _index(self, entry):
+        """With the lock held. Only the day's: brokers list no others, and use their ids again."""
+        if self._indexed_day != entry.day:
+            self._indexed_day, self._by_tag, self._by_order = entry.day, {}, {}
         self._by_tag[entry.tag] = entry
         if entry.order_id:
             self._by_order[entry.account_key, entry.order_id] = entry
 
     def _select(self, db, where, values):
-        columns = ','.join(JournalEntry._fields)
-        rows = db.execute('SELECT %s FROM writes WHERE %s' % (columns, where), values).fetchall()
+        rows = db.execute('SELECT %s FROM writes WHERE %s' % (_JOURNAL_COLUMNS, where), values).fetchall()
         return [JournalEntry(*row)._replace(request=json.loads(row[8]), answer=json.loads(row[9] or 'null'))
                 for row in rows]
 
@@ -6253,57 +6277,51 @@ class Journal:
             self._db.close()
 
     @contextlib.contextmanager
-    def _transaction(self):
+    def _transaction(self, sync=False):
         with self._lock:
             try:
+                if sync:
+                    self._db.execute('PRAGMA synchronous=FULL')
                 yield self._db
-            except sqlite3.IntegrityError:
-                raise
+                if sync:
+                    self._db.execute('PRAGMA synchronous=NORMAL')
             except sqlite3.Error as error:
                 raise JournalError('委托日志写不进去：%s' % error, '检查磁盘空间和 --state 文件')
 
-    def claim(self, action, key, route, fingerprint, request):
-        """(entry, True) if the key is now ours; (the earlier entry, False) if somebody had it."""
-        entry = JournalEntry(action, key, route.key, route.sub.name if route.sub else None, fingerprint,
-                             _make_tag(), CLAIMED, None, request, None, self._today(), None)
-        with self._transaction() as db:
-            try:
-                db.execute('INSERT INTO writes (%s) VALUES (%s)' % (
-                    ','.join(JournalEntry._fields), ','.join('?' * len(entry))),
-                    entry._replace(request=json.dumps(request), answer=None))
-                return entry, True
-            except sqlite3.IntegrityError:
-                return self._select(db, 'action=? AND idempotency_key=?', (action, key))[0], False
+    def entry(self, action, key, route, fingerprint, request):
+        """A new entry, in memory only until it is recorded."""
+        return JournalEntry(action, key, route.key, route.sub.name if route.sub else None, fingerprint,
+                            make_tag(action, key), NEW, None, request, None, self._today(), None)
 
     def _today(self):
         return self.clock.now().date().isoformat()
 
-    def release(self, entry):
-        """Forgets a claim of which nothing was sent, so that the key can be used again."""
-        with self._transaction() as db:
-            self._by_tag.pop(entry.tag, None)
-            db.execute('DELETE FROM writes WHERE tag=? AND state IN (?, ?)', (entry.tag, CLAIMED, SUBMITTING))
-
-    def record(self, entry, state, order_id=None, answer=None, deadline_ms=None):
-        """The entry in its new state, on disk when this returns."""
+    def record(self, entry, state, order_id=None, answer=None, deadline_ms=None, sync=False):
+        """The entry in its new state."""
         changed = entry._replace(state=state, order_id=order_id or entry.order_id, answer=answer or entry.answer,
                                  deadline_ms=deadline_ms or entry.deadline_ms)
-        with self._transaction() as db:
-            if entry.action == PLACE:  # whose order it is holds even if the disk fails
+        with self._transaction(sync) as db:
+            if entry.action == PLACE and entry.day == self._today():  # whose order it is holds even if the disk fails
                 self._index(changed)
-            db.execute('UPDATE writes SET state=?, order_id=?, answer=?, deadline_ms=? WHERE tag=?',
-                       (state, changed.order_id, json.dumps(changed.answer), changed.deadline_ms, entry.tag))
+            db.execute(_JOURNAL_WRITE, changed._replace(request=json.dumps(changed.request),
+                                                        answer=json.dumps(changed.answer)))
         return changed
+
+    def forget(self, entry):
+        """An entry of which nothing was sent after all, so that the key can be used again."""
+        with self._transaction() as db:
+            self._by_tag.pop(entry.tag, None)
+            db.execute('DELETE FROM writes WHERE tag=? AND state=?', (entry.tag, SUBMITTING))
 
     def find(self, action, key):
         with self._transaction() as db:
             return next(iter(self._select(db, 'action=? AND idempotency_key=?', (action, key))), None)
 
-    def open_places(self):
-        """Today's orders of unknown outcome. Brokers list a day's orders: of an earlier day nothing can be learnt."""
+    def open_places(self, states=OPEN_STATES):
+        """Today's orders in these states. Brokers list a day's orders: of an earlier day nothing can be learnt."""
         with self._transaction() as db:
-            return self._select(db, 'action=? AND state IN (?, ?) AND day=?',
-                                (PLACE, UNKNOWN, SUBMITTING, self._today()))
+            return self._select(db, 'action=? AND day=? AND state IN (%s)' % ','.join('?' * len(states)),
+                                (PLACE, self._today()) + tuple(states))
 
     def of_order(self, account_key, row):
         """The entry that placed this order (or made this trade), or None for one of somebody else.
@@ -6316,10 +6334,14 @@ class Journal:
             entry = entry if entry is not None and entry.day == self._today() else None
         return entry if entry is not None and entry.account_key == account_key else None
 
+    def is_earlier(self, entry):
+        """Whether the order was placed before this journal was opened: a paper exchange knows nothing of it then."""
+        return entry.tag in self._earlier or entry.day != self._today()
 
-def _make_tag():
-    """24 ASCII characters: what an order_remark is sure to keep."""
-    return 'bq' + uuid.uuid4().hex[:22]
+
+def make_tag(action, key):
+    """24 ASCII characters, which an order_remark is sure to keep; the same for the same key."""
+    return 'bq' + hashlib.sha256(('%s %s' % (action, key)).encode('utf-8', 'backslashreplace')).hexdigest()[:22]
 
 
 # -- a request to trade, checked for shape -----------------------------------------------------------------------
@@ -6624,10 +6646,6 @@ class KeyLocks:
                 slot[1].release()
             self._forget(key, slot)
 
-    def busy(self, key):
-        with self._lock:
-            return key in self._held
-
     def _forget(self, key, slot):
         with self._lock:
             slot[0] -= 1
@@ -6679,12 +6697,11 @@ class Settler:
 
 # -- the desk ----------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
-def _nothing_sent(give_back=lambda: None):
+def _nothing_sent():
     """A failure inside comes before the broker is called, and says so."""
     try:
         yield
     except Exception as error:
-        give_back()
         raise _as_not_sent(error)
 
 
@@ -6714,6 +6731,9 @@ class OrderDesk:
         self.deadline_s = deadline_s
         self._watch, self._keys = OrderWatch(), KeyLocks()
         self._settler = Settler(self.settle_open)
+        # When each submission of this run began, by a clock that nobody can set; earlier ones began before the desk.
+        self._started, self._begun = clock.monotonic(), {}
+        self._strangers = {}  # account key -> what it held when this run first looked at all of it
         self.publish = lambda event, payload: None  # the server sends it to whoever wants to hear of it
         for key, broker in accounts.brokers.items():
             broker.set_listener(self._listener(key))
@@ -6722,7 +6742,14 @@ class OrderDesk:
         def listen(kind, record):
             if kind == 'order':
                 self._watch.notice(account_key, record)
+                self._doubt_absence(account_key, record)
         return listen
+
+    def _doubt_absence(self, account_key, order):
+        """An order that was declared absent shows up after all."""
+        entry = self.journal.of_order(account_key, order)
+        if entry is not None and entry.state == ABSENT:
+            self._settler.wake()
 
     def stop_waiting(self):
         """Ends every wait for an outcome, so that the server can stop; the answers say that the order goes on."""
@@ -6740,69 +6767,109 @@ class OrderDesk:
         """floor_lots: for a client that leaves whole lots to the server; the answer then carries a warning."""
         ticket, route = parse_ticket(payload), self._route(payload)
         key = parse_key(payload, 'place')
-        with self._claimed(PLACE, key, route, ticket.fingerprint(route), ticket.journaled()) as (entry, mine):
-            if mine:
-                entry = self._submit(entry, self._approve(entry, ticket, route, floor_lots), route, ticket.valid_until)
+        with self._claimed(PLACE, key, route, ticket.fingerprint(route), ticket.journaled()) as entry:
+            if entry.state == NEW:
+                entry = self._left_behind(entry, route, ticket) or self._submit(
+                    entry, self._approve(entry, ticket, route, floor_lots), route, ticket.valid_until)
         entry = self._settle(entry, route)
         return _place_wire(self._outcome(entry, route, ticket.wait_s), entry, ticket)
 
     @contextlib.contextmanager
     def _claimed(self, action, key, route, fingerprint, request):
-        """Yields (entry, whether it is ours to carry out) while no other thread works on the key."""
+        """Yields the entry of the key, a NEW one if there is none, while no other thread works on the key."""
         with self._keys.alone((action, key), self.deadline_s) as alone:
             if not alone:
                 raise self._unknown(key, '同一委托仍在提交中')
-            entry, fresh = self.journal.claim(action, key, route, fingerprint, request)
-            if entry.fingerprint != fingerprint:
+            entry = self._earlier(action, key) or self.journal.entry(action, key, route, fingerprint, request)
+            if entry.fingerprint not in (fingerprint, ANY_FINGERPRINT):
                 raise IdempotencyConflict('idempotency_key %s 已用于另一笔委托' % brief(key),
                                           '每笔新委托用新的 key；重试同一笔时各字段保持不变')
-            yield entry, fresh or entry.state == CLAIMED
+            yield entry
+
+    def _earlier(self, action, key):
+        """What the journal knows of the key. A cancel does no harm twice: it goes on even where the disk fails."""
+        try:
+            return self.journal.find(action, key)
+        except JournalError as error:
+            if action != CANCEL:
+                raise
+            LOG.error('%s', printable(error))
+
+    def _left_behind(self, entry, route, ticket):
+        """The entry, accepted, if the broker has the order though this journal, made today, has never seen its key."""
+        if not self.journal.young:
+            return None
+        with _nothing_sent():
+            order = self._strange_orders(route).get(entry.tag)
+        if order is None:
+            return None
+        if (order.security, order.side) != (ticket.security, ticket.side):
+            raise IdempotencyConflict('idempotency_key %s 已用于另一笔委托' % brief(entry.idempotency_key), '每笔新委托用新的 key')
+        return self.journal.record(entry, ACCEPTED, order.order_id)
+
+    def _strange_orders(self, route):
+        """Tag -> order of what the account held when this run first looked: another journal may know of it."""
+        known = self._strangers.get(route.key)
+        if known is None:
+            orders, complete = route.broker.orders_known()
+            known = {order.order_remark: order for order in orders}
+            if complete:
+                self._strangers[route.key] = known
+        return known
 
     def _approve(self, entry, ticket, route, floor_lots):
-        """Any failure before the broker is called gives the key back."""
-        with _nothing_sent(lambda: self.journal.release(entry)):
-            closeable = self._closeable(route, ticket.security) if ticket.side == 'SELL' else 0
-            quote = self.data.quote(ticket.security)
-            ticket = _whole_lots(ticket, closeable) if floor_lots else ticket
-            return approve_order(ticket, route, quote, closeable, self.clock.now()).replace(tag=entry.tag)
+        """A refusal is the answer to this key for good; any other failure leaves the key as if never used."""
+        try:
+            with _nothing_sent():
+                closeable = self._closeable(route, ticket.security) if ticket.side == 'SELL' else 0
+                quote = self.data.quote(ticket.security)
+                ticket = _whole_lots(ticket, closeable) if floor_lots else ticket
+                return approve_order(ticket, route, quote, closeable, self.clock.now()).replace(tag=entry.tag)
+        except OrderRejected as error:
+            raise self._refused(entry, error)
 
     def _closeable(self, route, security):
         return sum(item.closeable_amount for item in route.broker.positions() if item.security == security)
 
     def _submit(self, entry, request, route, valid_until):
-        """The journal knows of it before the broker does; a claim whose time is over is given back instead."""
+        """The journal knows of it, on disk, before the broker does."""
         now = self.clock.now()
         deadline_s = self._time_left(entry, now, valid_until)
         over = to_ms(now) + int((deadline_s + SETTLE_MARGIN_S) * 1000)
-        entry = self.journal.record(entry, SUBMITTING, deadline_ms=over)
+        self._begun[entry.tag] = self.clock.monotonic()
+        entry = self.journal.record(entry, SUBMITTING, deadline_ms=over, sync=True)
         try:
-            return self.journal.record(entry, ACCEPTED, route.broker.submit(request, deadline_s))
+            order_id = route.broker.submit(request, deadline_s)
         except OrderRejected as error:
-            raise self._rejected(entry, error)
+            error.broker_called = True
+            raise self._refused(entry, error)
         except Exception as error:
             if isinstance(error, QmtUnavailable) and error.broker_called is False:
-                self.journal.release(entry)  # the adapter says so itself: it never got as far as the broker
+                self.journal.forget(entry)  # the adapter says so itself: it never got as far as the broker
                 raise
             self._note(entry, UNKNOWN)
             self._settler.wake()
             raise self._unknown(entry.idempotency_key, '委托的结果未知：%s' % printable(error))
+        return self._note(entry, ACCEPTED, order_id)
 
     def _time_left(self, entry, now, valid_until):
         if valid_until is None:
             return self.deadline_s
         left_s = (valid_until - now).total_seconds()
         if left_s <= 0:
-            self.journal.release(entry)
-            _refuse_if(True, '委托已过有效时间 %s，没有提交' % valid_until.isoformat(sep=' '))
+            raise self._refused(entry, OrderRejected('委托已过有效时间 %s，没有提交' % valid_until.isoformat(sep=' '),
+                                                     broker_called=False))
         return min(self.deadline_s, left_s)
 
-    def _rejected(self, entry, error):
-        error.broker_called = True
+    def _refused(self, entry, error):
+        """The error, once the journal holds it: every copy of the order that is still to come gets the same answer."""
         self._note(entry, REJECTED, answer=error.to_wire())
         return error
 
     def _note(self, entry, state, order_id=None, answer=None):
         """Records what is already a fact. Where the disk fails, the entry on it stays open, and is asked about."""
+        if state not in OPEN_STATES:
+            self._begun.pop(entry.tag, None)
         try:
             return self.journal.record(entry, state, order_id, answer)
         except JournalError as error:
@@ -6815,19 +6882,21 @@ class OrderDesk:
 
     def _settle(self, entry, route):
         """The entry once accepted; rejections and unknown outcomes are raised. Never submits."""
-        if entry.state in OPEN_STATES:
-            entry = self._concluded(entry, *self._known_orders(entry, route))
+        if entry.state in OPEN_STATES + (ABSENT,):
+            entry = self._looked_up(entry, route)
         if entry.state in OPEN_STATES:
             raise self._unknown(entry.idempotency_key, '委托的结果仍然未知')
-        if entry.state == REJECTED:
+        if entry.state in (REJECTED, ABSENT):
             raise error_from_wire(entry.answer)
         return entry
 
-    def _known_orders(self, entry, route):
-        """A broker that cannot be asked leaves it unknown."""
+    def _looked_up(self, entry, route):
+        """A broker that cannot be asked leaves it as it was."""
         try:
-            return route.broker.orders_known()
+            return self._concluded(entry, *route.broker.orders_known())
         except Exception as error:
+            if entry.state == ABSENT:
+                return entry
             raise self._unknown(entry.idempotency_key, '委托的结果仍然未知：%s' % printable(error))
 
     def _concluded(self, entry, orders, complete):
@@ -6836,14 +6905,17 @@ class OrderDesk:
         found = next((order for order in orders if order.order_remark == entry.tag), None)
         if found is not None:
             return self._note(entry, ACCEPTED, found.order_id)
-        if not complete or not self._is_over(entry):
+        if entry.state == ABSENT or not complete or not self._is_over(entry):
             return entry
         error = OrderRejected('委托没有到达柜台', '确认无误后可用新的 key 重新委托', broker_called=False)
-        return self._note(entry, REJECTED, answer=error.to_wire())
+        return self._note(entry, ABSENT, answer=error.to_wire())
 
     def _is_over(self, entry):
-        now = self.clock.now()
-        return entry.day == now.date().isoformat() and entry.deadline_ms is not None and to_ms(now) > entry.deadline_ms
+        """By both clocks: the wall clock may have been set, and the other one only counts within a run."""
+        now, begun = self.clock.now(), self._begun.get(entry.tag, self._started)
+        waited = self.clock.monotonic() - begun > self.deadline_s + SETTLE_MARGIN_S
+        return (waited and entry.day == now.date().isoformat() and entry.deadline_ms is not None
+                and to_ms(now) > entry.deadline_ms)
 
     # -- settling in the background --------------------------------------------------------------------------------
     def start(self):
@@ -6854,7 +6926,7 @@ class OrderDesk:
 
     def settle_open(self):
         """One look at every open entry; whether any is left. In-flight ones belong to those who work on them."""
-        found = self.journal.open_places()
+        found = self.journal.open_places(OPEN_STATES + (ABSENT,))
         for account_key, broker in self.accounts.brokers.items():
             entries = [entry for entry in found if entry.account_key == account_key]
             if entries:
@@ -6870,28 +6942,32 @@ class OrderDesk:
         for entry in entries:
             with self._keys.alone((PLACE, entry.idempotency_key), 0) as alone:
                 entry = self.journal.find(PLACE, entry.idempotency_key) if alone else None
-                if entry is not None and entry.state in OPEN_STATES:
-                    self._report(self._concluded(entry, orders, complete))
+                if entry is not None and entry.state in OPEN_STATES + (ABSENT,):
+                    self._report(entry.state, self._concluded(entry, orders, complete))
 
-    def _report(self, entry):
+    def _report(self, before, entry):
+        if entry.state == before or entry.state in OPEN_STATES:
+            return
         if entry.state == ACCEPTED:
-            LOG.warning('委托 key=%s 已核对：在柜台，委托号 %s', printable(entry.idempotency_key), entry.order_id)
-        elif entry.state == REJECTED:
+            LOG.log(logging.ERROR if before == ABSENT else logging.WARNING, '委托 key=%s 已核对：在柜台，委托号 %s%s',
+                    printable(entry.idempotency_key), entry.order_id, '（此前判为没有到达）' if before == ABSENT else '')
+        else:
             LOG.warning('委托 key=%s 已核对：没有到达柜台', printable(entry.idempotency_key))
-        if entry.state not in OPEN_STATES:
-            self.publish(SETTLED_EVENT, {
-                'idempotency_key': entry.idempotency_key, 'write_action': PLACE, 'submission_state': entry.state,
-                'order_id': entry.order_id, 'account_key': entry.account_key, 'sub_account_id': entry.sub_account_id})
+        self.publish(SETTLED_EVENT, {
+            'idempotency_key': entry.idempotency_key, 'write_action': PLACE, 'order_id': entry.order_id,
+            'submission_state': ACCEPTED if entry.state == ACCEPTED else REJECTED, 'account_key': entry.account_key,
+            'sub_account_id': entry.sub_account_id})
 
     def _outcome(self, entry, route, wait_s):
         """The accepted order as the broker shows it, or as the journal knows it: no failure to read it is a refusal."""
         try:
             order = self._wait(route, entry.order_id, wait_s)
             order = order if order is None or self._is_of(entry, order) else None
+            gone = order is None and self.journal.is_earlier(entry)
         except Exception as error:
             LOG.warning('委托 %s 已被接受，但状态读不到：%s', printable(entry.order_id), printable(error))
-            order = None
-        return self._dress(route.key, order or self._remembered(entry))
+            order, gone = None, entry.day != self.clock.now().date().isoformat()
+        return self._dress(route.key, order or self._remembered(entry, gone))
 
     def _wait(self, route, order_id, timeout_s):
         return self._watch.wait_final(route.key, order_id, lambda: route.broker.order(order_id), timeout_s)
@@ -6901,22 +6977,21 @@ class OrderDesk:
         known = self.journal.of_order(entry.account_key, order)
         return known is not None and known.tag == entry.tag
 
-    def _remembered(self, entry):
-        """An accepted order that the broker does not list (yet, or any more)."""
-        asked, today = entry.request, self.clock.now().date().isoformat()
+    def _remembered(self, entry, gone):
+        """An accepted order that the broker does not list: not yet, or (gone) not any more."""
+        asked = entry.request
         return Order(order_id=entry.order_id, security=asked['security'], side=asked['side'], amount=asked['amount'],
                      order_price=asked['price'] or 0.0, style=asked['style'],
-                     status='submitted' if entry.day == today else 'submit_unknown')
+                     status='submit_unknown' if gone else 'submitted',
+                     status_msg='柜台曾接受，现在不再列出' if gone else '')
 
     # -- cancelling ----------------------------------------------------------------------------------------------
     def cancel(self, payload):
         route, order_id = self._route(payload), parse_order_id(payload.get('order_id'))
         wait_s, key = parse_wait(payload, CANCEL_WAIT_S), parse_key(payload, 'cancel')
-        with _nothing_sent():
-            self._own_order(route, order_id)
         fingerprint = _fingerprint([route.key, route.sub and route.sub.name, order_id])
-        with self._claimed(CANCEL, key, route, fingerprint, {}) as (entry, mine):
-            if mine:
+        with self._claimed(CANCEL, key, route, fingerprint, {}) as entry:
+            if entry.state == NEW:
                 entry = self._send_cancel(entry, route, order_id)
         if entry.state == REJECTED:
             raise error_from_wire(entry.answer)
@@ -6938,33 +7013,64 @@ class OrderDesk:
         return order
 
     def _send_cancel(self, entry, route, order_id):
-        entry = self.journal.record(entry, SUBMITTING, order_id)
+        """No failure of the journal keeps a cancel back: the order would go on, and a second cancel does no harm."""
+        with _nothing_sent():
+            self._own_order(route, order_id)
+        entry = self._note(entry, SUBMITTING, order_id)
         try:
             route.broker.cancel(order_id, self.deadline_s)
-            return self.journal.record(entry, ACCEPTED)
         except (OrderNotFound, OrderRejected) as error:
-            raise self._rejected(entry, error)
+            error.broker_called = True
+            raise self._refused(entry, error)
         except Exception as error:
             if isinstance(error, QmtUnavailable) and error.broker_called is False:
-                self.journal.release(entry)  # as for orders: nothing was sent
+                self._forget_cancel(entry)  # as for orders: nothing was sent
                 raise
             self._note(entry, UNKNOWN)
             raise self._unknown(entry.idempotency_key, '撤单的结果未知：%s' % printable(error))
+        return self._note(entry, ACCEPTED)
+
+    def _forget_cancel(self, entry):
+        with contextlib.suppress(JournalError):
+            self.journal.forget(entry)
 
     # -- what became of a write ----------------------------------------------------------------------------------
     def resolve(self, payload):
-        """broker.resolve_submission: what the journal and the broker know of a key. Asks, never submits."""
-        action = check_choice(payload.get('write_action'), 'write_action', (PLACE, CANCEL))
+        """broker.resolve_submission: what the journal and the broker know of a key. Asks, never submits.
+
+        abandon_unseen: a key that never came is declared void; a copy that comes later is refused.
+        """
+        action = check_choice(payload.get('write_action') or PLACE, 'write_action', (PLACE, CANCEL))
         key, route = check_key(payload.get('idempotency_key')), self._route(payload)
-        busy, entry = self._keys.busy((action, key)), self.journal.find(action, key)
-        if entry is None or not self._same_owner(entry, route):
+        abandon = _flag(payload, 'abandon_unseen', False)
+        with self._keys.alone((action, key), 0) as alone:
+            if not alone:
+                return self._resolution(action, key, None, 'reconciling')
+            entry = self.journal.find(action, key)
+            if entry is None:
+                return self._resolve_unseen(action, key, route, abandon)
+        if not self._same_owner(entry, route):
             return self._resolution(action, key, None, 'submit_unknown')
-        if busy or entry.state == CLAIMED:
-            return self._resolution(action, key, None, 'reconciling')
         return (self._resolve_place if action == PLACE else self._resolve_cancel)(entry, route, payload)
 
     def _same_owner(self, entry, route):
         return entry.account_key == route.key and (route.sub is None or entry.sub_account_id == route.sub.name)
+
+    def _resolve_unseen(self, action, key, route, abandon):
+        """The journal never saw the key. Only one made today leaves open whether the broker has the order."""
+        entry = self.journal.entry(action, key, route, ANY_FINGERPRINT, {})
+        absent = not self.journal.young
+        if action == PLACE and not absent:
+            orders, absent = route.broker.orders_known()
+            order = next((order for order in orders if order.order_remark == entry.tag), None)
+            if order is not None and self._visible(route, order):
+                return self._resolution(PLACE, key, order.replace(order_remark='').to_wire(), 'accepted')
+        told = '服务端没有收到过这个 key 的请求'
+        if action == PLACE and abandon and absent:
+            error = OrderRejected('%s；它已作废，迟到的副本不会被提交' % told, '确认无误后可用新的 key 重新委托', broker_called=False)
+            self._refused(entry, error)
+            return self._resolution(action, key, None, 'rejected', status_msg=error.message)
+        return self._resolution(action, key, None, 'submit_unknown', seen=False, status_msg=told)
 
     def _resolve_place(self, entry, route, payload):
         try:

@@ -24,6 +24,11 @@ class FakeClock:
             self._monotonic += max(0.0, (moment - self._now).total_seconds())
             self._now = moment
 
+    def step(self, seconds):
+        """Somebody sets the wall clock: no time has gone by."""
+        with self._lock:
+            self._now += timedelta(seconds=seconds)
+
     def advance(self, seconds):
         with self._lock:
             self._now += timedelta(seconds=seconds)

@@ -2,6 +2,7 @@
 import collections
 import itertools
 import json
+import os
 import sqlite3
 import threading
 from datetime import datetime
@@ -114,8 +115,11 @@ class Shop:
         self.subs, self.main = subs, self.brokers[keys[0]]
         self.open()
 
-    def open(self):
+    def open(self, young=False):
+        """young: a journal that was made today, as after a move of the file; others are of the day before."""
         self.journal = bq.Journal(self.path, self.clock)
+        if not young:
+            self.journal._made = '2024-05-14'
         accounts = bq.AccountBook(self.brokers, self.subs)
         self.desk = bq.OrderDesk(accounts, self.data, self.journal, self.clock, deadline_s=5.0)
 
@@ -407,10 +411,72 @@ def test_positions_or_quotes_that_cannot_be_read_refuse_the_order(shop, error, c
     assert len(shop.main.submits) == 1
 
 
-def test_a_refused_order_gives_its_key_back(shop):
-    with pytest.raises(bq.OrderRejected):
-        shop.place(amount=150, idempotency_key='k')
+def test_a_refusal_is_the_answer_to_its_key_for_good(shop):
+    """A copy of the order that was on its way still must not pass where the market has changed meanwhile."""
+    shop.data.changes = {'paused': True}
+    for _ in range(2):
+        with pytest.raises(bq.OrderRejected) as caught:
+            shop.place(idempotency_key='k')
+        assert caught.value.broker_called is False
+        shop.data.changes = {}
+    assert shop.resolve('k')['submission_state'] == 'rejected' and not shop.main.submits
+    with pytest.raises(bq.IdempotencyConflict):
+        shop.place(amount=200, idempotency_key='k')
+
+
+@pytest.mark.parametrize('trouble', [bq.DataUnavailable('没有行情'), bq.QmtUnavailable('断开'), RuntimeError('boom')])
+def test_any_other_failure_before_the_submission_leaves_the_key_as_if_never_used(shop, trouble):
+    shop.data.error = trouble
+    with pytest.raises(bq.BulletError) as caught:
+        shop.place(amount=200, idempotency_key='k')
+    assert caught.value.broker_called is False and shop.journal.find(bq.PLACE, 'k') is None
+    shop.data.error = None
     assert shop.place(amount=100, idempotency_key='k')['order_id'] == 'o1'
+
+
+# -- a journal that knows nothing of the day ---------------------------------------------------------------------
+def test_an_order_is_found_by_its_key_though_its_journal_is_gone(shop):
+    shop.place(idempotency_key='k')
+    shop.open(young=True)
+    assert shop.resolve('k')['submission_state'] == 'accepted'
+    assert shop.place(idempotency_key='k')['order_id'] == 'o1' and len(shop.main.submits) == 1
+    with pytest.raises(bq.IdempotencyConflict):
+        shop.place(idempotency_key='k', amount=200)
+    shop.open(young=True)
+    with pytest.raises(bq.IdempotencyConflict):
+        shop.place(idempotency_key='k', security='000002.XSHE')
+    assert shop.place(idempotency_key='other')['order_id'] == 'o2'
+
+
+def test_a_journal_of_today_sends_nothing_before_it_has_seen_what_the_broker_has(shop):
+    shop.open(young=True)
+    shop.main.blind = bq.QmtUnavailable('断开')
+    with pytest.raises(bq.QmtUnavailable) as caught:
+        shop.place(idempotency_key='k')
+    assert caught.value.broker_called is False and not shop.main.submits
+    shop.main.blind = None
+    assert shop.place(idempotency_key='k')['order_id'] == 'o1'
+
+
+@pytest.mark.parametrize('young, complete, state', [(False, False, 'rejected'), (True, True, 'rejected'),
+                                                    (True, False, 'submit_unknown')])
+def test_a_key_that_never_came_can_be_declared_void(shop, young, complete, state):
+    shop.open(young)
+    shop.main.orders_known = lambda: (shop.main.orders(), complete)
+    first = shop.resolve('k')
+    assert (first['submission_state'], first['seen']) == ('submit_unknown', False)
+    assert shop.resolve('k', abandon_unseen=True)['submission_state'] == state
+    if state == 'rejected':
+        with pytest.raises(bq.OrderRejected):
+            shop.place(idempotency_key='k')
+        assert not shop.main.submits
+    else:
+        assert shop.place(idempotency_key='k')['order_id'] == 'o1'
+
+
+def test_a_key_that_came_cannot_be_declared_void(shop):
+    shop.place(idempotency_key='k')
+    assert shop.resolve('k', abandon_unseen=True)['submission_state'] == 'accepted'
 
 
 # -- idempotency -------------------------------------------------------------------------------------------------
@@ -530,10 +596,10 @@ def break_journal(shop, fails):
 
 
 def changes_to(*states):
-    return lambda sql, parameters: sql.startswith('UPDATE') and parameters[0] in states
+    return lambda sql, parameters: sql.startswith('INSERT') and parameters[6] in states
 
 
-@pytest.mark.parametrize('fails', [lambda sql, parameters: sql.startswith('INSERT'), changes_to('submitting')])
+@pytest.mark.parametrize('fails', [lambda sql, parameters: sql.startswith('SELECT'), changes_to('submitting')])
 def test_a_journal_that_fails_before_the_submission_sends_nothing(shop, fails):
     mend = break_journal(shop, fails)
     with pytest.raises(bq.JournalError) as caught:
@@ -543,16 +609,23 @@ def test_a_journal_that_fails_before_the_submission_sends_nothing(shop, fails):
     assert shop.place(idempotency_key='k')['order_id'] == 'o1'
 
 
-@pytest.mark.parametrize('states', [('accepted',), ('accepted', 'unknown')])
-def test_a_journal_that_fails_after_the_submission_leaves_it_unknown_until_the_tag_is_found(shop, states):
-    mend = break_journal(shop, changes_to(*states))
-    with pytest.raises(bq.OrderStateUnknown):
-        shop.place(idempotency_key='k', sub_account_id='free')
-    assert shop.place(idempotency_key='k', sub_account_id='free')['order_id'] == 'o1'  # even while the disk fails
+def test_an_order_is_told_as_accepted_even_if_the_journal_cannot_keep_it(shop):
+    mend = break_journal(shop, changes_to('accepted'))
+    for _ in range(2):
+        assert shop.place(idempotency_key='k', sub_account_id='free')['order_id'] == 'o1'
+        assert [row['order_id'] for row in shop.desk.orders({'sub_account_id': 'free'})] == ['o1']
     mend()
     assert shop.place(idempotency_key='k', sub_account_id='free')['order_id'] == 'o1'
     assert len(shop.main.submits) == 1
-    assert [row['order_id'] for row in shop.desk.orders({'sub_account_id': 'free'})] == ['o1']
+
+
+@pytest.mark.parametrize('fails', [lambda sql, parameters: True, changes_to('submitting', 'accepted')])
+def test_a_cancel_goes_out_even_if_the_journal_cannot_keep_it(shop, fails):
+    order_id = shop.place()['order_id']
+    mend = break_journal(shop, fails)
+    assert shop.cancel(order_id, idempotency_key='c')['value'] is True
+    mend()
+    assert shop.cancel(order_id, idempotency_key='c')['value'] is True
 
 
 def test_a_rejection_is_told_even_if_the_journal_cannot_keep_it(shop):
@@ -566,22 +639,11 @@ def test_a_rejection_is_told_even_if_the_journal_cannot_keep_it(shop):
     assert len(shop.main.submits) == 1
 
 
-def test_a_key_that_could_not_be_given_back_still_serves_the_same_order(shop):
-    mend = break_journal(shop, lambda sql, parameters: sql.startswith('DELETE'))
-    shop.data.changes = {'paused': True}
-    with pytest.raises(bq.JournalError):
-        shop.place(idempotency_key='k')
-    mend()
-    assert shop.resolve('k')['submission_state'] == 'reconciling'
-    shop.data.changes = {}
-    assert shop.place(idempotency_key='k')['order_id'] == 'o1'
-
-
 def states_of(shop):
     return dict(shop.journal._db.execute('SELECT idempotency_key, state FROM writes').fetchall())
 
 
-def test_a_restart_forgets_claims_doubts_submissions_and_keeps_answers(on_disk):
+def test_a_restart_doubts_submissions_and_keeps_answers(on_disk):
     shop = on_disk
     shop.place(idempotency_key='done', remark='mine', sub_account_id='demo')
     shop.main.script.append(bq.OrderRejected('资金不足'))
@@ -591,7 +653,6 @@ def test_a_restart_forgets_claims_doubts_submissions_and_keeps_answers(on_disk):
     with pytest.raises(bq.OrderStateUnknown):
         shop.place(idempotency_key='lost')
     shop.journal._db.execute("UPDATE writes SET state='submitting', order_id=NULL WHERE idempotency_key='lost'")
-    shop.journal.claim(bq.PLACE, 'claimed', shop.desk.accounts.route('main'), 'f', {})
     identity = shop.journal.id
     shop.restart()
     assert shop.journal.id == identity
@@ -619,9 +680,15 @@ def test_files_that_are_no_journal_are_refused(tmp_path):
     newer = sqlite3.connect(str(tmp_path / 'newer'))
     newer.execute('PRAGMA user_version=99')
     newer.close()
-    for name in ('text', 'newer', 'no/such/folder'):
+    strange = sqlite3.connect(str(tmp_path / 'strange'))
+    strange.execute('CREATE TABLE bookmarks (url TEXT)')
+    strange.commit()
+    strange.close()
+    os.chmod(str(tmp_path / 'strange'), 0o644)
+    for name in ('text', 'newer', 'strange', 'no/such/folder'):
         with pytest.raises(bq.ConfigError):
             bq.Journal(str(tmp_path / name), clock)
+    assert os.stat(str(tmp_path / 'strange')).st_mode & 0o777 == 0o644 or os.name == 'nt'
 
 
 def test_entries_older_than_a_month_are_pruned_at_the_start(on_disk):
@@ -879,11 +946,15 @@ def test_others_learn_nothing_about_a_key(shop):
     assert shop.resolve('k')['submission_state'] == 'accepted'
 
 
-@pytest.mark.parametrize('action, key', [('broker.orders', 'k'), (None, 'k'), (bq.PLACE, None), (bq.PLACE, 5),
-                                         ([], 'k')])
-def test_resolve_needs_an_action_and_a_key(shop, action, key):
+@pytest.mark.parametrize('action, key', [('broker.orders', 'k'), (bq.PLACE, None), (bq.PLACE, 5), (['x'], 'k')])
+def test_resolve_needs_a_key_and_no_strange_action(shop, action, key):
     with pytest.raises(bq.BadRequest):
         shop.resolve(key, action)
+
+
+def test_resolve_is_about_orders_unless_told_otherwise(shop):
+    shop.place(idempotency_key='k')
+    assert shop.resolve('k', None)['submission_state'] == 'accepted'
 
 
 # -- views -----------------------------------------------------------------------------------------------------------
