@@ -6185,7 +6185,7 @@ class Journal:
     def __init__(self, path, clock):
         self.clock = clock
         self._lock = threading.Lock()
-        self._indexed_day, self._by_tag, self._by_order = None, {}, {}  # today's orders that are, or may be, at a broker
+        self._indexed_day, self._by_tag, self._by_order = None, {}, {}  # of orders that are, or may be, at a broker
         try:
             self._open(path)
         except (sqlite3.Error, OSError) as error:
@@ -8207,7 +8207,8 @@ def serve(settings, clock=None):
 WRITES = {'broker.place_order': 'place', 'broker.cancel_order': 'cancel'}
 # An empty list would mark the peer's copy-and-paste helper, which reads tables differently.
 CLIENT_FEATURES = ['tick', 'order_settled']
-HISTORY_TIMEOUT_S = 180.0
+HISTORY_TIMEOUT_S = 180.0   # where the caller names no timeout of its own
+LONGEST_TIMEOUT_S = 86400.0
 WRITE_MARGIN_S = 30.0       # what a write may take beside waiting for its outcome
 
 
@@ -8230,43 +8231,45 @@ class Endpoint:
         except (OSError, ssl.SSLError) as error:
             raise ConfigError('TLS 证书 %s 读不出来：%s' % (self.tls_cert, error), '应为服务端证书的 PEM 文件')
 
-    def dial(self):
+    def dial(self, timeout_s=None):
         """(Channel, handshake_ack). Raises ConnectionLost, TlsError, AuthFailed, ServerBusy, ..."""
-        channel = Channel(self.secure(self.open_socket()), lenient=True)
+        timeout_s = self.connect_timeout if timeout_s is None else min(self.connect_timeout, timeout_s)
+        channel = Channel(self.secure(self.open_socket(timeout_s), timeout_s), lenient=True)
         try:
             channel.write_frame({'type': 'handshake', 'token': self._token, 'protocol': PROTOCOL,
                                  'features': CLIENT_FEATURES})
-            return channel, self._read_ack(channel)
+            return channel, self._read_ack(channel, timeout_s)
         except BaseException:
             channel.close()
             raise
 
-    def open_socket(self):
+    def open_socket(self, timeout_s=None):
         try:
-            sock = socket.create_connection((self.host, self.port), self.connect_timeout)
+            sock = socket.create_connection((self.host, self.port), timeout_s or self.connect_timeout)
         except socket.gaierror:
             raise ConnectionLost('找不到主机 %s' % self.host, '检查地址拼写和 DNS')
         except ConnectionRefusedError:
             raise ConnectionLost('%s 拒绝连接' % self, '服务端没有启动，或端口不对、防火墙没有放行')
         except (OSError, UnicodeError) as error:
             raise ConnectionLost('连不上 %s：%s' % (self, error), '检查网络、地址、端口与防火墙')
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with contextlib.suppress(OSError):  # already cut again: whoever reads or writes first is told
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock
 
-    def secure(self, sock):
+    def secure(self, sock, timeout_s=None):
         if self._tls is None:
             return sock
         try:
             sock = self._tls.wrap_socket(sock, server_hostname=self.host, do_handshake_on_connect=False)
-            tls_handshake(sock, self.connect_timeout)
+            tls_handshake(sock, timeout_s or self.connect_timeout)
             return sock
         except (OSError, ssl.CertificateError) as error:
             sock.close()
             raise TlsError('与 %s 的 TLS 握手失败：%s' % (self, error), _tls_advice(str(error)))
 
-    def _read_ack(self, channel):
+    def _read_ack(self, channel, timeout_s):
         try:
-            ack = channel.read_frame(timeout_s=self.connect_timeout)
+            ack = channel.read_frame(timeout_s=timeout_s)
         except ProtocolError:
             raise ConnectionLost('%s 的回答不是本协议' % self, '服务端可能要求 TLS（给出 tls_cert），或端口不对', retryable=False)
         except RequestTimeout:
@@ -8295,12 +8298,19 @@ def _tls_advice(text):
     return '检查证书、主机名和网络'
 
 
-def _request_timeout(action, payload, timeout_s):
-    """A request waits at least as long as the server may rightly take."""
-    if action == 'data.history':
-        return max(timeout_s, HISTORY_TIMEOUT_S)
+def _request_timeout(action, payload, given, default_s):
+    """Seconds that a call may take. A history on a thin line has longer, a write as long as the server may take."""
+    if given is None:
+        timeout_s = max(default_s, HISTORY_TIMEOUT_S) if action == 'data.history' else default_s
+    else:
+        timeout_s = check_number(given, 'timeout', 0, LONGEST_TIMEOUT_S)
     wait = payload.get('wait_timeout') if action in WRITES else None
-    return max(timeout_s, wait + WRITE_MARGIN_S) if isinstance(wait, (int, float)) and wait > 0 else timeout_s
+    return max(timeout_s, min(wait, LONGEST_TIMEOUT_S) + WRITE_MARGIN_S) if _is_positive(wait) else timeout_s
+
+
+def _is_positive(value):
+    """A number above 0; whatever else stands there is for somebody else to refuse."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
 
 
 def _with_key(action, payload):
@@ -8365,8 +8375,13 @@ class _Call:
                                  idempotency_key=self.payload['idempotency_key'])
 
     def verdict(self, error):
-        """What an error means to the caller: of a write that may have been done, only a refusal of it is final."""
-        final = isinstance(error, (OrderRejected, BadRequest, OrderStateUnknown))
+        """What an error means to the caller: of a write that may have been done, only a refusal of it is final.
+
+        A repeated write may be refused for what has nothing to do with the order (an account that the server does not
+        have any more), while the first copy lives: there only the verdict on the key itself counts.
+        """
+        final = isinstance(error, (OrderRejected, IdempotencyConflict, OrderStateUnknown)) or (
+            isinstance(error, BadRequest) and not self.doubt)
         if self.action not in WRITES or not self.sent or final:
             return error
         return self.lost(printable(error.message))
@@ -8536,6 +8551,7 @@ class RemoteQmtConnection(PushingConnection):
         self._lock = threading.Lock()  # guards _channel, _calls, _fatal
         self._channel, self._calls, self._fatal = None, OrderedDict(), None
         self._stop, self._thread, self._starting = threading.Event(), None, threading.Lock()
+        self._retry_at = None  # when the subscriptions are to be asked for again; the keeper's own
 
     # -- for the caller ------------------------------------------------------------------------------------------
     def start(self):
@@ -8569,10 +8585,10 @@ class RemoteQmtConnection(PushingConnection):
 
     def request(self, action, payload=None, timeout=None):
         call = _Call(action, dict(payload or {}))
-        timeout_s = self.request_timeout if timeout is None else timeout
+        timeout_s = _request_timeout(action, call.payload, timeout, self.request_timeout)
         self._enter(call)
         try:
-            return call.result(_request_timeout(action, call.payload, timeout_s))
+            return call.result(timeout_s)
         except BulletError as error:
             raise call.verdict(error)
         finally:
@@ -8583,7 +8599,7 @@ class RemoteQmtConnection(PushingConnection):
     def _enter(self, call):
         with self._lock:
             if self._fatal is not None:
-                raise self._fatal
+                raise error_from_wire(self._fatal.to_wire())  # a new one for each: tracebacks are not shared
             if self._thread is None or self._stop.is_set():
                 raise ConnectionLost('连接没有打开', '先调用 start()', retryable=False, broker_called=False)
             self._calls[call.id] = call
@@ -8609,7 +8625,7 @@ class RemoteQmtConnection(PushingConnection):
             self._fatal = error
             calls = list(self._calls.values())
         for call in calls:
-            call.fail(call.lost(reason) if error is None else call.verdict(error))
+            call.fail(call.lost(reason) if error is None else call.verdict(error_from_wire(error.to_wire())))
 
     # -- the keeper's thread ---------------------------------------------------------------------------------------
     def _keep(self, channel):
@@ -8638,6 +8654,8 @@ class RemoteQmtConnection(PushingConnection):
             pause = min(pause * 2, longest)
             try:
                 return self._resume()
+            except OSError as error:
+                LOG.info('重连 %s 失败：%s', self.endpoint, printable(error))
             except BulletError as error:
                 if not error.retryable and not isinstance(error, ConnectionLost):
                     self._give_up(error)
@@ -8653,7 +8671,7 @@ class RemoteQmtConnection(PushingConnection):
     def _resume(self):
         channel = self._open()
         try:
-            self._resubscribe(channel)
+            self._resubscribe(channel, list(self._wanted().values()))
         except ConnectionLost:
             channel.close()
             raise
@@ -8663,48 +8681,72 @@ class RemoteQmtConnection(PushingConnection):
             self._send(channel, call)
         return channel
 
-    def _resubscribe(self, channel):
-        symbols = list(self._wanted().values())
-        if symbols:
-            channel.write_frame({'type': 'request', 'id': 'resubscribe', 'action': 'data.subscribe',
-                                 'payload': {'securities': symbols}})
-
     def _read(self, channel):
         """Frames until the connection ends. A peer that is silent for three heartbeats is dead."""
         beat = self._heartbeat_s or max(_keepalive(self.ack) / 2.0, 5.0)
         next_ping = time.monotonic() + beat
         while not self._stop.is_set():
-            frame = _next_frame(channel, next_ping - time.monotonic())
+            due = next_ping if self._retry_at is None else min(next_ping, self._retry_at)
+            frame = _next_frame(channel, due - time.monotonic())
             if frame is not None:
-                self._handle(frame)
+                self._handle(channel, frame)
+            if self._retry_at is not None and time.monotonic() >= self._retry_at:
+                self._resubscribe(channel, list(self._wanted().values()))
             if time.monotonic() >= next_ping:
                 if time.monotonic() - channel.last_read > 3 * beat:
                     raise ConnectionLost('对方 %g 秒没有声音' % (3 * beat))
                 channel.write_frame({'type': 'ping', 'id': uuid.uuid4().hex})
                 next_ping = time.monotonic() + beat
 
-    def _handle(self, frame):
+    def _handle(self, channel, frame):
         kind = frame.get('type')
         if kind == 'event' and isinstance(frame.get('event'), str):
             self._events.emit(frame.get('event'), frame.get('payload'))
         elif kind in ('response', 'error'):
-            with self._lock:
-                call = self._calls.pop(str(frame.get('id')), None)
-            if call is not None:
-                call.take(frame)
-            elif kind == 'error':
-                LOG.warning('服务端报告：%s', printable(error_from_wire(frame)))
+            self._answered(channel, kind, str(frame.get('id')), frame)
+
+    def _answered(self, channel, kind, id, frame):
+        with self._lock:
+            call = self._calls.pop(id, None)
+        if call is not None:
+            call.take(frame)
+        elif id.startswith(_RESUBSCRIBE) and kind == 'error':
+            self._not_resubscribed(channel, id[len(_RESUBSCRIBE):], error_from_wire(frame))
+        elif kind == 'error':
+            LOG.warning('服务端报告：%s', printable(error_from_wire(frame)))
+
+    # -- subscriptions after a reconnect: what is refused for now is asked for again, in the keeper's thread -----------
+    def _resubscribe(self, channel, symbols, name=''):
+        self._retry_at = None
+        if symbols:
+            channel.write_frame({'type': 'request', 'id': _RESUBSCRIBE + name, 'action': 'data.subscribe',
+                                 'payload': {'securities': symbols}})
+
+    def _not_resubscribed(self, channel, name, error):
+        """QMT that still logs in is asked again; a security that is refused for good does not cost the others."""
+        if error.retryable:
+            LOG.warning('订阅还没有恢复，稍后再试：%s', printable(error))
+            self._retry_at = time.monotonic() + max(RESUBSCRIBE_PAUSE_S, _retry_after(error))
+        elif name:
+            LOG.error('%s 的订阅没有恢复：%s', name, printable(error))
+        else:
+            for symbol in self._wanted().values():
+                self._resubscribe(channel, [symbol], str(symbol))
+
+
+_RESUBSCRIBE = 'resubscribe:'
+RESUBSCRIBE_PAUSE_S = 2.0
 
 
 def _retry_after(error):
     """Seconds that the server asked for, within reason; 0 if it did not."""
     value = error.details.get('retry_after_s')
-    return min(value, 60) if isinstance(value, (int, float)) and value > 0 else 0
+    return min(value, 60) if _is_positive(value) else 0
 
 
 def _keepalive(ack):
     value = ack.get('keepalive')
-    return value if isinstance(value, (int, float)) and value > 0 else KEEPALIVE_S
+    return min(value, 600) if _is_positive(value) else KEEPALIVE_S
 
 
 def _next_frame(channel, timeout_s):
@@ -8732,23 +8774,25 @@ class ShortConnection(BaseConnection):
         self._pause = threading.Event()
 
     def request(self, action, payload=None, timeout=None):
+        """timeout: for all attempts together, connecting included."""
         call = _Call(action, dict(payload or {}))
-        timeout_s = _request_timeout(action, call.payload, self.request_timeout if timeout is None else timeout)
+        deadline = time.monotonic() + _request_timeout(action, call.payload, timeout, self.request_timeout)
         for attempt in range(self.retries + 1):
             try:
-                return self._attempt(call, timeout_s)
+                return self._attempt(call, deadline)
             except BulletError as error:
-                if not error.retryable or attempt == self.retries:
+                pause_s = max(self.retry_interval, _retry_after(error))
+                if not error.retryable or attempt == self.retries or time.monotonic() + pause_s >= deadline:
                     raise call.verdict(error)
-                self._pause.wait(max(self.retry_interval, _retry_after(error)))
+                self._pause.wait(pause_s)
 
-    def _attempt(self, call, timeout_s):
-        channel, ack = self.endpoint.dial()
+    def _attempt(self, call, deadline):
+        channel, ack = self.endpoint.dial(max(0.001, deadline - time.monotonic()))
         try:
             if not call.about_to_send(ack.get('journal_id')):
                 raise call.lost('连接中断')
             channel.write(call.data)
-            self._await(channel, call, time.monotonic() + timeout_s)
+            self._await(channel, call, deadline)
             return call.result(0)
         finally:
             channel.close()
@@ -8989,13 +9033,24 @@ class RemoteQmtBroker:
         self._settings = client_settings(config)
         self.account_key, self.sub_account_id = self._settings.account_key, self._settings.sub_account
         self._connection, self._owned = connection, connection is None
-        self._connecting = threading.Lock()
+        self._connecting, self._checked = threading.Lock(), account_id is None
 
     def connect(self):
+        """Also makes sure, where an account_id was given, that the server trades for that account. AccountNotFound."""
         with self._connecting:
             if self._connection is None:
                 self._connection = _connected(self._settings)
+            if not self._checked:
+                self._check_account_id()
         return True
+
+    def _check_account_id(self):
+        answer = self._connection.request('broker.account', self._account())
+        served = (answer.get('value') or answer).get('account_id')
+        if str(served) != str(self.account_id):
+            raise AccountNotFound('服务端的账户是 %s，不是 %s' % (brief(served), brief(self.account_id)),
+                                  '核对 account_id、account_key 和服务端的 --accounts')
+        self._checked = True
 
     def disconnect(self):
         with self._connecting:
@@ -9053,7 +9108,7 @@ class RemoteQmtBroker:
     def _trade(self, side, security, amount, price, wait_timeout, remark, market, key):
         style = order_style(price, market or price is None)
         answer = self.place_order(security, side, amount, style, wait_timeout, remark, key)
-        if answer['status'] == 'rejected':
+        if answer.get('status') == 'rejected':
             raise OrderRejected(answer.get('status_msg') or '委托被拒绝', order_id=answer['order_id'], broker_called=True)
         return answer['order_id']
 
@@ -9068,9 +9123,10 @@ class RemoteQmtBroker:
         payload = {'security': security, 'side': side, 'amount': amount, 'style': style, 'wait_timeout': wait_timeout,
                    'order_remark': remark, 'idempotency_key': key, 'valid_until': valid_until}
         answer = self._ask('broker.place_order', _given(payload))
-        if not isinstance(answer, dict) or not answer.get('order_id') or answer.get('status') in _UNSETTLED:
+        order_id = _order_number(answer)
+        if order_id is None or answer.get('status') in _UNSETTLED:
             raise OrderStateUnknown('服务端没有给出确定的结果，委托状态未知', '用同一 idempotency_key 查询', idempotency_key=key)
-        return dict(answer, order_id=str(answer['order_id']), idempotency_key=key)
+        return dict(answer, order_id=order_id, idempotency_key=key)
 
     def cancel_order(self, order_id, wait_timeout=None, idempotency_key=None):
         """True: certainly cancelled. False: certainly not, it was final already (filled, rejected).
@@ -9080,7 +9136,7 @@ class RemoteQmtBroker:
         key = idempotency_key or 'cancel-%s' % uuid.uuid4().hex
         payload = {'order_id': order_id, 'wait_timeout': wait_timeout, 'idempotency_key': key}
         answer = self._ask('broker.cancel_order', _given(payload))
-        status = answer.get('status') if isinstance(answer, dict) else None
+        status = answer.get('status') if isinstance(answer, dict) and _is_about(answer, order_id) else None
         if status not in FINAL_STATUSES:
             raise OrderStateUnknown('撤单已提交，柜台还没有结果（当前状态 %s）' % brief(status), '稍后用 get_order_status 查询',
                                     idempotency_key=key)
@@ -9094,29 +9150,52 @@ class RemoteQmtBroker:
         return self._ask('broker.resolve_submission', _given(payload))
 
     def wait_order(self, idempotency_key, timeout_s=60.0):
-        """The row of the order placed under this key, once that is certain; the server finds it out, nothing is sent
-        again. Raises OrderRejected if it is certainly not at the broker, OrderStateUnknown after timeout_s."""
-        deadline, pause = time.monotonic() + timeout_s, threading.Event()
+        """The row of the order placed under this key, once that is certain; nothing is sent again.
+
+        A key that the server has not seen within UNSEEN_S is declared void there: what comes later is refused. Raises
+        OrderRejected if the order is certainly not at the broker, OrderStateUnknown after timeout_s.
+        """
+        begun, pause = time.monotonic(), threading.Event()
         while True:
-            answer = self._ask_what_became(idempotency_key)
+            waited_s = time.monotonic() - begun
+            answer = self._ask_what_became(idempotency_key, waited_s >= min(UNSEEN_S, timeout_s))
             state = answer.get('submission_state')
             if state == 'accepted':
                 return answer.get('resolved_result') or answer
             if state == 'rejected':
                 raise OrderRejected(answer.get('status_msg') or '委托没有成立', idempotency_key=idempotency_key)
-            if time.monotonic() > deadline:
-                raise OrderStateUnknown('%g 秒后委托状态仍然未知' % timeout_s, '稍后再用同一 key 查询，或在 QMT 里核对',
-                                        idempotency_key=idempotency_key)
+            if waited_s >= timeout_s:
+                raise OrderStateUnknown('%g 秒后委托状态仍然未知%s' % (timeout_s, _told(answer)),
+                                        '稍后再用同一 key 查询，或在 QMT 里核对', idempotency_key=idempotency_key)
             pause.wait(0.5)
 
-    def _ask_what_became(self, key):
+    def _ask_what_became(self, key, abandon):
         """A server that cannot be asked now has told nothing."""
+        payload = {'idempotency_key': key, 'write_action': 'broker.place_order', 'request_payload': {}}
         try:
-            return self.resolve_submission(key)
+            return self._ask('broker.resolve_submission', dict(payload, abandon_unseen=True) if abandon else payload)
         except BulletError as error:
             if not error.retryable:
                 raise
-            return {}
+            return {'status_msg': error.message}
+
+
+UNSEEN_S = 3.0
+
+
+def _told(answer):
+    return '：%s' % answer['status_msg'] if answer.get('status_msg') else ''
+
+
+def _is_about(answer, order_id):
+    """Whether an answer is about this order: one that names another proves nothing."""
+    return answer.get('order_id') is None or str(answer['order_id']) == str(order_id)
+
+
+def _order_number(answer):
+    """The order id of an answer as text; None where it holds none: -1 and 0 stand for failure."""
+    number = str((answer.get('order_id') if isinstance(answer, dict) else None) or '')
+    return None if not number or number.startswith('-') or number == '0' else number
 
 
 _UNSETTLED = ('submit_unknown', 'reconciling')

@@ -191,7 +191,8 @@ def test_what_an_error_answer_means_for_a_write(kind, code, more, kind_of_error)
 
 @KINDS
 @pytest.mark.parametrize('code, certain', [('ORDER_REJECTED', True), ('IDEMPOTENCY_CONFLICT', True),
-                                           ('SERVER_BUSY', False),
+                                           ('SERVER_BUSY', False), ('BAD_REQUEST', False),
+                                           ('ACCOUNT_NOT_FOUND', False), ('ORDER_NOT_FOUND', False),
                                            ('JOURNAL_FAILED', False), ('SERVICE_DISABLED', False)])
 def test_a_refusal_of_the_repeat_may_know_nothing_of_the_first_attempt(kind, code, certain):
     with scripted(first_cut(lambda frame: refusal(frame, code))) as server, client_of(kind, server) as client:
@@ -429,10 +430,28 @@ def test_no_answer_in_time():
 
 
 def test_timeouts_leave_room_for_what_the_server_may_take():
-    assert bq._request_timeout('data.history', {}, 5) == 180
-    assert bq._request_timeout('broker.place_order', {'wait_timeout': 100}, 5) == 130
-    assert bq._request_timeout('broker.place_order', {'wait_timeout': 'odd'}, 5) == 5
-    assert bq._request_timeout('data.snapshot', {'wait_timeout': 100}, 5) == 5
+    assert bq._request_timeout('data.history', {}, None, 5) == 180
+    assert bq._request_timeout('data.history', {}, 7, 5) == 7
+    assert bq._request_timeout('broker.place_order', {'wait_timeout': 100}, None, 5) == 130
+    assert bq._request_timeout('broker.place_order', {'wait_timeout': 100}, 3, 5) == 130
+    assert bq._request_timeout('broker.place_order', {'wait_timeout': 'odd'}, None, 5) == 5
+    assert bq._request_timeout('data.snapshot', {'wait_timeout': 100}, None, 5) == 5
+
+
+@KINDS
+@pytest.mark.parametrize('timeout', [1e10, float('nan'), float('inf'), -1, 'soon', True])
+def test_a_timeout_that_is_none_is_refused_before_anything_is_sent(kind, timeout):
+    with scripted() as server, client_of(kind, server) as client:
+        with pytest.raises(bq.BadRequest):
+            client.request('broker.place_order', dict(ORDER), timeout=timeout)
+        assert not server.requests
+
+
+def test_the_attempts_of_a_short_connection_share_its_timeout():
+    with scripted(lambda server, frame, number: [refusal(frame, 'SERVER_BUSY', retry_after_s=5)]) as server:
+        with pytest.raises(bq.ServerBusy):
+            scripted_short(server, retries=3).request('data.snapshot', timeout=4)
+        assert len(server.requests) == 1, 'a pause beyond the deadline is not begun'
 
 
 @pytest.mark.parametrize('action, expected', [('data.snapshot', bq.RequestTimeout),
@@ -581,7 +600,7 @@ def test_the_servers_wish_to_wait_is_honoured_within_reason(asked, pause):
         client, pauses = scripted_short(server, retries=1, retry_interval=0.1), []
         client._pause.wait = pauses.append
         with pytest.raises(bq.ServerBusy):
-            client.request('x')
+            client.request('x', timeout=100)
     assert pauses == [pause]
 
 
@@ -658,3 +677,63 @@ def test_in_process_ticks_orders_and_end():
     local.close()
     with pytest.raises(bq.ConnectionLost):
         local.request('admin.health')
+
+
+# -- subscriptions after a reconnect -----------------------------------------------------------------------------
+def test_subscriptions_that_are_refused_for_now_are_asked_for_again(monkeypatch):
+    monkeypatch.setattr(bq, 'RESUBSCRIBE_PAUSE_S', 0.02)
+
+    def answer(server, frame, number):
+        if number == 2:
+            return [CUT]
+        early = number > 2 and frame['action'] == 'data.subscribe' and number < 6
+        return [refusal(frame, 'QMT_UNAVAILABLE', retryable=True) if early else reply(frame, {'count': 1})]
+    with scripted(answer) as server, scripted_client(server) as client:
+        client.subscribe('a', ['000001.XSHE'])
+        client.request('data.snapshot', {'security': '000001.XSHE'})  # cut, and sent again
+        asked = [server.seen.get(timeout=10) for _ in range(6)]
+        again = [frame for frame in asked if frame['action'] == 'data.subscribe']
+        assert len(again) >= 3 and all(frame['payload'] == {'securities': ['000001.XSHE']} for frame in again)
+
+
+def test_a_security_that_is_refused_for_good_does_not_cost_the_others():
+    def answer(server, frame, number):
+        codes = frame['payload'].get('securities', [])
+        if number == 2:
+            return [CUT]
+        return [refusal(frame, 'SECURITY_NOT_FOUND') if number > 2 and '000002.XSHE' in codes else reply(frame, {})]
+    with scripted(answer) as server, scripted_client(server) as client:
+        client.subscribe('a', ['000001.XSHE', '000002.XSHE'])
+        client.request('data.snapshot', {'security': '000001.XSHE'})
+        asked = [server.seen.get(timeout=10) for _ in range(6)]
+        singles = [frame['payload']['securities'] for frame in asked if frame['action'] == 'data.subscribe']
+        assert singles[1:] == [['000001.XSHE', '000002.XSHE'], ['000001.XSHE'], ['000002.XSHE']]
+
+
+def test_a_socket_that_fails_while_dialling_does_not_end_the_reconnecting(monkeypatch):
+    with scripted(lambda server, frame, number: [CUT] if number == 1 else [reply(frame)]) as server:
+        with scripted_client(server) as client:
+            dial, failures = client.endpoint.dial, [OSError(22, 'Invalid argument')] * 2
+
+            def failing(*args):
+                if failures:
+                    raise failures.pop()
+                return dial(*args)
+            monkeypatch.setattr(client.endpoint, 'dial', failing)
+            assert client.request('data.snapshot') == {'order_id': 'o1'} and not failures
+
+
+def test_each_caller_gets_an_error_of_its_own():
+    acks = [ack(), dict(ack(), type='error', code='AUTH_FAILED', message='不行')]
+    with scripted(lambda server, frame, number: [CUT], acks) as server, scripted_client(server) as client:
+        errors = []
+        for _ in range(3):
+            with pytest.raises(bq.AuthFailed) as caught:
+                client.request('data.snapshot')
+            errors.append(caught.value)
+        assert len(set(map(id, errors))) == 3
+
+
+@pytest.mark.parametrize('value, beat', [(1e300, 300), (float('inf'), 300), (-1, 10), ('x', 10), (True, 10)])
+def test_an_absurd_keepalive_of_the_server_is_bounded(value, beat):
+    assert bq._keepalive({'keepalive': value}) / 2.0 == beat

@@ -352,6 +352,41 @@ def test_an_order_that_the_broker_rejected_raises():
     assert caught.value.message == '资金不足'
 
 
+@pytest.mark.parametrize('answer', [{'order_id': '-1', 'status': 'open'}, {'order_id': -1}, {'order_id': 0}, {}, None,
+                                    {'order_id': '', 'status': 'open'}, {'order_id': '7', 'status': 'submit_unknown'}])
+def test_an_answer_without_a_good_order_id_is_unknown(answer):
+    with pytest.raises(bq.OrderStateUnknown) as caught:
+        bq.RemoteQmtBroker(connection=Canned(answer)).place_order(CODE, 'BUY', 100, {'type': 'market'},
+                                                                  idempotency_key='k')
+    assert caught.value.idempotency_key == 'k'
+
+
+def test_an_answer_without_a_status_is_an_order_all_the_same():
+    assert bq.RemoteQmtBroker(connection=Canned({'order_id': 7})).buy(CODE, 100) == '7'
+
+
+def test_the_account_is_the_one_that_was_meant(connection):
+    assert bq.RemoteQmtBroker('10000001', connection=connection).connect()
+    for call in ('connect', 'get_positions', 'disconnect'):
+        broker = bq.RemoteQmtBroker('10000002', connection=connection)
+        if call == 'disconnect':
+            assert broker.disconnect()
+            continue
+        with pytest.raises(bq.AccountNotFound):
+            getattr(broker, call)()
+    with pytest.raises(bq.AccountNotFound):
+        bq.RemoteQmtBroker('10000002', connection=connection).buy(CODE, 100)
+
+
+def test_a_key_that_was_never_used_is_told_apart_and_void(broker, monkeypatch):
+    monkeypatch.setattr(bq, 'UNSEEN_S', 0.0)
+    with pytest.raises(bq.OrderRejected) as caught:
+        broker.wait_order('never-used', 10)
+    assert 'key' in caught.value.message
+    with pytest.raises(bq.OrderRejected):
+        broker.place_order(CODE, 'BUY', 100, {'type': 'market'}, idempotency_key='never-used')
+
+
 @pytest.mark.parametrize('status, expected', [('canceled', True), ('partly_canceled', True), ('filled', False),
                                               ('rejected', False)])
 def test_what_a_cancel_says(status, expected):
@@ -359,7 +394,7 @@ def test_what_a_cancel_says(status, expected):
 
 
 @pytest.mark.parametrize('answer', [{'status': 'open'}, {'status': 'canceling'}, {'status': 'submit_unknown'}, {},
-                                    None, []])
+                                    None, [], {'status': 'canceled', 'order_id': 'another'}])
 def test_a_cancel_that_is_not_decided_raises(answer):
     with pytest.raises(bq.OrderStateUnknown) as caught:
         bq.RemoteQmtBroker(connection=Canned(answer)).cancel_order('o', idempotency_key='c')
