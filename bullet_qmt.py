@@ -80,7 +80,7 @@ import unicodedata
 import uuid
 import warnings
 from array import array
-from collections import OrderedDict, deque, namedtuple
+from collections import Counter, OrderedDict, deque, namedtuple
 from datetime import date, datetime, timedelta, timezone
 from decimal import ROUND_HALF_UP, Decimal
 from functools import lru_cache
@@ -252,6 +252,11 @@ def wait_for_socket(sock, timeout_s, writing=False):
     return any(ready)
 
 
+def host_and_port(host, port):
+    """'127.0.0.1:58620', '[::1]:58620'."""
+    return ('[%s]:%s' if ':' in host else '%s:%s') % (host, port)
+
+
 def own_port_exclusively(sock):
     """Windows lets a second program steal a port bound with SO_REUSEADDR; elsewhere it only skips TIME_WAIT."""
     if hasattr(socket, 'SO_EXCLUSIVEADDRUSE'):
@@ -284,8 +289,9 @@ def is_tls_eof(error):
 class JobThreads:
     """Daemon threads made as needed, at most `limit`, that take jobs from one queue.
 
-    To override: _carry_out(job), in a worker; _taken(job), when a worker takes it, with the lock held. `_changed`
-    guards everything. DRAIN: whether jobs still queued are carried out after closing.
+    To override: _carry_out(job), in a worker; with the lock held _next_job(), the queued job whose turn it is, and
+    _taken(job), when a worker takes it. `_changed` guards everything. DRAIN: whether jobs still queued are carried out
+    after closing.
     """
 
     DRAIN = True
@@ -297,6 +303,9 @@ class JobThreads:
 
     def _carry_out(self, job):
         raise NotImplementedError
+
+    def _next_job(self):
+        return self._jobs[0] if self._jobs else None
 
     def _taken(self, job):
         """Nothing more happens here."""
@@ -317,13 +326,17 @@ class JobThreads:
         while True:
             with self._changed:
                 self._idle += 1
-                self._changed.wait_for(lambda: self._jobs or self._closed)
+                self._changed.wait_for(self._has_turn)
                 self._idle -= 1
                 if not self._jobs or (self._closed and not self.DRAIN):
                     return
-                job = self._jobs.popleft()
+                job = self._next_job()
+                self._jobs.remove(job)
                 self._taken(job)
             self._carry_out(job)
+
+    def _has_turn(self):
+        return self._next_job() is not None or (self._closed and not (self.DRAIN and self._jobs))
 
     def _end(self, timeout_s):
         """No more jobs; whether every thread has ended in time."""
@@ -336,11 +349,32 @@ class JobThreads:
         return not any(thread.is_alive() for thread in self._threads)
 
 
-def on_stop_signal(stop):
-    """Call `stop` on Ctrl-C, SIGTERM and Ctrl-Break; must run in the main thread."""
-    for name in ('SIGINT', 'SIGTERM', 'SIGBREAK'):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda number, frame: stop())
+class StopSignal:
+    """Ctrl-C, SIGTERM and Ctrl-Break as something that the main thread waits for.
+
+    A handler runs between any two steps of the main thread, so it may take no lock: it sets a flag, and the
+    interpreter itself writes to the socket on which wait() sleeps. Windows wakes up from that as well.
+    """
+
+    def __init__(self):
+        self._read, self._write = socket.socketpair()
+        self._write.setblocking(False)
+        self._given = False
+
+    def install(self):
+        """In the main thread."""
+        signal.set_wakeup_fd(self._write.fileno())
+        for name in ('SIGINT', 'SIGTERM', 'SIGBREAK'):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), self._handle)
+        return self
+
+    def _handle(self, number, frame):
+        self._given = True
+
+    def wait(self, timeout_s=None):
+        """Whether it was given in time."""
+        return self._given or wait_for_socket(self._read, timeout_s) or self._given
 
 
 def restrict_to_owner(path):
@@ -604,6 +638,8 @@ def parse_token(text):
 def parse_allowlist(text):
     """'127.0.0.1, 10.0.0.0/8, ::1' -> networks."""
     items = [item.strip() for item in text.split(',') if item.strip()]
+    if text.strip() and not items:
+        raise ValueError('没有地址；不限地址时整项留空')
     return tuple(_parse_network(item) for item in items)
 
 
@@ -859,10 +895,23 @@ def state_path(settings):
     return os.path.join(os.path.dirname(settings.log_file or ''), 'bullet_qmt_orders.sqlite')
 
 
+def _refuse_same_file(settings):
+    """A log written into the journal would destroy it."""
+    used = {}
+    for name, path in (('--state', state_path(settings)), ('--log-file', settings.log_file),
+                       ('--tls-cert', settings.tls_cert), ('--tls-key', settings.tls_key)):
+        real = path and os.path.normcase(os.path.realpath(path))
+        if real in used and {name, used[real]} != {'--tls-cert', '--tls-key'}:
+            raise ConfigError('%s 与 %s 是同一个文件 %s' % (used[real], name, path), '各用一个文件')
+        if real:
+            used[real] = name
+
+
 def check_server_settings(settings):
     """What concerns several options at once. Raises ConfigError; returns the settings."""
     if bool(settings.tls_cert) != bool(settings.tls_key):
         raise ConfigError('--tls-cert 与 --tls-key 要同时给出', '只给了其中一个')
+    _refuse_same_file(settings)
     keys = [spec.key for spec in account_specs(settings)]
     for sub in settings.sub_accounts:
         if sub.account_key not in keys:
@@ -1318,7 +1367,11 @@ class Table:
         return Table(columns, {name: self.types[name] for name in columns}, self.index, self.index_names, self.wide)
 
     def __repr__(self):
-        shown = [[_shown(value) for value in row.values()] for row in self.slice(0, 10).rows()]
+        """The first and the last rows."""
+        ends = range(len(self)) if len(self) <= 10 else list(range(5)) + list(range(len(self) - 5, len(self)))
+        shown = [[_shown(value) for value in row.values()] for row in self.take(ends).rows()]
+        if len(shown) < len(self):
+            shown.insert(5, ['...'] * len(self.columns))
         lines = format_table(list(self.columns), shown, '>' * len(self.columns)) if self.columns else []
         return '\n'.join(lines + ['[%d rows x %d columns]' % (len(self), len(self.columns))])
 
@@ -1788,11 +1841,14 @@ class BrokerAdapter:
 
 # -- a question about bars ------------------------------------------------------------------------------------
 class HistoryQuery(Record):
-    """data.history, checked. unit 'm' 'd' 'w' 'M'; start, end, ref in ms of Beijing wall time; fields never empty."""
+    """data.history, checked. unit 'm' 'd' 'w' 'M'; start, end, ref in ms of Beijing wall time; fields never empty.
+
+    wanted(): whether anybody still waits for the answer.
+    """
 
     FIELDS = (('securities', ()), ('single', True), ('unit', 'd'), ('step', 1), ('start', None), ('end', 0),
               ('count', None), ('fields', DEFAULT_FIELDS), ('fq', 'pre'), ('ref', None), ('skip_paused', False),
-              ('fill_paused', True), ('panel', True))
+              ('fill_paused', True), ('panel', True), ('wanted', lambda: True))
 
     @property
     def intraday(self):
@@ -2087,6 +2143,8 @@ class DataAdapter:
         """Table of bars: one security by time, many in wide (panel) or long form."""
         series, rows = [], 0
         for code in query.securities:
+            if not query.wanted():
+                raise RequestTimeout('没有人再等待这个结果')
             series.append((code, self._series(code, query)))
             rows += len(series[-1][1]['time'])
             _check_size(rows)
@@ -7205,14 +7263,16 @@ def _cancel_wire(order, entry):
 # ======================================================================================================
 ACCESS_LOG = logging.getLogger('bullet_qmt.access')
 LOGIN_TIMEOUT_S = 10.0
+LOGIN_GRACE_S = 2.0     # a connection that has not logged in by then may lose its place to a newcomer
 IN_FLIGHT_LIMIT = 64
+REQUEST_LIMIT = 4 * 1024 * 1024  # bytes of a request: the largest holds some thousand codes
 ORDER_MARGIN_S = 30.0  # what an order may take beside waiting for its outcome
 SERVER_FEATURES = frozenset([SETTLED_EVENT])  # extensions, for clients that name them in their handshake
 
 
 # -- service: every action, without sockets --------------------------------------------------------------------
 class Service:
-    """Adapters, order desk and event hub behind one call(action, payload, session). No sockets."""
+    """Adapters, order desk and event hub behind one call(action, payload, caller). No sockets."""
 
     def __init__(self, settings, backend, desk, clock):
         self.settings, self.backend, self.desk, self.clock = settings, backend, desk, clock
@@ -7232,11 +7292,11 @@ class Service:
             raise ServiceDisabled('服务端关闭了 %s 服务' % action.scope, '服务端去掉 --disable-%s' % action.scope)
         return action
 
-    def call(self, name, payload, session):
+    def call(self, name, payload, caller):
         payload = {} if payload is None else payload
         if not isinstance(payload, dict):
             raise BadRequest('payload 应为 JSON 对象，收到 %s' % brief(payload))
-        return self.find(name).run(self, payload, session)
+        return self.find(name).run(self, payload, caller)
 
     def hear(self, session):
         """From now on the session gets events of the desk, by its post_event; until leave."""
@@ -7276,7 +7336,8 @@ def open_service(settings, clock=None):
         return service
 
 
-# -- actions: handler(service, payload, session) -> payload of the response --------------------------------------
+# -- actions: handler(service, payload, caller) -> payload of the response ---------------------------------------
+# caller: the request on its way, see Job; in-process the connection itself.
 # lane: 'inline' never blocks and runs in the session's thread; the others run on the worker pool of that name.
 Action = namedtuple('Action', 'scope lane run')
 
@@ -7285,14 +7346,14 @@ def _as_dict(value):
     return {'dtype': 'dict', 'value': value}
 
 
-def _health(service, payload, session):
+def _health(service, payload, caller):
     value = {'process_alive': True, 'uptime_seconds': round(service.clock.monotonic() - service.started, 3),
              'sessions': service.session_count(), 'accounts': list(service.backend.brokers),
              'features': service.scopes, 'version': __version__, 'subscriptions': service.hub.count()}
     return _as_dict(dict(value, **service.backend.health()))
 
 
-def _print_account(service, payload, session):
+def _print_account(service, payload, caller):
     text, route = service.desk.overview(payload)
     if service.settings.log_account:
         LOG.info('%s', text)
@@ -7300,9 +7361,10 @@ def _print_account(service, payload, session):
     return dict(answer, sub_account_id=route.sub.name) if route.sub else answer
 
 
-def _history(service, payload, session):
-    table = service.backend.data.history(parse_history(payload, service.clock.now()))
-    if session.legacy_helper and table.wide:
+def _history(service, payload, caller):
+    query = parse_history(payload, service.clock.now()).replace(wanted=caller.wanted)
+    table = service.backend.data.history(query)
+    if caller.legacy_helper and table.wide:
         return _flat_wide(table)
     return table.to_wire()
 
@@ -7318,11 +7380,11 @@ def _one_code(payload):
     return normalize_code(payload.get('security'))
 
 
-def _snapshot(service, payload, session):
+def _snapshot(service, payload, caller):
     return service.backend.data.quote(_one_code(payload)).to_wire()
 
 
-def _live_current(service, payload, session):
+def _live_current(service, payload, caller):
     return service.backend.data.live_current(_one_code(payload))
 
 
@@ -7331,7 +7393,7 @@ def _day_ms(payload, *names):
     return None if moment is None else to_ms(moment[0].date())
 
 
-def _trade_days(service, payload, session):
+def _trade_days(service, payload, caller):
     count = payload.get('count')
     start, end = _day_ms(payload, 'start', 'start_date'), _day_ms(payload, 'end', 'end_date')
     if count is not None:
@@ -7342,19 +7404,19 @@ def _trade_days(service, payload, session):
     return {'dtype': 'list', 'values': [iso_ms(day)[:10] for day in days]}
 
 
-def _security_info(service, payload, session):
+def _security_info(service, payload, caller):
     info = service.backend.data.security_info(_one_code(payload))
     return dict(info, **_as_dict(info))
 
 
-def _ensure_cache(service, payload, session):
+def _ensure_cache(service, payload, caller):
     known = {name: value for name, value in payload.items() if name != 'auto_download'}
     _flag(payload, 'auto_download', True)
     query = parse_history(dict(known, panel=False), service.clock.now())
     return _as_dict(service.backend.data.ensure_cache(query))
 
 
-def _all_securities(service, payload, session):
+def _all_securities(service, payload, caller):
     types = payload.get('types')
     types = [types] if isinstance(types, str) else types or ['stock']
     if not isinstance(types, list):
@@ -7364,30 +7426,30 @@ def _all_securities(service, payload, session):
     return service.backend.data.all_securities(types, moment and moment[0].date()).to_wire()
 
 
-def _index_stocks(service, payload, session):
+def _index_stocks(service, payload, caller):
     moment = check_moment(payload.get('date'), 'date')
     code = normalize_code(payload.get('index_symbol'))
     return {'values': service.backend.data.index_stocks(code, moment and moment[0].date())}
 
 
-def _split_dividend(service, payload, session):
+def _split_dividend(service, payload, caller):
     first, last = _day_ms(payload, 'start', 'start_date'), _day_ms(payload, 'end', 'end_date')
     last = to_ms(service.clock.now()) if last is None else last
     return {'events': service.backend.data.split_dividend(_one_code(payload), 0 if first is None else first, last)}
 
 
-def _subscribe(service, payload, session):
-    return service.hub.subscribe(session, _asked_codes(payload))
+def _subscribe(service, payload, caller):
+    return service.hub.subscribe(caller.session, _asked_codes(payload))
 
 
-def _unsubscribe(service, payload, session):
+def _unsubscribe(service, payload, caller):
     if _first(payload, 'securities', 'symbols') is None:
-        return service.hub.unsubscribe_all(session)
-    return service.hub.unsubscribe(session, list(_asked_codes(payload)))
+        return service.hub.unsubscribe_all(caller.session)
+    return service.hub.unsubscribe(caller.session, list(_asked_codes(payload)))
 
 
-def _unsubscribe_all(service, payload, session):
-    return service.hub.unsubscribe_all(session)
+def _unsubscribe_all(service, payload, caller):
+    return service.hub.unsubscribe_all(caller.session)
 
 
 def _asked_codes(payload):
@@ -7398,13 +7460,13 @@ def _asked_codes(payload):
     return OrderedDict((code, spelling[code]) for code in codes)
 
 
-def _place(service, payload, session):
-    return service.desk.place(session.with_defaults(payload), floor_lots=session.legacy_helper)
+def _place(service, payload, caller):
+    return service.desk.place(caller.with_defaults(payload), floor_lots=caller.legacy_helper)
 
 
 def _desk_call(method, wrap=None):
-    def run(service, payload, session):
-        payload = session.with_defaults(payload)
+    def run(service, payload, caller):
+        payload = caller.with_defaults(payload)
         answer = getattr(service.desk, method)(payload)
         return wrap(answer) if wrap else answer
     return run
@@ -7412,8 +7474,8 @@ def _desk_call(method, wrap=None):
 
 ACTIONS = {
     'admin.health': Action('admin', 'inline', _health),
-    'admin.print_account': Action('broker', 'broker', lambda service, payload, session: _print_account(
-        service, session.with_defaults(payload), session)),
+    'admin.print_account': Action('broker', 'broker', lambda service, payload, caller: _print_account(
+        service, caller.with_defaults(payload), caller)),
     'data.history': Action('data', 'data', _history),
     'data.snapshot': Action('data', 'data', _snapshot),
     'data.current_tick': Action('data', 'data', _snapshot),
@@ -7591,11 +7653,16 @@ class Mailbox:
 
 # -- workers -----------------------------------------------------------------------------------------------------
 class WorkerPool(JobThreads):
-    """Threads made as needed, up to a limit, for actions that may block. Jobs beyond the queue are refused."""
+    """Threads made as needed, up to a limit, for actions that may block. Jobs beyond the queue are refused.
 
-    def __init__(self, name, threads, queue):
+    share: how many of the threads one owner may hold at a time; its further jobs let those of others pass.
+    A job is callable and has an `owner`.
+    """
+
+    def __init__(self, name, threads, queue, share):
         super().__init__(name, threads)
-        self.queue_limit = queue
+        self.queue_limit, self.share = queue, share
+        self._held = Counter()  # owner -> threads
 
     def submit(self, job):
         with self._changed:
@@ -7603,11 +7670,27 @@ class WorkerPool(JobThreads):
                 raise ServerBusy('服务端正忙（%s 队列已满）' % self.name, '稍后重试', retry_after_s=1)
             self._enqueue(job)
 
+    def _next_job(self):
+        """The first whose owner has threads left."""
+        return next((job for job in self._jobs if self._held[job.owner] < self.share), None)
+
+    def _taken(self, job):
+        self._held[job.owner] += 1
+
     def _carry_out(self, job):
         try:
             job()
         except Exception:  # a job answers for itself; whatever escapes must not cost the pool a thread
             LOG.exception('%s 的任务出错', self.name)
+        finally:
+            self._give_back(job.owner)
+
+    def _give_back(self, owner):
+        with self._changed:
+            self._held[owner] -= 1
+            if not self._held[owner]:
+                del self._held[owner]
+            self._changed.notify()
 
     def close(self, timeout_s):
         """Lets queued and running jobs finish; returns whether they did in time. What still waits then is dropped."""
@@ -7618,60 +7701,92 @@ class WorkerPool(JobThreads):
 
 
 # -- gate --------------------------------------------------------------------------------------------------------
+class _Lot:
+    """The one login of an address that waits for its token to be looked at, drawn by lot among all that come meanwhile.
+
+    until: when it is looked at. holder: the waiting login's own object. comers: how many have come so far.
+    """
+
+    def __init__(self, until):
+        self.until, self.holder, self.comers = until, None, 0
+
+    def draw(self, chance):
+        """A new holder with the same chance for everybody who comes until the end, or None."""
+        self.comers += 1
+        if chance() * self.comers >= 1:
+            return None
+        self.holder = object()
+        return self.holder
+
+
 class Gate:
     """Who may connect, how many, and how often a wrong token may be tried."""
 
     FAILURES, WINDOW_S, PENALTY_S, REMEMBERED = 5, 60.0, 5.0, 10000
 
-    def __init__(self, settings, monotonic, stopping):
+    def __init__(self, settings, monotonic, chance=random.random):
         self.allowed, self.limit = settings.allowlist, settings.max_connections
         self.token = settings.token.encode('utf-8')
-        self.monotonic, self.stopping = monotonic, stopping
-        self._lock = threading.Lock()
-        self.connections = 0
+        self.monotonic, self.chance = monotonic, chance
+        self._changed = threading.Condition()
+        self.connections, self._closed = 0, False
         self._failures = OrderedDict()  # address -> deque of times
-        self._waiting = set()
+        self._lots = {}
 
     def admits(self, address):
         return not self.allowed or any(_in_network(address, network) for network in self.allowed)
 
     def enter(self):
         """Takes a place for a connection; False if there is none."""
-        with self._lock:
+        with self._changed:
             free = self.connections < self.limit
             self.connections += free
             return free
 
     def leave(self):
-        with self._lock:
+        with self._changed:
             self.connections -= 1
 
+    def close(self):
+        """Whoever waits for its turn is refused."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
     def check_token(self, address, token):
-        """Raises AuthFailed. An address that guessed too often waits, one login at a time, the rest are refused."""
+        """Raises AuthFailed, or AuthThrottled for an address that guessed too often and whose turn this is not.
+
+        Such an address has one token looked at in PENALTY_S, and which one is drawn by lot: an owner who shares the
+        address with a guesser gets his turn, sooner the fewer guesses there are.
+        """
         source = _guess_source(address)
-        with self._penalty(source):
-            given = token.encode('utf-8', 'surrogatepass') if isinstance(token, str) else b''
-            if hmac.compare_digest(given, self.token):
-                return
-            self._note_failure(source)
+        self._await_turn(source)
+        given = token.encode('utf-8', 'surrogatepass') if isinstance(token, str) else b''
+        if hmac.compare_digest(given, self.token):
+            return
+        self._note_failure(source)
         raise AuthFailed('口令不匹配', '检查两端的 QMT_SERVER_TOKEN 是否一致')
 
-    @contextlib.contextmanager
-    def _penalty(self, source):
-        with self._lock:
-            guilty = self._recent_failures(source) >= self.FAILURES
-            if guilty and source in self._waiting:
-                raise AuthThrottled('该地址登录失败次数过多', '%d 秒后再试' % self.PENALTY_S, retry_after_s=self.PENALTY_S)
-            if guilty:
-                self._waiting.add(source)
-        try:
-            if guilty:
-                self.stopping.wait(self.PENALTY_S)
-            yield
-        finally:
-            if guilty:
-                with self._lock:
-                    self._waiting.discard(source)
+    def _await_turn(self, source):
+        with self._changed:
+            if self._recent_failures(source) < self.FAILURES:
+                return
+            lot = self._lots.setdefault(source, _Lot(self.monotonic() + self.PENALTY_S))
+            mine = lot.draw(self.chance)
+            self._changed.notify_all()
+            while mine is not None and lot.holder is mine and not self._closed and self.monotonic() < lot.until:
+                self._pause(lot.until - self.monotonic())
+            if lot.holder is mine:
+                del self._lots[source]
+            if mine is None or lot.holder is not mine or self._closed:
+                raise self._throttled(lot)
+
+    def _pause(self, seconds):
+        self._changed.wait(seconds)
+
+    def _throttled(self, lot):
+        left_s = max(0.1, round(lot.until - self.monotonic(), 1))
+        return AuthThrottled('该地址登录失败次数过多', '%g 秒后再试；同一地址的登录轮流核对' % left_s, retry_after_s=left_s)
 
     def _recent_failures(self, source):
         times = self._failures.get(source, ())
@@ -7680,7 +7795,7 @@ class Gate:
         return len(times)
 
     def _note_failure(self, source):
-        with self._lock:
+        with self._changed:
             self._failures.setdefault(source, deque(maxlen=self.FAILURES)).append(self.monotonic())
             self._failures.move_to_end(source)
             while len(self._failures) > self.REMEMBERED:
@@ -7712,6 +7827,7 @@ class Session:
         self.server, self.service, self.address = server, server.service, address
         self.id = 's' + uuid.uuid4().hex[:12]
         self.features, self.legacy_helper, self._defaults = frozenset(), False, {}
+        self.born, self.logged_in, self.has_place = time.monotonic(), False, True
         self._sock, self._channel, self._mailbox = sock, None, None
         self._lock = threading.Lock()  # guards _in_flight
         self._in_flight, self.ended = 0, False
@@ -7788,6 +7904,7 @@ class Session:
         self._defaults = {name: hello[name] for name in ('account_key', 'sub_account_id') if hello.get(name)}
         if self._defaults:
             self.service.desk.accounts.route(**self._defaults)
+        self.logged_in = True
         self.features, self.legacy_helper = SERVER_FEATURES.intersection(asked), not asked
         self._mailbox = Mailbox('sender-%s' % self.id, self._channel)
         self.send({'type': 'handshake_ack', 'session_id': self.id, 'keepalive': KEEPALIVE_S, 'protocol': PROTOCOL,
@@ -7798,7 +7915,8 @@ class Session:
         LOG.info('客户端登录：%s 会话 %s', self.address, self.id)
 
     def _refuse(self, error):
-        LOG.warning('拒绝登录 %s：%s', self.address, printable(error))
+        level = logging.DEBUG if isinstance(error, AuthThrottled) else logging.WARNING  # a guesser fills no disk
+        LOG.log(level, '拒绝登录 %s：%s', self.address, printable(error))
         with contextlib.suppress(ConnectionLost):
             self.send(dict(error.to_wire(), type='error'))
 
@@ -7819,7 +7937,7 @@ class Session:
         """A large request on a slow line may take its time; one that sends nothing is over."""
         while True:
             try:
-                return self._channel.read_frame(timeout_s=3 * KEEPALIVE_S)
+                return self._channel.read_frame(REQUEST_LIMIT, 3 * KEEPALIVE_S)
             except RequestTimeout:
                 silent_s = time.monotonic() - self._channel.last_read
                 if silent_s >= 3 * KEEPALIVE_S:
@@ -7865,10 +7983,30 @@ class Session:
         self._mailbox.put_answer(data)
 
     def with_defaults(self, payload):
-        """The account of the login stands in for one that the payload does not name."""
-        if not self._defaults or payload.get('account_key') or payload.get('sub_account_id'):
+        """The account of the login stands in for one that the payload does not name.
+
+        A sub-account of the login holds for the whole session: no payload leaves it, and with it its limit.
+        """
+        if not self._defaults:
+            return payload
+        if self._defaults.get('sub_account_id'):
+            return self._inside_sub_account(payload)
+        if payload.get('account_key') or payload.get('sub_account_id'):
             return payload
         return dict(payload, **self._defaults)
+
+    def _inside_sub_account(self, payload):
+        route = self.service.desk.accounts.route
+        own = route(**self._defaults)
+        asked = route(payload.get('account_key') or own.key, payload.get('sub_account_id') or own.sub.name)
+        if asked.sub is not own.sub:
+            raise AccountNotFound('本次登录是子账户 %s，不能操作 %s' % (own.sub.name, asked.sub.name), '用另一个连接登录那个子账户')
+        return dict(payload, account_key=own.key, sub_account_id=own.sub.name)
+
+    @property
+    def account(self):
+        """What the login named, for the log."""
+        return self._defaults.get('sub_account_id') or self._defaults.get('account_key')
 
     def post_event(self, event, payload):
         """Never blocks; a client that does not read its answers misses it, and can ask."""
@@ -7888,10 +8026,14 @@ def _plain_id(value):
 
 
 class Job:
-    """One request: runs its action, answers exactly once, writes the access log. Callable, for a worker."""
+    """One request: runs its action, answers exactly once, writes the access log. Callable, for a worker.
+
+    For the action, as its caller: session, legacy_helper, with_defaults(payload), wanted().
+    """
 
     def __init__(self, session, id, action, payload):
         self.session, self.id, self.action, self.payload = session, id, action, payload
+        self.owner, self.legacy_helper, self.with_defaults = session, session.legacy_helper, session.with_defaults
         self.airborne = False  # counted among the session's requests in flight
         self._started = time.monotonic()
         self._lock, self.answered, self._begun = threading.Lock(), False, False
@@ -7903,12 +8045,16 @@ class Job:
             self._begun = True
         try:
             self._answer({'type': 'response', 'id': self.id,
-                          'payload': self.session.service.call(self.action, self.payload, self.session)}, 'OK')
+                          'payload': self.session.service.call(self.action, self.payload, self)}, 'OK')
         except BulletError as error:
             self.fail(error)
         except Exception as error:
             LOG.exception('%s 失败', printable(self.action))
             self.fail(InternalError('服务端内部错误：%s' % printable(error), '详情见服务端日志', **self._doubt()))
+
+    def wanted(self):
+        """Whether anybody still waits for the answer."""
+        return not (self.answered or self.session.ended)
 
     def _doubt(self):
         """An unforeseen failure of a write may have come after the broker was called."""
@@ -7967,10 +8113,11 @@ class Job:
             ACCESS_LOG.info('%s %s id=%s %s account=%s %s %.1fms', self.session.address, self.session.id,
                             brief(self.id), brief(self.action), brief(self._account()), status,
                             (time.monotonic() - self._started) * 1000)
+        self.payload = None  # the timekeeper may remember the job for a while
 
     def _account(self):
         payload = self.payload if isinstance(self.payload, dict) else {}
-        return payload.get('sub_account_id') or payload.get('account_key')
+        return payload.get('sub_account_id') or payload.get('account_key') or self.session.account
 
 
 class Timekeeper:
@@ -7986,11 +8133,17 @@ class Timekeeper:
     def watch(self, job):
         limit_s = max(self.limit_s, job.wait_s() + ORDER_MARGIN_S) if job.wait_s() else self.limit_s
         with self._changed:
-            while self._due and self._due[0][2].answered:
-                heapq.heappop(self._due)
             self._count += 1
+            if self._count % 1024 == 0:
+                self._forget_answered()
             heapq.heappush(self._due, (time.monotonic() + limit_s, self._count, job, limit_s))
-            self._changed.notify()
+            if self._due[0][2] is job:  # otherwise the thread wakes up early enough by itself
+                self._changed.notify()
+
+    def _forget_answered(self):
+        """Jobs that are over must not be kept until they would have been late."""
+        self._due = [item for item in self._due if not item[2].answered]
+        heapq.heapify(self._due)
 
     def close(self):
         with self._changed:
@@ -8013,9 +8166,9 @@ class Timekeeper:
 
     def _late(self):
         late = []
-        while self._due and self._due[0][0] <= time.monotonic():
+        while self._due and (self._due[0][2].answered or self._due[0][0] <= time.monotonic()):
             late.append(heapq.heappop(self._due)[2:])
-        return late
+        return [item for item in late if not item[0].answered]
 
 
 # -- the listening socket ------------------------------------------------------------------------------------------
@@ -8090,16 +8243,17 @@ class BulletServer(socketserver.TCPServer):
 
     request_queue_size = 128
     DRAIN_S = 5.0
-    POOLS = (('data', 8, 256), ('broker', 128, 256))  # name, threads, queue; a waiting order holds a thread
+    # name, threads, queue, threads of one session; a waiting order holds a thread
+    POOLS = (('data', 8, 256, 4), ('broker', 128, 256, 64))
 
     def __init__(self, settings, service):
         self.settings, self.service, self.tls = settings, service, server_tls(settings)
         self.stopping = threading.Event()
-        self.gate = Gate(settings, time.monotonic, self.stopping)
+        self.gate = Gate(settings, time.monotonic)
         self._sessions, self._lock = {}, threading.Lock()
         self._bind(settings.listen, settings.port)
         self.address = self.socket.getsockname()[:2]
-        self._pools = {name: WorkerPool(name, threads, queue) for name, threads, queue in self.POOLS}
+        self._pools = {pool[0]: WorkerPool(*pool) for pool in self.POOLS}
         self._timekeeper, self._usher = Timekeeper(settings.request_timeout), Usher()
         self._thread = threading.Thread(target=self.serve_forever, args=(0.1,), name='accept', daemon=True)
         service.session_count = lambda: len(self._sessions)
@@ -8111,7 +8265,7 @@ class BulletServer(socketserver.TCPServer):
             own_port_exclusively(self.socket)
             self.server_bind()
             self.server_activate()
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             if hasattr(self, 'socket'):
                 self.socket.close()
             raise ConfigError('不能监听 %s:%s：%s' % (host, port, error), '换一个 --port，或先停掉占用它的程序')
@@ -8122,6 +8276,7 @@ class BulletServer(socketserver.TCPServer):
     def close(self):
         """No new connections; running requests get DRAIN_S to finish; then sessions, adapters and journal end."""
         self.stopping.set()
+        self.gate.close()
         self.shutdown()
         self._thread.join()
         self.server_close()
@@ -8156,7 +8311,7 @@ class BulletServer(socketserver.TCPServer):
         return False
 
     def process_request(self, request, client_address):
-        if not self.gate.enter():
+        if not (self.gate.enter() or self._take_place_of_silent()):
             LOG.warning('拒绝连接 %s：连接数已满', client_address[0])
             self._turn_away(request)
             return
@@ -8169,6 +8324,19 @@ class BulletServer(socketserver.TCPServer):
         except RuntimeError:  # the machine has no thread left
             self._forget(session)
             raise
+
+    def _take_place_of_silent(self):
+        """Whether one that has not logged in yet had to give up its place: the oldest of the address with most."""
+        with self._lock:
+            silent = [session for session in self._sessions if session.has_place and not session.logged_in
+                      and time.monotonic() - session.born > LOGIN_GRACE_S]
+            crowd = Counter(session.address for session in silent)
+            loser = max(silent, key=lambda session: (crowd[session.address], -session.born), default=None)
+            if loser is None:
+                return False
+            loser.has_place = False  # it is the newcomer's now
+        loser.abort()
+        return True
 
     def _turn_away(self, sock):
         """Inside TLS nobody would understand the answer."""
@@ -8183,7 +8351,9 @@ class BulletServer(socketserver.TCPServer):
     def _forget(self, session):
         with self._lock:
             del self._sessions[session]
-        self.gate.leave()
+            had_place = session.has_place
+        if had_place:
+            self.gate.leave()
 
     def handle_error(self, request, client_address):
         LOG.exception('处理连接 %s 时出错', client_address[0])
@@ -8217,13 +8387,13 @@ class Endpoint:
 
     def __init__(self, host, port, token, tls_cert=None, connect_timeout=10.0):
         if not isinstance(token, str) or not token:
-            raise ConfigError('缺少口令', '给出 token，或设置环境变量 QMT_SERVER_TOKEN')
+            raise ConfigError('缺少口令', '给出 token（命令行 --token），或设置环境变量 QMT_SERVER_TOKEN')
         self.host, self.port, self.tls_cert, self.connect_timeout = host, int(port), tls_cert, connect_timeout
         self._token = token
         self._tls = self._tls_context() if tls_cert else None
 
     def __repr__(self):
-        return '%s:%s%s' % (self.host, self.port, ' (TLS)' if self._tls else '')
+        return host_and_port(self.host, self.port) + (' (TLS)' if self._tls else '')
 
     def _tls_context(self):
         try:
@@ -8271,13 +8441,13 @@ class Endpoint:
         try:
             ack = channel.read_frame(timeout_s=timeout_s)
         except ProtocolError:
-            raise ConnectionLost('%s 的回答不是本协议' % self, '服务端可能要求 TLS（给出 tls_cert），或端口不对', retryable=False)
+            raise ConnectionLost('%s 的回答不是本协议' % self, '服务端可能要求 TLS（给出 tls_cert，命令行 --tls-cert），或端口不对', retryable=False)
         except RequestTimeout:
             raise ConnectionLost('%s 没有应答登录' % self, '检查端口是不是本服务，以及服务端是否正常')
         except ConnectionLost:
             ack = None
         if ack is None:
-            raise ConnectionLost('%s 关闭了连接' % self, '服务端可能要求 TLS（给出 tls_cert），或本机地址不在它的 --allowlist 内')
+            raise ConnectionLost('%s 关闭了连接' % self, '服务端可能要求 TLS（给出 tls_cert，命令行 --tls-cert），或本机地址不在它的 --allowlist 内')
         if ack.get('type') == 'error':
             raise error_from_wire(ack)
         if ack.get('type') != 'handshake_ack':
@@ -8294,7 +8464,7 @@ def _tls_advice(text):
     if 'verify failed' in low:
         return '证书与 tls_cert 不符：把服务端的证书文件原样拷到本机，用 tls_cert 指向它；证书不在有效期内也会这样'
     if 'wrong version' in low or 'record layer' in low or 'unexpected eof' in low:
-        return '服务端这个端口可能没有开 TLS：服务端加 --tls-cert 和 --tls-key，或客户端去掉 tls_cert'
+        return '服务端这个端口可能没有开 TLS：服务端加 --tls-cert 和 --tls-key，或客户端去掉 tls_cert（--tls-cert）'
     return '检查证书、主机名和网络'
 
 
@@ -8815,14 +8985,14 @@ def _answers(frame, call):
 class LocalConnection(PushingConnection):
     """The same calls without a socket, in the same process. Payloads pass through the codec, so types are the wire's.
 
-    `service` has call(action, payload, session) and close(); it sees this object as its session.
+    `service` has call(action, payload, caller) and close(); it sees this object as its session and its caller.
     """
 
     legacy_helper, ended = False, False
 
     def __init__(self, service):
         super().__init__('local')
-        self._service = service
+        self._service, self.session = service, self
         service.hear(self)
 
     def request(self, action, payload=None, timeout=None):
@@ -8839,9 +9009,12 @@ class LocalConnection(PushingConnection):
         self._events.close()
         self._service.close()
 
-    # -- as a session of the service ---------------------------------------------------------------------------------
+    # -- as a session of the service, and as the caller of its actions -------------------------------------------------
     def with_defaults(self, payload):
         return payload
+
+    def wanted(self):
+        return not self.ended
 
     def post(self, symbol, tick):
         self._events.emit('tick', tick)
@@ -9285,9 +9458,15 @@ def main(argv=None):
         print('错误 [%s] %s' % (error.code, error.message), file=sys.stderr)
         if error.hint:
             print('建议：%s' % error.hint, file=sys.stderr)
+        if isinstance(error, OrderStateUnknown) and error.idempotency_key:
+            print(_how_to_ask(error.idempotency_key), file=sys.stderr)
         return next(code for cls, code in _EXIT_OF if isinstance(error, cls))
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
+
+
+def _how_to_ask(key):
+    return '查询这笔委托或撤单的结果：python bullet_qmt.py resolve %s' % printable(key)
 
 
 # -- parser --------------------------------------------------------------------------------------------------------
@@ -9345,23 +9524,16 @@ def run_server(args):
     if made_token:
         settings = settings.replace(token=secrets.token_urlsafe(24))
     setup_logging(settings)
-    stop = threading.Event()
-    on_stop_signal(stop.set)
+    stop = StopSignal().install()
     server = serve(settings)
     try:
         announce(server, settings, made_token, stop)
-        wait_for(stop)
+        stop.wait()
     finally:
         print('正在停止 ...', flush=True)
         server.close()
     print('已停止。', flush=True)
     return Exit.OK
-
-
-def wait_for(stop):
-    """Windows delivers Ctrl-C only between waits."""
-    while not stop.wait(0.5 if IS_WINDOWS else None):
-        continue
 
 
 def setup_logging(settings):
@@ -9393,19 +9565,19 @@ class _LogFormatter(logging.Formatter):
 
 def announce(server, settings, made_token, stop):
     """Where it serves and as whom, what is dangerous about it, and what the accounts hold."""
-    host, port = server.address
-    print('bullet-qmt %s 服务端已启动：%s:%s（%s，%s）' % (
-        __version__, host, port, settings.server_type, 'TLS' if server.tls else '明文'))
+    print('bullet-qmt %s 服务端已启动：%s（%s，%s）' % (
+        __version__, host_and_port(*server.address), settings.server_type, 'TLS' if server.tls else '明文'))
     print('服务：%s；账户：%s%s' % (
         '、'.join(server.service.scopes) or '（全部关闭）', '、'.join(server.service.backend.brokers),
         _sub_account_list(settings)))
     if made_token:
         print('口令（随机生成，只显示这一次）：%s' % settings.token)
     for line in safety_warnings(settings):
-        print('\n!!! 警告：%s\n' % line, file=sys.stderr)
-    sys.stdout.flush()
-    deadline = time.monotonic() + OVERVIEW_WAIT_S
-    for key in server.service.backend.brokers:
+        print('\n!!! 警告：%s\n' % line, file=sys.stderr, flush=True)
+    deadline, keys = time.monotonic() + OVERVIEW_WAIT_S, list(server.service.backend.brokers)
+    for key in keys:
+        if keys != ['default']:
+            print('\n账户 %s' % key)
         print(_overview_or_reason(server.service, key, deadline, stop), flush=True)
     print('按 Ctrl-C 停止。', flush=True)
 
@@ -9474,9 +9646,15 @@ def _print_rows(rows, columns):
 
 
 def _cell(value):
-    if value is None:
+    """Prices keep their two decimals, so that they line up; more are shown where there are more."""
+    if value is None or value != value:
         return '-'
-    return ('%.4f' % value).rstrip('0').rstrip('.') if isinstance(value, float) else value
+    return re.sub(r'(\.\d\d)(\d*?)0+$', r'\1\2', '%.4f' % value) if isinstance(value, float) else value
+
+
+def _shares_of(name):
+    """Whole shares: some sources count them in floats."""
+    return lambda row: int(row[name]) if isinstance(row.get(name), float) and row[name] == row[name] else row.get(name)
 
 
 def run_account(args):
@@ -9512,8 +9690,8 @@ def _clock_text(seconds):
 
 def run_orders(args):
     with _broker(args) as broker:
-        rows = broker.get_open_orders() if args.open else broker.get_orders(security=args.security)
-    _print_rows(rows, _ORDER_COLUMNS)
+        rows = broker.get_orders(security=args.security)
+    _print_rows([row for row in rows if not args.open or row['status'] not in FINAL_STATUSES], _ORDER_COLUMNS)
     return Exit.OK
 
 
@@ -9522,7 +9700,7 @@ def run_trades(args):
         _print_rows(broker.get_trades(security=args.security), [
             ('成交号', 'trade_id', '<'), ('时间', 'time', '<'), ('委托号', 'order_id', '<'), ('股票代码', 'security', '<'),
             ('方向', lambda row: _SIDE_NAMES.get(row.get('side'), row.get('side')), '<'), ('数量', 'amount', '>'),
-            ('价格', 'price', '>'), ('金额', 'deal_balance', '>'), ('佣金', 'commission', '>'), ('印花税', 'tax', '>')])
+            ('价格', 'price', '>'), ('金额', 'deal_balance', '>'), ('佣金(含过户费)', 'commission', '>'), ('印花税', 'tax', '>')])
     return Exit.OK
 
 
@@ -9533,8 +9711,8 @@ def run_quote(args):
     _print_rows(rows, [
         ('股票代码', 'security', '<'), ('名称', 'name', '<'), ('现价', 'last_price', '>'), ('昨收', 'pre_close', '>'),
         ('今开', 'open', '>'), ('最高', 'high', '>'), ('最低', 'low', '>'), ('涨停', 'high_limit', '>'),
-        ('跌停', 'low_limit', '>'), ('成交量', 'volume', '>'), ('停牌', lambda row: '是' if row.get('paused') else '', '<'),
-        ('时间', 'dt', '<')])
+        ('跌停', 'low_limit', '>'), ('成交量', _shares_of('volume'), '>'),
+        ('停牌', lambda row: '是' if row.get('paused') else '', '<'), ('时间', 'dt', '<')])
     return Exit.OK
 
 
@@ -9545,7 +9723,7 @@ def run_history(args):
                'frequency': args.frequency, 'fq': None if args.fq == 'none' else args.fq}
     with _client(args) as (_, connection):
         table = Table.from_wire(connection.request('data.history', payload))
-    _print_rows(table.rows(), [(name, name, '>') for name in table.columns])
+    _print_rows(table.rows(), [(name, _shares_of(name) if name == 'volume' else name, '>') for name in table.columns])
     return Exit.OK
 
 
@@ -9557,17 +9735,42 @@ def run_order(args):
     style = order_style(args.protect_price if args.market else args.price, args.market)
     key = args.key or 'cli-%s' % uuid.uuid4().hex
     print('提交委托，idempotency_key=%s' % key, flush=True)
-    with _broker(args) as broker:
+    with _broker(args) as broker, _key_in_mind(key):
         answer = broker.place_order(args.security, args.side.upper(), args.amount, style, args.wait, args.remark, key)
     _print_rows([answer], _ORDER_COLUMNS)
-    return Exit.OK if answer['status'] != 'rejected' else Exit.FAILED
+    return Exit.OK if answer.get('status') != 'rejected' else Exit.FAILED
+
+
+@contextlib.contextmanager
+def _key_in_mind(key):
+    """Ctrl-C ends the waiting, not the order."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print('不再等待，但委托可能已经提交。%s' % _how_to_ask(key), file=sys.stderr)
+        raise
 
 
 def run_cancel(args):
-    with _broker(args) as broker:
-        canceled = broker.cancel_order(args.order_id, idempotency_key=args.key)
+    key = args.key or 'cli-%s' % uuid.uuid4().hex
+    with _broker(args) as broker, _key_in_mind(key):
+        canceled = broker.cancel_order(args.order_id, idempotency_key=key)
     print('已撤单 %s' % args.order_id if canceled else '没有撤成：委托 %s 已经是最终状态，用 orders 命令查看' % args.order_id)
     return Exit.OK if canceled else Exit.FAILED
+
+
+_OUTCOMES = {'accepted': '已到柜台', 'rejected': '没有成立', 'reconciling': '正在核对，稍后再查', 'submit_unknown': '仍然未知'}
+
+
+def run_resolve(args):
+    """What became of an order or a cancel: OK, FAILED or UNKNOWN."""
+    with _broker(args) as broker:
+        answer = broker.resolve_submission(args.key, CANCEL if args.cancel else PLACE)
+    state, message = answer.get('submission_state'), answer.get('status_msg')
+    print('%s%s' % (_OUTCOMES.get(state, state), '：%s' % message if message else ''))
+    if answer.get('resolved_result'):
+        _print_rows([answer['resolved_result']], _ORDER_COLUMNS)
+    return {'accepted': Exit.OK, 'rejected': Exit.FAILED}.get(state, Exit.UNKNOWN)
 
 
 def run_call(args):
@@ -9672,6 +9875,13 @@ def _argument(*flags, **options):
     return flags, options
 
 
+def _positive(text):
+    try:
+        return whole(1, 10 ** 7)(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error))
+
+
 _SECURITY = _argument('security', metavar='CODE', help='证券代码，如 000001.XSHE')
 _OF_SECURITY = _argument('--security', metavar='CODE', help='只看这个证券')
 _IDEMPOTENCY = _argument('--key', metavar='KEY', help='idempotency_key；重试同一笔时用同一个')
@@ -9682,7 +9892,7 @@ COMMANDS = OrderedDict([
         _argument('--write', metavar='FILE', help='写进这个新文件（UTF-8），而不是打印')])),
     ('doctor', (run_doctor, '检查与服务端的连接，指出问题和解决办法', ('client',), [])),
     ('account', (run_account, '账户总览：资金与持仓', ('client',), [
-        _argument('--limit', type=int, default=20, metavar='N', help='最多显示几只持仓（默认 20）')])),
+        _argument('--limit', type=_positive, default=20, metavar='N', help='最多显示几只持仓（默认 20）')])),
     ('positions', (run_positions, '持仓', ('client',), [])),
     ('orders', (run_orders, '当日委托', ('client',), [
         _OF_SECURITY, _argument('--open', action='store_true', help='只看未完成的')])),
@@ -9691,7 +9901,7 @@ COMMANDS = OrderedDict([
     ('history', (run_history, '历史行情', ('client',), [
         _SECURITY, _argument('--start', metavar='DATE', help='开始日期或时间'),
         _argument('--end', metavar='DATE', help='结束日期或时间（默认现在）'),
-        _argument('--count', type=int, metavar='N', help='最后 N 条（默认 20）'),
+        _argument('--count', type=_positive, metavar='N', help='最后 N 条（默认 20）'),
         _argument('--frequency', default='1d', metavar='F', help='1d、1m、5m、60m、1w、1M ...（默认 1d）'),
         _argument('--fields', metavar='F,...', help='字段（默认 open,close,high,low,volume,money）'),
         _argument('--fq', default='pre', choices=['pre', 'post', 'none'], help='复权（默认 pre）')])),
@@ -9704,6 +9914,9 @@ COMMANDS = OrderedDict([
         _argument('--wait', type=float, default=5.0, metavar='SECONDS', help='等待结果的秒数（默认 5）'),
         _argument('--remark', metavar='TEXT', help='备注'), _IDEMPOTENCY])),
     ('cancel', (run_cancel, '撤单', ('client',), [_argument('order_id', metavar='ORDER_ID', help='委托号'), _IDEMPOTENCY])),
+    ('resolve', (run_resolve, '查询一个 idempotency_key 的委托或撤单的结果', ('client',), [
+        _argument('key', metavar='KEY', help='下单时打印的 idempotency_key'),
+        _argument('--cancel', action='store_true', help='这个 key 是撤单的')])),
     ('call', (run_call, '直接调用一个 action，打印 JSON', ('client',), [
         _argument('action', metavar='ACTION', help='例如 data.snapshot'),
         _argument('payload', nargs='?', default='{}', metavar='PAYLOAD', help='JSON 对象（默认 {}）')])),

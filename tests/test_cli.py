@@ -30,7 +30,7 @@ def clean_environment(monkeypatch, tmp_path):
 @pytest.fixture
 def served_here(monkeypatch):
     """The server command in this process: without its signals, and with this process's logging put back."""
-    monkeypatch.setattr(bq, 'on_stop_signal', lambda stop: None)
+    monkeypatch.setattr(bq.StopSignal, 'install', lambda self: self)
     log, kept = bq.LOG, (bq.LOG.handlers[:], bq.LOG.level, bq.LOG.propagate)
     yield
     for handler in log.handlers:
@@ -114,7 +114,46 @@ def test_quotes_and_history(run):
                        '--fq', 'none')
     assert code == bq.Exit.OK and len(out.splitlines()) == 5 and out.split()[1:3] == ['close', 'volume']
     assert run('history', CODE, '--count', '3', '--frequency', '1m')[0] == bq.Exit.OK
-    assert run('history', CODE, '--count', '0')[0] == bq.Exit.FAILED
+    for command in (['history', CODE, '--count', '0'], ['account', '--limit', '-1']):
+        with pytest.raises(SystemExit) as caught:
+            run(*command)
+        assert caught.value.code == bq.Exit.USAGE
+
+
+def test_open_orders_of_a_security(run, server):
+    low = server.service.backend.data.quote(CODE).low_limit
+    run('order', CODE, 'buy', '100', '--price', str(low), '--wait', '0')
+    bought(run, CODE)
+    out = run('orders', '--open', '--security', CODE)[1]
+    assert out.count(CODE) == 1 and '已成' not in out
+    assert run('orders', '--open', '--security', '600519.XSHG')[1].strip() == '（没有记录）'
+    run('cancel', out.splitlines()[-1].split()[0])
+
+
+def test_what_became_of_a_key(run, server):
+    run('order', CODE, 'buy', '100', '--market', '--key', 'asked-about')
+    code, out, _ = run('resolve', 'asked-about')
+    assert code == bq.Exit.OK and '已到柜台' in out and CODE in out
+    code, out, _ = run('resolve', 'never-used')
+    assert code == bq.Exit.UNKNOWN and '没有收到' in out
+    run('order', CODE, 'buy', '150', '--market', '--key', 'refused')
+    assert run('resolve', 'refused')[0] == bq.Exit.FAILED
+    assert run('resolve', 'asked-about', '--cancel')[0] == bq.Exit.UNKNOWN
+
+
+def test_ctrl_c_while_an_order_waits_says_how_to_ask_about_it(run, monkeypatch):
+    def interrupted(*args, **more):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(bq.RemoteQmtBroker, 'place_order', interrupted)
+    monkeypatch.setattr(bq.RemoteQmtBroker, 'cancel_order', interrupted)
+    for command in (['order', CODE, 'buy', '100', '--market'], ['cancel', '7']):
+        code, _, err = run(*command, **{})
+        assert code == bq.Exit.INTERRUPTED and 'resolve cli-' in err
+
+
+def test_prices_line_up_by_their_decimals():
+    assert [bq._cell(value) for value in (11.0, 3.9051, 3.905, 12.5, None, float('nan'), 7)] == [
+        '11.00', '3.9051', '3.905', '12.50', '-', '-', 7]
 
 
 # -- orders --------------------------------------------------------------------------------------------------------

@@ -1,9 +1,11 @@
 """The gate: who may connect, how many, how often a wrong token may be tried, how long a silent peer stays."""
 import contextlib
 import ipaddress
+import random
 import socket
 import ssl
 import threading
+from collections import Counter
 
 import pytest
 
@@ -14,8 +16,20 @@ from .certs import make_certificate
 from .resources import becomes
 
 
-def make_gate(now=lambda: 0.0, stopping=None, **changes):
-    return bq.Gate(server_settings(**changes), now, stopping or threading.Event())
+class PatientGate(bq.Gate):
+    """Notes how long logins wait instead of waiting."""
+
+    def __init__(self, settings, now, **options):
+        super().__init__(settings, lambda: now[0], **options)
+        self.now, self.waited = now, []
+
+    def _pause(self, seconds):
+        self.waited.append(seconds)
+        self.now[0] += seconds
+
+
+def make_gate(now=None, chance=lambda: 0.0, **changes):
+    return PatientGate(server_settings(**changes), now or [0.0], chance=chance)
 
 
 def networks(*texts):
@@ -79,6 +93,23 @@ def test_connections_that_have_not_logged_in_count():
         assert becomes(lambda: server.gate.connections == 1)
         with raw_socket(server) as sock:
             assert login_raw(sock)['code'] == 'SERVER_BUSY'
+
+
+def test_connections_that_never_log_in_lose_their_places_to_newcomers(monkeypatch):
+    monkeypatch.setattr(bq, 'LOGIN_GRACE_S', 0.0)
+    with serving(max_connections=3) as server, contextlib.ExitStack() as stack:
+        inside = stack.enter_context(raw_socket(server))
+        assert login_raw(inside)['type'] == 'handshake_ack'
+        silent = [stack.enter_context(raw_socket(server)) for _ in range(2)]
+        assert becomes(lambda: server.gate.connections == 3)
+        for _ in range(4):
+            with raw_socket(server) as sock:
+                assert login_raw(sock)['type'] == 'handshake_ack'
+            assert becomes(lambda: server.gate.connections < 3)
+            silent.append(stack.enter_context(raw_socket(server)))
+            assert becomes(lambda: server.gate.connections == 3)
+        assert silent[0].recv(1) == b'', 'the oldest went first'
+        assert ask_raw(inside, 'admin.health')['type'] == 'response', 'nobody who is in is touched'
 
 
 def test_a_crowd_without_room_holds_up_nobody():
@@ -214,14 +245,15 @@ def fail_five_times(server):
 def test_after_five_wrong_tokens_the_right_one_waits_and_a_second_is_refused(monkeypatch):
     monkeypatch.setattr(bq.Gate, 'PENALTY_S', 1.0)
     with serving() as server:
+        server.gate.chance = lambda: 0.99
         fail_five_times(server)
         with raw_socket(server) as first, raw_socket(server) as second:
             send_raw(first, {'type': 'handshake', 'token': TOKEN})
-            assert becomes(lambda: server.gate._waiting)
+            assert becomes(lambda: server.gate._lots)
             refused = login_raw(second)
             assert refused['code'] == 'AUTH_THROTTLED' and refused['retryable']
-            assert refused['retry_after_s'] == bq.Gate.PENALTY_S
-            assert server.gate._waiting, 'refused at once, while the first still waits'
+            assert 0 < refused['retry_after_s'] <= bq.Gate.PENALTY_S
+            assert server.gate._lots, 'refused at once, while the first still waits'
             assert read_raw(first)['type'] == 'handshake_ack'
         with raw_socket(server) as third:
             assert login_raw(third)['type'] == 'handshake_ack', 'the place of the one that waits is free again'
@@ -243,19 +275,9 @@ def test_a_server_that_stops_lets_a_waiting_login_go(monkeypatch):
         fail_five_times(server)
         with raw_socket(server) as sock:
             send_raw(sock, {'type': 'handshake', 'token': TOKEN})
-            assert becomes(lambda: server.gate._waiting)
+            assert becomes(lambda: server.gate._lots)
             server.close()
-            assert not server.gate._waiting
-
-
-class Stopping:
-    """Stands for the server's stop event; notes the waits instead of waiting."""
-
-    def __init__(self):
-        self.waited = []
-
-    def wait(self, seconds):
-        self.waited.append(seconds)
+            assert not server.gate._lots
 
 
 def guess(gate, address, token='wrong'):
@@ -270,38 +292,81 @@ def guess(gate, address, token='wrong'):
     ('203.0.113.9', '203.0.113.9', '203.0.113.10'), ('203.0.113.9', '::ffff:203.0.113.9', '2001:db8::1'),
     ('2001:db8:0:1::1', '2001:db8:0:1:ffff::2', '2001:db8:0:2::1'), ('fe80::1%eth0', 'fe80::2%eth1', '127.0.0.1')])
 def test_guesses_count_by_address_and_by_ipv6_network(guesser, same, other):
-    stopping = Stopping()
-    gate = make_gate(stopping=stopping)
+    gate = make_gate()
     for _ in range(5):
         assert guess(gate, guesser) == 'AUTH_FAILED'
-    assert stopping.waited == []
-    assert guess(gate, other, TOKEN) == 'in' and stopping.waited == []
-    assert guess(gate, same, TOKEN) == 'in' and stopping.waited == [bq.Gate.PENALTY_S]
+    assert gate.waited == []
+    assert guess(gate, other, TOKEN) == 'in' and gate.waited == []
+    assert guess(gate, same, TOKEN) == 'in' and gate.waited == [bq.Gate.PENALTY_S]
 
 
 def test_failures_are_forgotten_after_a_minute():
-    now, stopping = [0.0], Stopping()
-    gate = make_gate(lambda: now[0], stopping)
+    now = [0.0]
+    gate = make_gate(now)
     for _ in range(5):
         guess(gate, '203.0.113.9')
-    now[0] = 59.9
-    assert guess(gate, '203.0.113.9', TOKEN) == 'in' and len(stopping.waited) == 1
+    now[0] = 54.9
+    assert guess(gate, '203.0.113.9', TOKEN) == 'in' and len(gate.waited) == 1
     now[0] = 60.1
-    assert guess(gate, '203.0.113.9', TOKEN) == 'in' and len(stopping.waited) == 1
+    assert guess(gate, '203.0.113.9', TOKEN) == 'in' and len(gate.waited) == 1
 
 
 def test_wrong_guesses_while_punished_go_on_counting():
-    now, stopping = [0.0], Stopping()
-    gate = make_gate(lambda: now[0], stopping)
-    for moment in range(0, 300, 5):
-        now[0] = float(moment)
+    gate = make_gate()
+    for _ in range(60):
         guess(gate, '203.0.113.9')
-    assert len(stopping.waited) == 55, 'all but the first five waited'
+    assert len(gate.waited) == 55, 'all but the first five waited'
+
+
+class CrowdedGate(PatientGate):
+    """While one login waits, others come from the same address."""
+
+    def __init__(self, crowd, **options):
+        super().__init__(server_settings(), [0.0], **options)
+        self.crowd, self.answers = crowd, []
+
+    def _pause(self, seconds):
+        self.crowd, crowd = 0, self.crowd
+        for _ in range(crowd):
+            self.answers.append(guess(self, '203.0.113.9'))
+        super()._pause(seconds)
+
+
+def test_of_a_crowd_one_login_at_a_time_waits_and_the_others_are_refused_at_once():
+    gate = CrowdedGate(3, chance=lambda: 0.99)  # nobody who comes later draws the lot
+    for _ in range(5):
+        guess(gate, '203.0.113.9')
+    assert guess(gate, '203.0.113.9', TOKEN) == 'in'
+    assert gate.answers == ['AUTH_THROTTLED'] * 3 and gate.waited == [bq.Gate.PENALTY_S]
+
+
+def test_the_one_whose_token_is_looked_at_is_drawn_by_lot():
+    """With the same chance for each: whoever shares an address with a guesser is not shut out."""
+    draws, rng = Counter(), random.Random(7)
+    for _ in range(3000):
+        lot, holders = bq._Lot(5.0), {}
+        for number in range(5):
+            holders[lot.draw(rng.random)] = number
+        draws[holders[lot.holder]] += 1
+    assert set(draws) == set(range(5)) and min(draws.values()) > 450
+
+
+def test_one_that_lost_its_turn_to_another_is_refused():
+    with serving() as server:
+        server.gate.PENALTY_S, server.gate.chance = 3600.0, lambda: 0.0  # whoever comes last draws the lot
+        fail_five_times(server)
+        with raw_socket(server) as first, raw_socket(server) as second:
+            send_raw(first, {'type': 'handshake', 'token': TOKEN})
+            assert becomes(lambda: server.gate._lots)
+            send_raw(second, {'type': 'handshake', 'token': TOKEN})
+            assert read_raw(first)['code'] == 'AUTH_THROTTLED'
+            server.gate.close()
+            assert read_raw(second)['code'] == 'AUTH_THROTTLED'
 
 
 def test_the_memory_of_failures_is_bounded(monkeypatch):
     monkeypatch.setattr(bq.Gate, 'REMEMBERED', 50)
-    gate = make_gate(stopping=Stopping())
+    gate = make_gate()
     for number in range(500):
         guess(gate, str(ipaddress.ip_address(0x0a000000 + number)))
         for _ in range(8 if number == 499 else 0):

@@ -236,7 +236,28 @@ def test_switches(text, expected):
 def test_the_allowlist_takes_addresses_and_networks():
     networks = b.parse_allowlist('127.0.0.1, 10.0.0.0/8,::1 ,fd00::/8')
     assert [str(network) for network in networks] == ['127.0.0.1/32', '10.0.0.0/8', '::1/128', 'fd00::/8']
-    assert b.parse_allowlist('') == ()
+    assert b.parse_allowlist('') == b.parse_allowlist('  ') == ()
+    for text in (',', ' , ,'):  # meant to name somebody, but would admit everybody
+        with pytest.raises(ValueError):
+            b.parse_allowlist(text)
+
+
+@pytest.mark.parametrize('given', [{'state': 'x', 'log_file': 'x'}, {'state': './x', 'log_file': 'sub/../x'},
+                                   {'state': 'x', 'tls_cert': 'x', 'tls_key': 'k'}, {'log_file': 'k', 'tls_cert': 'c',
+                                                                                     'tls_key': 'k'}])
+def test_two_things_in_one_file_are_refused(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(str(tmp_path))
+    (tmp_path / 'sub').mkdir()
+    settings = b.load_settings(['server', 'stub'], dict(given, server_type='stub'), environ={}, dotenv=None)
+    with pytest.raises(b.ConfigError) as caught:
+        b.check_server_settings(settings)
+    assert '同一个文件' in caught.value.message
+
+
+def test_a_certificate_and_its_key_may_share_a_file():
+    given = {'server_type': 'stub', 'tls_cert': 'both.pem', 'tls_key': 'both.pem'}
+    settings = b.load_settings(['server', 'stub'], given, environ={}, dotenv=None)
+    assert b.check_server_settings(settings) is settings
 
 
 # -- accounts -------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 import contextlib
 import logging
 import math
+import queue
+import struct
 import threading
 
 import pytest
@@ -374,14 +376,63 @@ def test_a_slow_history_holds_up_neither_ping_nor_order_behind_it(server, monkey
 
 
 def test_every_data_worker_busy_holds_up_no_order(server, monkeypatch):
-    threads = dict((name, count) for name, count, _ in bq.BulletServer.POOLS)['data']
+    share = {pool[0]: pool[3] for pool in bq.BulletServer.POOLS}['data']
     with blocked(monkeypatch, 'data.history') as history, session(server) as sock:
-        for number in range(threads + 3):
+        for number in range(share + 3):
             send_request(sock, number, 'data.history')
-        history.wait_entered(threads)
+        history.wait_entered(share)
         assert ask_raw(sock, 'broker.account', id='account')['id'] == 'account'
         history.go.set()
-        assert sorted(read_raw(sock)['id'] for _ in range(threads + 3)) == list(range(threads + 3))
+        assert sorted(read_raw(sock)['id'] for _ in range(share + 3)) == list(range(share + 3))
+
+
+def test_one_session_does_not_hold_all_data_workers(server, monkeypatch):
+    with blocked(monkeypatch, 'data.history') as history, session(server) as greedy, session(server) as modest:
+        for number in range(30):
+            send_request(greedy, number, 'data.history')
+        assert ask_raw(modest, 'data.snapshot', {'security': CODE})['type'] == 'response'
+        history.go.set()
+        assert sorted(read_raw(greedy)['id'] for _ in range(30)) == list(range(30))
+
+
+@pytest.mark.parametrize('end', ['hangs up', 'too late'])
+def test_a_history_that_nobody_waits_for_any_more_is_not_gone_on_with(monkeypatch, end):
+    with serving(request_timeout=0.2 if end == 'too late' else 60.0) as server:
+        data, seen, go = server.service.backend.data, queue.Queue(), threading.Event()
+        series = data._series
+        monkeypatch.setattr(data, '_series', lambda code, query: (
+            seen.put(code), go.wait(20), series(code, query))[2])
+        with session(server) as sock:
+            send_request(sock, 'h', 'data.history', {'security': ['000001.XSHE', '000002.XSHE', '600000.XSHG'],
+                                                     'count': 1, 'panel': False})
+            assert seen.get(timeout=20) == '000001.XSHE'
+            if end == 'too late':
+                assert read_raw(sock)['code'] == 'REQUEST_TIMEOUT'
+        assert end == 'too late' or becomes(lambda: not server._sessions)
+        go.set()
+        assert server._pools['data'].close(20) and seen.empty()
+
+
+def test_a_request_has_a_limit_of_its_own(server):
+    with session(server) as sock:
+        sock.sendall(struct.pack('>I', bq.REQUEST_LIMIT + 1))
+        assert read_raw(sock)['code'] == 'FRAME_TOO_LARGE' and read_raw(sock) is None
+
+
+# -- a login for a sub-account --------------------------------------------------------------------------------
+def test_no_payload_leaves_the_sub_account_of_the_login():
+    accounts = tuple(bq.AccountSpec(key, key * 8, 'stock', None, None, True) for key in ('1', '2'))
+    subs = (bq.SubAccountSpec('small', '1', 100.0), bq.SubAccountSpec('free', '1', None))
+    with serving(accounts=accounts, sub_accounts=subs) as server, raw_socket(server) as sock:
+        assert login_raw(sock, account_key='1', sub_account_id='small')['type'] == 'handshake_ack'
+        for named in ({}, {'account_key': '1'}, {'sub_account_id': 'small'}, {'sub_account_id': 'small@1'},
+                      {'account_key': None, 'sub_account_id': None}):
+            error = ask_error(sock, 'broker.place_order', order_payload(**named))
+            assert error['code'] == 'ORDER_REJECTED' and 'small' in error['message'], named
+        for named in ({'account_key': '2'}, {'sub_account_id': 'free'}, {'sub_account_id': 'free@1'},
+                      {'account_key': '2', 'sub_account_id': 'small'}):
+            assert ask_error(sock, 'broker.place_order', order_payload(**named))['code'] == 'ACCOUNT_NOT_FOUND', named
+            assert ask_error(sock, 'broker.positions', named)['code'] == 'ACCOUNT_NOT_FOUND', named
 
 
 # -- limits --------------------------------------------------------------------------------------------------
@@ -401,7 +452,7 @@ def test_requests_in_flight_of_one_connection_are_limited(server, monkeypatch):
 
 
 def test_a_full_queue_is_server_busy(monkeypatch):
-    monkeypatch.setattr(bq.BulletServer, 'POOLS', (('data', 1, 2), ('broker', 2, 4)))
+    monkeypatch.setattr(bq.BulletServer, 'POOLS', (('data', 1, 2, 1), ('broker', 2, 4, 2)))
     with serving() as server, blocked(monkeypatch, 'data.history') as history, session(server) as sock:
         send_request(sock, 0, 'data.history')
         history.wait_entered()
@@ -440,7 +491,7 @@ def test_an_order_that_takes_too_long_is_unknown_and_exists_once(monkeypatch):
 
 
 def test_an_order_whose_turn_never_came_is_not_carried_out_later(monkeypatch):
-    monkeypatch.setattr(bq.BulletServer, 'POOLS', (('data', 1, 8), ('broker', 1, 8)))
+    monkeypatch.setattr(bq.BulletServer, 'POOLS', (('data', 1, 8, 1), ('broker', 1, 8, 1)))
     with serving(request_timeout=0.2) as server, blocked(monkeypatch, 'broker.account') as account:
         with session(server) as sock:
             send_request(sock, 'slow', 'broker.account')
@@ -486,7 +537,7 @@ def test_half_a_character_in_an_answer_is_sent_as_its_escape(server, monkeypatch
 
 def test_large_answers_that_nobody_reads_occupy_no_worker(monkeypatch):
     """One client asks for more than its line takes and reads nothing; another is served meanwhile."""
-    monkeypatch.setattr(bq.BulletServer, 'POOLS', (('data', 1, 64), ('broker', 1, 8)))
+    monkeypatch.setattr(bq.BulletServer, 'POOLS', (('data', 1, 64, 1), ('broker', 1, 8, 1)))
     answering(monkeypatch, 'data.history', lambda *_: {'text': 'x' * (8 * 1024 * 1024)})
     with serving() as server, session(server) as deaf, session(server) as other:
         for number in range(4):
@@ -497,7 +548,7 @@ def test_large_answers_that_nobody_reads_occupy_no_worker(monkeypatch):
 
 def test_a_backlog_of_large_answers_is_bounded(monkeypatch):
     monkeypatch.setattr(bq.Mailbox, 'BACKLOG_LIMIT', 21 * 1024 * 1024)
-    monkeypatch.setattr(bq.BulletServer, 'POOLS', (('data', 1, 64), ('broker', 1, 8)))
+    monkeypatch.setattr(bq.BulletServer, 'POOLS', (('data', 1, 64, 1), ('broker', 1, 8, 1)))
     begun = threading.Semaphore(0)
     answering(monkeypatch, 'data.history', lambda *_: begun.release() or {'text': 'x' * (20 * 1024 * 1024)})
     with serving() as server, session(server) as deaf, session(server) as other:

@@ -14,7 +14,7 @@ import pytest
 
 import bullet_qmt as bq
 
-from .base import TOKEN, ask_raw, login_raw, raw_socket, read_raw, send_raw, serving
+from .base import TOKEN, ask_raw, login_raw, raw_socket, read_raw, send_raw, server_settings, serving
 from .resources import becomes, nothing_left
 
 CODE = '000001.XSHE'
@@ -94,7 +94,7 @@ def test_a_request_that_never_ends_does_not_keep_the_server(monkeypatch):
 
 def test_what_waited_behind_a_stuck_request_is_never_carried_out_after_the_end(monkeypatch):
     monkeypatch.setattr(bq.BulletServer, 'DRAIN_S', 0.2)
-    monkeypatch.setattr(bq.BulletServer, 'POOLS', (('data', 1, 8), ('broker', 1, 8)))
+    monkeypatch.setattr(bq.BulletServer, 'POOLS', (('data', 1, 8, 1), ('broker', 1, 8, 1)))
     entered, go, placed = threading.Event(), threading.Event(), []
 
     def stuck(service, payload, session):
@@ -205,6 +205,40 @@ def test_the_program_stops_cleanly_on_a_signal(number):
             process.communicate()
     assert code == 0 and '已停止' in out and 'Traceback' not in err
     assert TOKEN not in out and TOKEN not in err
+
+
+@windows
+def test_a_second_signal_in_the_same_breath_stops_it_all_the_same():
+    """A handler that took a lock could meet itself."""
+    process = start_program('--port', '0')
+    try:
+        read_to_ready(process)
+        for number in [signal.SIGINT, signal.SIGTERM] * 5:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(number)
+        code, out, err = finish(process)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+    assert code == 0 and '已停止' in out and 'Traceback' not in err
+
+
+@windows
+def test_a_stop_signal_wakes_who_waits():
+    script = ('import os, signal, threading, bullet_qmt as bq\n'
+              'stop = bq.StopSignal().install()\n'
+              'assert not stop.wait(0)\n'
+              'threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()\n'
+              'assert stop.wait(20) and stop.wait(0)\n')
+    subprocess.check_call([sys.executable, '-c', script], env=dict(os.environ, PYTHONPATH=os.path.dirname(bq.__file__)))
+
+
+@pytest.mark.parametrize('address', ['a..b', 'no.such.host.invalid', '203.0.113.77'])
+def test_an_address_that_is_not_this_machines_is_a_configuration_error(address):
+    with pytest.raises(bq.ConfigError) as caught:
+        bq.serve(server_settings(listen=address))
+    assert address in caught.value.message
 
 
 def test_the_program_says_that_the_port_is_taken():
