@@ -9206,10 +9206,13 @@ class RemoteQmtBroker:
         self._settings = client_settings(config)
         self.account_key, self.sub_account_id = self._settings.account_key, self._settings.sub_account
         self._connection, self._owned = connection, connection is None
-        self._connecting, self._checked = threading.Lock(), account_id is None
+        self._connecting, self._checked = threading.Lock(), not _is_account_number(account_id)
 
     def connect(self):
-        """Also makes sure, where an account_id was given, that the server trades for that account. AccountNotFound."""
+        """Also makes sure, where account_id is a number, that the server trades for that account. AccountNotFound.
+
+        Programs written for other remote brokers give a key or a word like 'remote' there; these say nothing.
+        """
         with self._connecting:
             if self._connection is None:
                 self._connection = _connected(self._settings)
@@ -9351,6 +9354,10 @@ class RemoteQmtBroker:
             if not error.retryable:
                 raise
             return {'status_msg': error.message}
+
+
+def _is_account_number(account_id):
+    return account_id is not None and re.fullmatch(r'\d{4,}', str(account_id), re.ASCII) is not None
 
 
 UNSEEN_S = 3.0

@@ -366,7 +366,8 @@ def test_an_answer_without_a_status_is_an_order_all_the_same():
 
 
 def test_the_account_is_the_one_that_was_meant(connection):
-    assert bq.RemoteQmtBroker('10000001', connection=connection).connect()
+    for account_id in ('10000001', 10000001, 'remote', 'main', None):
+        assert bq.RemoteQmtBroker(account_id, connection=connection).get_account_info()['account_id'] == '10000001'
     for call in ('connect', 'get_positions', 'disconnect'):
         broker = bq.RemoteQmtBroker('10000002', connection=connection)
         if call == 'disconnect':

@@ -36,7 +36,7 @@ def long_connection(port):
 
 
 def broker_over(connection, **config):
-    return bq.RemoteQmtBroker('123456', config=dict({'account_key': 'main'}, **config), connection=connection)
+    return bq.RemoteQmtBroker('remote', config=dict({'account_key': 'main'}, **config), connection=connection)
 
 
 def near(value):
