@@ -19,7 +19,7 @@ if importlib.util.find_spec('xtquant') is None or importlib.util.find_spec('pand
 
 CODE = '600000.XSHG'
 LOW = {'type': 'limit', 'price': 9.5}
-PATIENCE_S = 30
+PATIENCE_S = 60
 
 
 def until(question, told='not in time'):
