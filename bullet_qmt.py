@@ -936,7 +936,7 @@ _CODE = re.compile(r'(\d{6})\.([A-Za-z]{2,4})', re.ASCII)
 # (market, pattern of the number, kind, board); the first match decides.
 _KINDS = [(market, re.compile(pattern), kind, board) for market, pattern, kind, board in (
     ('XSHG', r'000|88', 'index', ''), ('XSHG', r'68[89]', 'stock', 'star'), ('XSHG', r'60', 'stock', 'main'),
-    ('XSHG', r'5[12368]', 'etf', ''), ('XSHG', r'50', 'lof', ''), ('XSHG', r'11[01378]', 'bond', ''),
+    ('XSHG', r'5[123568]', 'etf', ''), ('XSHG', r'50', 'lof', ''), ('XSHG', r'11[01378]', 'bond', ''),
     ('XSHG', r'204', 'repo', ''), ('XSHE', r'39', 'index', ''), ('XSHE', r'30', 'stock', 'chinext'),
     ('XSHE', r'00', 'stock', 'main'), ('XSHE', r'159', 'etf', ''), ('XSHE', r'1[68]', 'lof', ''),
     ('XSHE', r'12[378]', 'bond', ''), ('XSHE', r'131', 'repo', ''), ('BJ', r'899', 'index', ''),
@@ -1021,9 +1021,20 @@ def limit_ratio(security, day, is_st=False):
     if item.board == 'bse':
         return 0.3
     wide = item.board == 'star' or (item.board == 'chinext' and day >= _CHINEXT_REFORM) or item.kind == 'bond'
-    if wide or item.code.startswith('588'):
+    if wide or item.code.startswith(('588', '589')):
         return 0.2
     return 0.05 if is_st else 0.1
+
+
+# Boards whose new stocks trade their first days without price limits: (from that day on, number of days).
+_FREE_START = {'star': (date(2019, 7, 22), 5), 'chinext': (date(2020, 8, 24), 5), 'main': (date(2023, 4, 10), 5),
+               'bse': (date(2021, 11, 15), 1)}
+
+
+def starts_without_limits(security, listed, days):
+    """Whether a stock listed on that date has no price limits on its `days`-th trade day (1: the first)."""
+    since, count = _FREE_START.get(instrument(security).board, (date.max, 0))
+    return listed >= since and 1 <= days <= count
 
 
 def limit_percent(security, day, is_st=False):
@@ -1033,10 +1044,10 @@ def limit_percent(security, day, is_st=False):
 
 
 def limit_ticks(pre, percent):
-    """Limits in whole ticks, half up, of a previous close in ticks; (None, None) without a limit."""
+    """Limits in whole ticks of a previous close in ticks: half up, at least a tick away. (None, None): without."""
     if percent is None:
         return None, None
-    return (pre * (100 + percent) + 50) // 100, max(1, (pre * (100 - percent) + 50) // 100)
+    return max(pre + 1, (pre * (100 + percent) + 50) // 100), max(1, min(pre - 1, (pre * (100 - percent) + 50) // 100))
 
 
 def ticks_per_yuan(security):
@@ -1061,7 +1072,9 @@ def price_limits(security, pre_close, day, is_st=False):
 
 def _limits_off_tick(pre_close, percent, tick):
     base, part = Decimal(repr(pre_close)), Decimal(percent) / 100
-    return round_to_tick(float(base * (1 + part)), tick), max(tick, round_to_tick(float(base * (1 - part)), tick))
+    high, low = round_to_tick(float(base * (1 + part)), tick), round_to_tick(float(base * (1 - part)), tick)
+    return (max(high, ceil_to_tick(pre_close + tick, tick)),
+            max(tick, min(low, floor_to_tick(pre_close - tick, tick))))
 
 
 def price_cage(security, side, reference):
@@ -1097,9 +1110,11 @@ def protect_price(security, side, reference, high_limit, low_limit):
     return min(known) if side == 'BUY' else max(known)
 
 
-def lot_problem(security, side, amount, closeable=None):
+def lot_problem(security, side, amount, closeable=None, style='limit'):
     """Why the amount is no order of this security, or None. A sale may take an odd rest along, whole."""
-    item = instrument(security)
+    item, largest = instrument(security), largest_order(security, style)
+    if largest is not None and amount > largest:
+        return '数量 %d 大于单笔申报上限 %d，请分几笔委托' % (amount, largest)
     if side == 'SELL' and closeable is not None and _odd_rest_sold(item, amount, closeable):
         return None
     if amount < item.lot:
@@ -1113,6 +1128,19 @@ def _odd_rest_sold(item, amount, closeable):
     if item.step == 1:
         return amount == closeable
     return amount <= closeable and closeable % item.step and amount % item.step == closeable % item.step
+
+
+# Most shares of one order, at a limit and at market. Source: trading rules of SSE, SZSE and BSE.
+_LARGEST = {'star': (100000, 50000), 'chinext': (300000, 150000)}
+
+
+def largest_order(security, style):
+    """Most shares (a fund's units) that one order may have; None where the rules set it by other means."""
+    item = instrument(security)
+    if item.kind not in ('stock', 'etf', 'lof'):
+        return None
+    limit, market = _LARGEST.get(item.board, (1000000, 1000000))
+    return market if style == 'market' else limit
 
 
 def round_lot(security, amount):
@@ -1151,10 +1179,20 @@ def minute_of_day(moment):
     return moment.hour * 60 + moment.minute
 
 
+CLOSING_CALL = 14 * 60 + 57  # the closing auction begins
+
+
 def in_session(moment):
-    """Continuous trading at this clock time, on whatever day."""
+    """Between the open and the close at this clock time, on whatever day."""
     minute = minute_of_day(moment)
     return MORNING_OPEN <= minute < MORNING_CLOSE or AFTERNOON_OPEN <= minute < AFTERNOON_CLOSE
+
+
+def in_continuous_trading(security, moment):
+    """Not in the closing auction either, which all have but Shanghai's convertible bonds."""
+    item = instrument(security)
+    to_the_end = item.kind == 'bond' and item.code.endswith('XSHG')
+    return in_session(moment) and (to_the_end or minute_of_day(moment) < CLOSING_CALL)
 
 
 def bars_elapsed(moment):
@@ -1772,6 +1810,11 @@ HISTORY_ROW_LIMIT = 1000000  # some 70 MB of JSON, twice what a frame holds; ref
 SECURITY_TYPES = ('stock', 'fund', 'etf', 'lof', 'index', 'bond')
 
 
+# What an order has to know of the market at this moment. continuous: continuous trading, where the price cage holds.
+# unlimited: a first day without price limits.
+MarketState = namedtuple('MarketState', 'continuous unlimited')
+
+
 class Backend:
     """What a factory in ADAPTERS returns. data: DataAdapter; brokers: OrderedDict account key -> BrokerAdapter.
 
@@ -1968,7 +2011,7 @@ def gather(bars, grid, fill):
     """Columns along the grid. fill: suspended rows get the last close and no turnover; otherwise NaN."""
     _check_size(len(grid))
     columns = {'time': [moment for moment, _, _ in grid],
-               'paused': [0.0 if row is not None else 1.0 for _, row, _ in grid]}
+               'paused': [0.0 if row is not None else math.nan if close != close else 1.0 for _, row, close in grid]}
     for name, values in bars.items():
         if name not in columns:
             share = 0.0 if name in ('volume', 'money') else 1.0
@@ -1992,7 +2035,8 @@ _COMBINE = {'time': lambda part: part[-1], 'open': lambda part: _known(part)[0],
             'high': lambda part: max(_known(part)), 'low': lambda part: min(_known(part)),
             'volume': lambda part: math.fsum(_known(part)), 'money': lambda part: math.fsum(_known(part)),
             'pre_close': lambda part: _known(part)[0], 'high_limit': lambda part: _known(part)[-1],
-            'low_limit': lambda part: _known(part)[-1], 'paused': min, 'factor': lambda part: part[-1]}
+            'low_limit': lambda part: _known(part)[-1], 'paused': lambda part: min(_known(part)),
+            'factor': lambda part: part[-1]}
 
 
 def _known(part):
@@ -2094,8 +2138,8 @@ class DataAdapter:
     def unsubscribe(self, codes):
         raise NotSupported('这个行情源不推送')
 
-    def ensure_cache(self, query):
-        """Whatever must be fetched before history(query) can answer. Dict of figures."""
+    def ensure_cache(self, query, download=True):
+        """Fetches what history(query) needs, or only looks for it, without `download`. Dict of figures."""
         return {'ok': True, 'downloaded': 0}
 
     # -- for the caller -------------------------------------------------------------------------------------
@@ -2110,8 +2154,25 @@ class DataAdapter:
         stop = len(days) if end is None else bisect.bisect_right(days, end)
         return days[first:stop] if count is None else days[first:stop][-count:]
 
-    def security_info(self, code):
+    def market_state(self, code):
+        now = self.clock.now()
+        return MarketState(self._is_continuous(code, now), self._is_unlimited(code, now.date()))
+
+    def _is_continuous(self, code, moment):
+        return in_continuous_trading(code, moment)
+
+    def _is_unlimited(self, code, day):
+        """The calendar is only asked where the listing is that young."""
+        listed = self._info(code)['start_date']
+        if not timedelta(0) <= day - listed <= timedelta(days=30):
+            return False
+        return starts_without_limits(code, listed, len(self.trade_days(to_ms(listed), to_ms(day))))
+
+    def security_info(self, code, day=None):
+        """Raises SecurityNotFound also for one that was not listed on `day`."""
         info = self._info(code)
+        if day is not None and not info['start_date'] <= day <= info['end_date']:
+            raise SecurityNotFound('%s 在 %s 没有上市' % (code, day), '上市 %s，退市 %s' % (info['start_date'], info['end_date']))
         return dict(info, qmt_code=qmt_code(code), start_date=info['start_date'].isoformat(),
                     end_date=info['end_date'].isoformat())
 
@@ -2627,11 +2688,14 @@ class _SyntheticMarket(_StubMarket):
     """Random walks, the same for a seed and a code whatever is asked, and in whatever order.
 
     Dividends fall on stocks alone. Days after 2025 are never suspended. The calendar is `rule_trade_day`.
+    KEPT: how many series are kept, some 0.3 MB each.
     """
+
+    KEPT = 64
 
     def __init__(self, seed):
         super().__init__(seed)
-        self._series, self._days, self._lock = {}, [], threading.Lock()
+        self._series, self._days, self._lock = OrderedDict(), [], threading.Lock()
 
     def codes(self):
         return [row[0] for row in _STUB_CATALOGUE]
@@ -2676,10 +2740,13 @@ class _SyntheticMarket(_StubMarket):
         return series.dividends
 
     def _series_of(self, code):
+        """The least recently used one goes where there are too many: it can be made again."""
         with self._lock:
-            if code not in self._series:
-                self._series[code] = _SyntheticSeries(self.seed, _stub_profile(code))
-            return self._series[code]
+            series = self._series.pop(code, None) or _SyntheticSeries(self.seed, _stub_profile(code))
+            self._series[code] = series
+            if len(self._series) > self.KEPT:
+                self._series.popitem(last=False)
+            return series
 
 
 def _extend_minutes(columns, minutes, day, per_yuan):
@@ -2705,9 +2772,9 @@ class _CsvMarket(_StubMarket):
     but no bars. A day that only other securities have is a suspension.
     """
 
-    def __init__(self, directory, seed=1):
+    def __init__(self, directory, seed=1, today=date.max):
         super().__init__(seed)
-        self.directory = directory
+        self.directory, self._today = directory, today
         self._minutes = {}
         self._daily = self._load(_csv_files(directory))
         self._days = sorted(set().union(*(columns['time'] for columns in self._daily.values())))
@@ -2761,10 +2828,10 @@ class _CsvMarket(_StubMarket):
         return own
 
     def _load(self, files):
-        daily = {code: _read_daily(path, code) for (code, period), path in files.items() if period == '1d'}
+        daily = {code: _read_daily(path, code, self._today) for (code, period), path in files.items() if period == '1d'}
         for (code, period), path in files.items():
             if period == '1m':
-                self._minutes[code] = _read_minutes(path)
+                self._minutes[code] = _read_minutes(path, self._today)
                 daily.setdefault(code, _days_of_minutes(code, self._minutes[code]))
         return daily
 
@@ -2820,8 +2887,8 @@ _csv_moment = lru_cache(maxsize=8192)(parse_moment)  # files share their dates
 class _CsvReader:
     """The rows of one file as columns. Every complaint names the file and the line."""
 
-    def __init__(self, path, time_column, optional=()):
-        self.path, self.line = path, 1
+    def __init__(self, path, time_column, optional=(), today=date.max):
+        self.path, self.line, self.today = path, 1, today
         lines = self._lines()
         self._header = [name.strip() for name in lines[0].split(',')]
         missing = [name for name in (time_column,) + _CSV_NUMBERS if self._header.count(name) != 1]
@@ -2872,13 +2939,18 @@ class _CsvReader:
             moment, has_clock = _csv_moment(text)
         except ValueError:
             self.fail('时间 %s 不认识' % brief(text))
-        problem = self.check_time(moment, has_clock)
+        problem = self.check_time(moment, has_clock) or self._day_problem(moment)
         if problem:
             self.fail('时间 %s：%s' % (brief(text), problem))
         ms = to_ms(moment)
         if self.columns['time'] and ms <= self.columns['time'][-1]:
             self.fail('时间 %s 重复或没有按升序排列' % brief(text))
         return ms
+
+    def _day_problem(self, moment):
+        if moment.weekday() >= 5:
+            return '周末没有行情'
+        return '在今天之后' if moment.date() > self.today else None
 
     def _numbers(self, cells):
         """The pattern comes first: float() alone would take 1_000, nan and inf."""
@@ -2914,12 +2986,12 @@ class _CsvMinutes(_CsvReader):
 _BAR_MINUTE_SET = frozenset(BAR_MINUTES)
 
 
-def _read_daily(path, code):
-    return _complete_days(code, _CsvDays(path, 'date', _CSV_OPTIONAL).columns)
+def _read_daily(path, code, today):
+    return _complete_days(code, _CsvDays(path, 'date', _CSV_OPTIONAL, today).columns)
 
 
-def _read_minutes(path):
-    return _CsvMinutes(path, 'time').columns
+def _read_minutes(path, today):
+    return _CsvMinutes(path, 'time', today=today).columns
 
 
 def _complete_days(code, columns):
@@ -3028,9 +3100,12 @@ class StubData(DataAdapter):
     always_open=True: every moment of every calendar day is trading time for quotes. The 24 hours of the day are
     scaled to the 240 minutes of its plan, six minutes of clock to one of plan: 00:00 is the open, 12:00 noon half
     time, and at midnight a new day begins. A Sunday gets a plan of its own from the last close, which never enters
-    the history: that keeps to trade days and to real sessions by the clock, in both modes.
+    the history: that keeps to trade days. Today's bars are never ahead of the quotes, nor of the clock: a minute is
+    there once both have passed it, and the day is complete at midnight.
     For the exchange: quote, market_open, trade_day, last_close. close() ends the pushing thread.
     """
+
+    PLANS_KEPT = 1000  # some 40 KB each
 
     def __init__(self, source, clock, always_open, tick_interval_s):
         super().__init__(clock)
@@ -3047,6 +3122,9 @@ class StubData(DataAdapter):
     def trade_day(self, moment):
         """The exchange's day of a moment: the calendar date, in both modes (always open: each one is a trading day)."""
         return moment.date()
+
+    def _is_continuous(self, code, moment):
+        return self.always_open or super()._is_continuous(code, moment)
 
     def last_close(self, code):
         """The reference price of the current day in yuan: the last close, less what went ex today."""
@@ -3098,17 +3176,26 @@ class StubData(DataAdapter):
         """Complete bars: of the running day only those whose end has come."""
         now = self.clock.now()
         columns = self.source.minutes(code, first, min(last, to_ms(now.date())))
-        return _slice_columns(columns, first, to_ms(now))
+        return _slice_columns(columns, first, self._shown_until(now))
+
+    def _shown_until(self, now):
+        """The label of the newest minute bar that may be seen, in ms; none of today before the first."""
+        count, today = self._minutes_passed(now), to_ms(now.date())
+        return today + BAR_MINUTES[count - 1] * 60000 if count else today
+
+    def _minutes_passed(self, now):
+        """How many of today's 240 minute bars are complete, for the clock and for the quotes."""
+        shown = int(self._position(now, now.date()) or 0) if self.always_open else MINUTES_A_DAY
+        return min(bars_elapsed(now), shown)
 
     def _running_day(self, code, now):
-        """What today's bar shows at this moment: nothing before 09:30, all of it from 15:00."""
+        """What today's bar shows at this moment: nothing before 09:30, all of it after the last minute."""
         today, times = now.date(), self.source.daily(code, now.date())['time']
         row = bisect.bisect_left(times, to_ms(today))
         if row == len(times) or times[row] != to_ms(today) or minute_of_day(now) < MORNING_OPEN:
             return None
-        plan = self._plan(code, today)
-        complete = plan.bar.paused or minute_of_day(now) >= AFTERNOON_CLOSE
-        return plan.bar if complete else plan.day_so_far(bars_elapsed(now))
+        plan, count = self._plan(code, today), self._minutes_passed(now)
+        return plan.bar if plan.bar.paused or count == MINUTES_A_DAY else plan.day_so_far(count)
 
     # -- the running day --------------------------------------------------------------------------------------
     def _quote_day(self, now):
@@ -3135,7 +3222,10 @@ class StubData(DataAdapter):
         if plan is None or plan.bar.day != day:
             bar = self.source.plan(code, day)
             plan = _StubPlan(bar, self.source.plan_minutes(code, bar), ticks_per_yuan(code))
-            self._plans[code] = plan
+            with self._lock:
+                if len(self._plans) >= self.PLANS_KEPT and code not in self._plans:
+                    self._plans.pop(next(iter(self._plans)))
+                self._plans[code] = plan
         return plan
 
     def _still_tick(self, code, now, bar):
@@ -3394,7 +3484,7 @@ def _check_quote(request, quote):
 
 
 def _check_lot(request, closeable):
-    problem = lot_problem(request.security, request.side, request.amount, closeable)
+    problem = lot_problem(request.security, request.side, request.amount, closeable, request.style)
     if problem:
         raise _refusal(problem)
 
@@ -3798,7 +3888,9 @@ def open_stub(settings, clock):
     for spec in specs:
         if spec.account_type != 'stock':
             raise ConfigError('账户 %s 的类型 %s 在模拟交易所里没有' % (spec.key, spec.account_type), '模拟交易所只有 stock 账户')
-    source = _CsvMarket(settings.stub_data) if settings.stub_data else _SyntheticMarket(settings.stub_seed)
+    source = _SyntheticMarket(settings.stub_seed)
+    if settings.stub_data:
+        source = _CsvMarket(settings.stub_data, today=Clock().now().date())  # whatever time is played
     data = StubData(source, clock, settings.stub_clock == 'always', settings.stub_tick_interval)
     exchange = StubExchange(data, clock, settings.stub_tick_interval)
     brokers = OrderedDict((spec.key, StubBroker(exchange, spec, settings.stub_cash)) for spec in specs)
@@ -5958,8 +6050,10 @@ class QmtData(DataAdapter):
         return _QmtNeed(code, '1m', days, days[-1] + label * 60000, self._is_latest(days[-1]))
 
     # -- downloads --------------------------------------------------------------------------------------------
-    def ensure_cache(self, query):
+    def ensure_cache(self, query, download=True):
         """Downloads what history(query) needs and is not local. An explicit wish: it holds without auto_download too.
+
+        Without `download` it only looks: what is missing counts as failed.
 
         Dict: ok; total: securities asked for; finished: of these ready; downloaded: of these fetched now;
         failed: codes; seconds.
@@ -5968,7 +6062,11 @@ class QmtData(DataAdapter):
         fetched, failed = set(), OrderedDict()
         for period in ('1d', '1m') if query.intraday else ('1d',):
             needs = [self._need_of(code, period, query) for code in codes if code not in failed]
-            self._fetch_all([need for need in needs if need is not None], fetched, failed)
+            needs = [need for need in needs if need is not None]
+            if download:
+                self._fetch_all(needs, fetched, failed)
+            else:
+                failed.update((need.code, None) for need in needs if self._store.lacking(need, certain=False))
         return {'ok': not failed, 'total': len(codes), 'finished': len(codes) - len(failed),
                 'downloaded': len(fetched), 'failed': list(failed), 'seconds': round(time.monotonic() - began, 3)}
 
@@ -6118,8 +6216,20 @@ class QmtData(DataAdapter):
         before = _qmt_finite(detail.get('PreClose'))
         if high > 0 and low > 0 and (not before or not pre_close or abs(before - pre_close) < 1e-6):
             return high, low
+        if self._is_new(code, detail):
+            return None, None
         name = str(detail.get('InstrumentName') or '')
         return price_limits(code, pre_close, self.clock.now().date(), _qmt_is_st(name))
+
+    def _is_new(self, code, detail):
+        """Whether limits that the detail lacks are none. Where the calendar cannot be had they are derived instead."""
+        if not _qmt_date(detail.get('OpenDate'), None):
+            return False
+        try:
+            return self._is_unlimited(code, self.clock.now().date())
+        except BulletError as error:
+            LOG.info('%s 是否在上市首日无法判断：%s', code, printable(error))
+            return False
 
     def _age(self, dt):
         """(age in seconds, whether that is too old). Only time in a session counts: nothing is quoted at noon."""
@@ -6527,18 +6637,18 @@ def parse_order_id(value):
 
 
 # -- market rules on a ticket ------------------------------------------------------------------------------------
-def approve_order(ticket, route, quote, closeable, now):
+def approve_order(ticket, route, quote, closeable, now, state=MarketState(True, False)):
     """OrderTicket -> OrderRequest within every rule, or OrderRejected with the reason. Nothing was sent yet.
 
-    quote: Tick; closeable: shares that can be sold now. A rule that cannot be computed does not pass.
+    quote: Tick; closeable: shares that can be sold now; state: MarketState. What cannot be computed does not pass.
     """
     _refuse_if(not tradable(ticket.security), '%s 不是可以买卖的证券' % ticket.security)
     _refuse_if(quote.paused, '%s 停牌' % ticket.security)
-    problem = lot_problem(ticket.security, ticket.side, ticket.amount, closeable)
+    problem = lot_problem(ticket.security, ticket.side, ticket.amount, closeable, ticket.style)
     _refuse_if(problem, '%s %s' % (ticket.security, problem))
     _refuse_if(ticket.side == 'SELL' and ticket.amount > closeable,
                '%s 可卖数量 %d，不足 %d' % (ticket.security, closeable, ticket.amount))
-    price = (_limit_price if ticket.style == 'limit' else _market_bound)(ticket, quote, now)
+    price = (_limit_price if ticket.style == 'limit' else _market_bound)(ticket, quote, now, state)
     _check_sub_limit(ticket, route, price, quote)
     bound = {'price': price} if ticket.style == 'limit' else {'protect_price': price}
     return OrderRequest(security=ticket.security, side=ticket.side, amount=ticket.amount, style=ticket.style,
@@ -6558,21 +6668,21 @@ def _refuse_if(problem, message):
         raise OrderRejected(message, broker_called=False)
 
 
-def _limit_price(ticket, quote, now):
+def _limit_price(ticket, quote, now, state):
     price, tick = ticket.price, instrument(ticket.security).tick
     _refuse_if(not on_tick(price, tick), '价格 %s 不是最小变动价位 %s 的整数倍' % (price, tick))
-    high, low = _day_limits(ticket.security, quote, now)
+    high, low = _day_limits(ticket.security, quote, now, state)
     _refuse_if(high and price > high, '价格 %s 高于涨停价 %s' % (price, high))
     _refuse_if(low and price < low, '价格 %s 低于跌停价 %s' % (price, low))
-    cage = price_cage(ticket.security, ticket.side, _reference(ticket, quote)) if in_session(now) else None
+    cage = price_cage(ticket.security, ticket.side, _reference(ticket, quote)) if state.continuous else None
     _refuse_if(cage and (price > cage if ticket.side == 'BUY' else price < cage),
                '价格 %s 超出价格笼子（%s 不能劣于 %s）' % (price, ticket.side, cage))
     return price
 
 
-def _day_limits(security, quote, now):
+def _day_limits(security, quote, now, state):
     """(high, low); refused where the security has limits but nobody knows them."""
-    if limit_ratio(security, now.date()) is None:
+    if state.unlimited or limit_ratio(security, now.date()) is None:
         return None, None
     high, low = quote.high_limit, quote.low_limit
     if not (_is_price(high) and _is_price(low)):
@@ -6587,16 +6697,16 @@ def _is_price(value):
 
 
 def _reference(ticket, quote):
-    """What cage and value are measured from: the other side's best price, else the last one, else the last close."""
-    best = quote.a1_p if ticket.side == 'BUY' else quote.b1_p
-    price = next(filter(_is_price, (best, quote.last_price, quote.pre_close)), None)
+    """What cage and value are measured from: the other side's best price, else the own side's, the last, the close."""
+    best = (quote.a1_p, quote.b1_p) if ticket.side == 'BUY' else (quote.b1_p, quote.a1_p)
+    price = next(filter(_is_price, best + (quote.last_price, quote.pre_close)), None)
     _refuse_if(price is None, '%s 没有行情，无法核对价格' % ticket.security)
     return price
 
 
-def _market_bound(ticket, quote, now):
+def _market_bound(ticket, quote, now, state):
     """The stricter of the rules' bound and the client's own, rounded to the safe side."""
-    high, low = _day_limits(ticket.security, quote, now)
+    high, low = _day_limits(ticket.security, quote, now, state)
     bound = protect_price(ticket.security, ticket.side, _reference(ticket, quote), high, low)
     _refuse_if(bound is None, '%s 无法确定市价委托的保护价' % ticket.security)
     bound = bound if ticket.price is None else _stricter(ticket, bound)
@@ -6614,10 +6724,12 @@ def _stricter(ticket, bound):
 
 
 def _check_sub_limit(ticket, route, price, quote):
-    """A sale fills at the market's price where that is better than its own: it is worth the higher of the two."""
+    """A sale fills at the market's price where that is better: it is worth the highest of what is known."""
     limit = route.sub.limit if route.sub else None
     if limit is not None:
-        worth = price if ticket.side == 'BUY' else max(price, _reference(ticket, quote))
+        worth = price
+        if ticket.side == 'SELL':
+            worth = max([price, _reference(ticket, quote)] + list(filter(_is_price, (quote.b1_p, quote.last_price))))
         value = Decimal(repr(worth)) * ticket.amount
         _refuse_if(value > Decimal(repr(limit)),
                    '委托金额 %s 元超过子账户 %s 的每笔上限 %s 元' % (value, route.sub.name, limit))
@@ -6880,9 +6992,9 @@ class OrderDesk:
         try:
             with _nothing_sent():
                 closeable = self._closeable(route, ticket.security) if ticket.side == 'SELL' else 0
-                quote = self.data.quote(ticket.security)
+                quote, state = self.data.quote(ticket.security), self.data.market_state(ticket.security)
                 ticket = _whole_lots(ticket, closeable) if floor_lots else ticket
-                return approve_order(ticket, route, quote, closeable, self.clock.now()).replace(tag=entry.tag)
+                return approve_order(ticket, route, quote, closeable, self.clock.now(), state).replace(tag=entry.tag)
         except OrderRejected as error:
             raise self._refused(entry, error)
 
@@ -7405,15 +7517,15 @@ def _trade_days(service, payload, caller):
 
 
 def _security_info(service, payload, caller):
-    info = service.backend.data.security_info(_one_code(payload))
+    moment = check_moment(payload.get('date'), 'date')
+    info = service.backend.data.security_info(_one_code(payload), moment and moment[0].date())
     return dict(info, **_as_dict(info))
 
 
 def _ensure_cache(service, payload, caller):
     known = {name: value for name, value in payload.items() if name != 'auto_download'}
-    _flag(payload, 'auto_download', True)
     query = parse_history(dict(known, panel=False), service.clock.now())
-    return _as_dict(service.backend.data.ensure_cache(query))
+    return _as_dict(service.backend.data.ensure_cache(query, _flag(payload, 'auto_download', True)))
 
 
 def _all_securities(service, payload, caller):

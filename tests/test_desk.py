@@ -24,7 +24,10 @@ class FakeData:
     """Quotes by code; the default one trades at 10.00, limits 11.00 and 9.00, ask 10.01, bid 9.99."""
 
     def __init__(self):
-        self.changes, self.error = {}, None
+        self.changes, self.error, self.state = {}, None, None
+
+    def market_state(self, code):
+        return self.state or bq.MarketState(bq.in_continuous_trading(code, self.clock.now()), False)
 
     def quote(self, code):
         if self.error is not None:
@@ -111,6 +114,7 @@ class Shop:
 
     def __init__(self, now=OPEN_HOUR, path=None, keys=('main', 'hedge'), subs=SUBS):
         self.clock, self.data, self.path = FakeClock(now), FakeData(), path
+        self.data.clock = self.clock
         self.brokers = collections.OrderedDict((key, FakeBroker()) for key in keys)
         self.subs, self.main = subs, self.brokers[keys[0]]
         self.open()
@@ -268,11 +272,12 @@ def test_no_account_named_means_default_or_the_only_one_or_an_error_that_lists_t
 
 # -- rules, computed by hand ------------------------------------------------------------------------------------
 def approve(security=CODE, side='BUY', amount=100, price=None, style='limit', closeable=0, sub=None, now=OPEN_HOUR,
-            **quote):
+            unlimited=False, **quote):
     data = FakeData()
     data.changes = quote
     asked = bq.OrderTicket(security=security, side=side, amount=amount, style=style, price=price)
-    return bq.approve_order(asked, bq.Route('main', None, sub), data.quote(security), closeable, now)
+    state = bq.MarketState(bq.in_continuous_trading(security, now), unlimited)
+    return bq.approve_order(asked, bq.Route('main', None, sub), data.quote(security), closeable, now, state)
 
 
 def refused(**arguments):
@@ -317,8 +322,26 @@ def test_the_price_cage_is_two_percent_or_ten_ticks_from_the_other_side():
     refused(price=10.72, a1_p=10.5)
     assert approve(price=2.1, a1_p=2.0, high_limit=2.2, low_limit=1.8).price == 2.1  # ten ticks are more than 2 %
     refused(price=2.11, a1_p=2.0, high_limit=2.2, low_limit=1.8)
-    assert approve(price=10.2, a1_p=None).price == 10.2              # no ask: from the last price
-    refused(price=10.21, a1_p=0)
+    assert approve(price=10.18, a1_p=None).price == 10.18            # no ask: from the bid, 9.99
+    refused(price=10.19, a1_p=0)
+    assert approve(price=10.2, a1_p=None, b1_p=0).price == 10.2      # neither: from the last price
+    refused(price=10.21, a1_p=0, b1_p=None)
+
+
+@pytest.mark.parametrize('moment, caged', [((14, 56), True), ((14, 57), False), ((9, 29), False), ((12, 0), False)])
+def test_the_cage_holds_in_continuous_trading(moment, caged):
+    now = datetime(2024, 5, 15, *moment)
+    if caged:
+        refused(price=10.5, now=now)
+    else:
+        assert approve(price=10.5, now=now).price == 10.5
+
+
+def test_first_days_without_limits():
+    new = dict(now=NIGHT, high_limit=None, low_limit=None)
+    refused(price=30.0, **new)
+    assert approve(price=30.0, unlimited=True, **new).price == 30.0
+    assert approve(style='market', unlimited=True, **new).protect_price == 10.21, 'a protection price all the same'
 
 
 def test_limits_come_from_the_previous_close_where_the_quote_has_none():

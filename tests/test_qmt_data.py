@@ -234,6 +234,15 @@ def test_ensure_cache(terminal, data):
     assert len(terminal.market.downloads) == asked
 
 
+def test_ensure_cache_can_only_look(terminal, data):
+    wanted = query(data, [STOCK, SUSPENDED], count=5)
+    figures = data.ensure_cache(wanted, download=False)
+    assert (figures['ok'], figures['downloaded'], len(figures['failed'])) == (False, 0, 2)
+    assert not terminal.market.downloads
+    data.ensure_cache(wanted)
+    assert data.ensure_cache(wanted, download=False)['ok'] is True
+
+
 def test_ensure_cache_names_what_failed(terminal, data):
     terminal.faults.stall_download(1)
     figures = data.ensure_cache(query(data, [STOCK, SUSPENDED, BOND], count=5))
@@ -561,11 +570,23 @@ def test_dates_of_a_security(fake, faked, opened, expires, start, end):
 
 
 def test_a_quote_without_original_volume(fake, faked):
+    fake.detail['OpenDate'] = 20200801
     fake.tick = {'time': at(9, 59, EPOCH_DAY + bq.DAY_MS), 'lastPrice': 10.0, 'lastClose': 9.8, 'amount': 50000.0,
                  'volume': 50, 'askPrice': [10.01], 'askVol': [3], 'bidPrice': [], 'bidVol': None}
     tick = faked.quote(STOCK)
     assert (tick.volume, tick.a1_v, tick.b1_p, tick.pre_close, tick.age_s, tick.stale) == (5000, 300, 0, 9.8, 60, True)
     assert (tick.high_limit, tick.low_limit) == (10.78, 8.82)
+
+
+@pytest.mark.parametrize('opened, limits', [(20250801, (None, None)), (20250701, (11.0, 9.0)), (0, (11.0, 9.0)),
+                                            (20250806, (11.0, 9.0))])
+def test_limits_that_the_detail_lacks(fake, faked, opened, limits):
+    """None in the first five days of a stock; else by the rules. The sixth of August is a day to come."""
+    fake.tick = {'time': at(9, 59, EPOCH_DAY), 'lastPrice': 10.0, 'lastClose': 10.0, 'amount': 0.0, 'volume': 0}
+    fake.detail['OpenDate'] = opened
+    tick = faked.quote(STOCK)
+    assert (tick.high_limit, tick.low_limit) == limits
+    assert faked.market_state(STOCK).unlimited is (limits == (None, None))
 
 
 @pytest.mark.parametrize('tick', [{}, {'lastPrice': 0.0, 'lastClose': 0.0}])

@@ -70,8 +70,42 @@ def test_lots(code, side, amount, closeable, fine):
 def test_round_lot_is_the_largest_order_not_above(code, amount):
     rounded, item = b.round_lot(code, amount), b.instrument(code)
     assert 0 <= rounded <= amount
-    assert rounded == 0 or b.lot_problem(code, 'BUY', rounded) is None
+    too_many = b.largest_order(code, 'limit') is not None and rounded > b.largest_order(code, 'limit')
+    assert rounded == 0 or (b.lot_problem(code, 'BUY', rounded) is None) is not too_many
     assert amount - rounded < (item.step if rounded else item.lot)
+
+
+@pytest.mark.parametrize('code, limit, market', [
+    ('600519.XSHG', 1000000, 1000000), ('000001.XSHE', 1000000, 1000000), ('688001.XSHG', 100000, 50000),
+    ('300750.XSHE', 300000, 150000), ('430047.BJ', 1000000, 1000000), ('510300.XSHG', 1000000, 1000000)])
+def test_the_largest_order(code, limit, market):
+    for style, most in (('limit', limit), ('market', market)):
+        assert b.lot_problem(code, 'BUY', most, style=style) is None
+        assert str(most) in b.lot_problem(code, 'BUY', most + 100, style=style)
+        assert str(most) in b.lot_problem(code, 'SELL', most + 100, most + 100, style)
+    assert b.lot_problem('113050.XSHG', 'BUY', 10 ** 8) is None
+
+
+@pytest.mark.parametrize('code, listed, days, free', [
+    ('688001.XSHG', date(2019, 7, 22), 1, True), ('688001.XSHG', date(2019, 7, 22), 5, True),
+    ('688001.XSHG', date(2019, 7, 22), 6, False), ('688001.XSHG', date(2019, 7, 22), 0, False),
+    ('300999.XSHE', date(2020, 8, 21), 1, False), ('300999.XSHE', date(2020, 8, 24), 5, True),
+    ('601061.XSHG', date(2023, 4, 7), 1, False), ('601061.XSHG', date(2023, 4, 10), 5, True),
+    ('920001.BJ', date(2024, 1, 5), 1, True), ('920001.BJ', date(2024, 1, 5), 2, False),
+    ('510300.XSHG', date(2024, 1, 5), 1, False), ('113050.XSHG', date(2024, 1, 5), 1, False)])
+def test_first_days_without_limits(code, listed, days, free):
+    assert b.starts_without_limits(code, listed, days) is free
+
+
+@pytest.mark.parametrize('code, ends', [('600519.XSHG', (14, 57)), ('000001.XSHE', (14, 57)), ('430047.BJ', (14, 57)),
+                                        ('123001.XSHE', (14, 57)), ('113050.XSHG', (15, 0))])
+def test_continuous_trading(code, ends):
+    def open_at(hour, minute, second=0):
+        return b.in_continuous_trading(code, datetime(2024, 5, 15, hour, minute, second))
+    before = [(9, 29, 59), (11, 30), (12, 59, 59), ends, (15, 0), (20, 0)]
+    assert not any(open_at(*moment) for moment in before)
+    assert all(open_at(*moment) for moment in [(9, 30), (11, 29, 59), (13, 0), (14, 56, 59)])
+    assert open_at(14, 59) is (ends == (15, 0))
 
 
 # -- prices ---------------------------------------------------------------------------------------------
@@ -97,7 +131,9 @@ def test_prices_off_the_tick(price, tick):
     ('600519.XSHG', 10.00, TODAY, False, 11.00, 9.00),
     ('600519.XSHG', 10.01, TODAY, False, 11.01, 9.01),     # 11.011, 9.009
     ('600519.XSHG', 10.05, TODAY, False, 11.06, 9.05),     # 11.055, 9.045 half up
-    ('600519.XSHG', 0.05, TODAY, False, 0.06, 0.05),       # 0.055, 0.045
+    ('600519.XSHG', 0.05, TODAY, False, 0.06, 0.04),       # 0.055, 0.045: at least a tick
+    ('600519.XSHG', 0.01, TODAY, False, 0.02, 0.01),       # but no price below one
+    ('510050.XSHG', 0.0045, TODAY, False, 0.006, 0.003),
     ('000001.XSHE', 10.00, TODAY, True, 10.50, 9.50),
     ('300750.XSHE', 10.00, date(2020, 8, 21), False, 11.00, 9.00),
     ('300750.XSHE', 10.00, date(2020, 8, 24), False, 12.00, 8.00),
@@ -106,6 +142,7 @@ def test_prices_off_the_tick(price, tick):
     ('430047.BJ', 10.00, TODAY, False, 13.00, 7.00),
     ('510050.XSHG', 2.345, TODAY, False, 2.580, 2.111),    # 2.5795, 2.1105 half up
     ('588000.XSHG', 1.000, TODAY, False, 1.200, 0.800),
+    ('589010.XSHG', 1.000, TODAY, False, 1.200, 0.800),
     ('113050.XSHG', 100.0, date(2022, 8, 1), False, 120.0, 80.0),
     ('113050.XSHG', 100.0, date(2022, 7, 29), False, None, None),
     ('000001.XSHG', 3000.0, TODAY, False, None, None)])

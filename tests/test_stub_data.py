@@ -297,6 +297,47 @@ def test_all_fields_in_the_asked_order():
         bar['close'], bar['high_limit'], bar['low_limit'], bar['pre_close'], 1.0, 0.0]
 
 
+def test_a_row_before_the_listing_is_nan_in_every_field():
+    listed = MARKET.info('688001.XSHG')['start_date']
+    table = ask(EVENING, '688001.XSHG', start=listed - timedelta(days=7), end=listed, fields=['paused', 'close'],
+                fq=None)
+    assert len(table) > 3 and table['paused'][-1] == 0.0
+    assert all(value != value for name in ('paused', 'close') for value in table[name][:-1])
+    week = ask(EVENING, '688001.XSHG', start=listed - timedelta(days=listed.weekday()), end=listed, frequency='1w',
+               fields=['paused'], fq=None)
+    assert week['paused'] == [0.0]
+
+
+def test_caches_are_bounded_and_what_was_dropped_comes_back_the_same(monkeypatch):
+    monkeypatch.setattr(bq._SyntheticMarket, 'KEPT', 3)
+    monkeypatch.setattr(bq.StubData, 'PLANS_KEPT', 2)
+    market = bq._SyntheticMarket(1)
+    data = data_at(EVENING.clock.now(), market)
+    first = rows_of(ask(data, STOCK, count=5))
+    quotes = {code: data.quote(code).as_dict() for code in (STOCK, ETF)}
+    for number in range(8):
+        ask(data, '60%04d.XSHG' % (100 + number), count=1)
+        data.quote('60%04d.XSHG' % (100 + number))
+        assert len(market._series) <= 3 and len(data._plans) <= 2
+    assert rows_of(ask(data, STOCK, count=5)) == first
+    assert {code: data.quote(code).as_dict() for code in (STOCK, ETF)} == quotes
+
+
+def test_a_security_that_was_not_listed_then_has_no_info():
+    listed = MARKET.info('688001.XSHG')['start_date']
+    assert EVENING.security_info('688001.XSHG', listed)['start_date'] == listed.isoformat()
+    with pytest.raises(bq.SecurityNotFound):
+        EVENING.security_info('688001.XSHG', listed - timedelta(days=1))
+
+
+@pytest.mark.parametrize('always_open, moment, continuous', [
+    (True, (20, 0), True), (True, (14, 58), True), (False, (20, 0), False), (False, (14, 58), False),
+    (False, (10, 0), True)])
+def test_the_cage_is_asked_of_the_market_not_of_the_wall_clock(always_open, moment, continuous):
+    data = data_at(clock_at(TODAY, *moment), always_open=always_open)
+    assert data.market_state(STOCK).continuous is continuous
+
+
 def test_minute_fields():
     table = ask(EVENING, STOCK, count=3, frequency='1m', fields=['open', 'pre_close', 'high_limit'], fq=None)
     assert table['pre_close'] == table['open']
@@ -421,6 +462,8 @@ def test_today_never_shows_the_future(always_open):
         shown = rows_of(ask(data, frequency='1m', start=bq.from_ms(bq.to_ms(TODAY))))
         assert shown[:len(minutes)] == minutes and all(row[0] <= now for row in shown)
         minutes = shown
+        if always_open and minutes:  # six minutes of clock are one of the day
+            assert len(minutes) <= (bq.minute_of_day(now) * 60 + now.second) / 360
         past = rows_of(ask(data, count=4, end=TODAY - timedelta(days=1)))
         assert earlier is None or past == earlier
         earlier, today = past, rows_of(ask(data, start=TODAY, fq=None))
@@ -431,7 +474,15 @@ def test_today_never_shows_the_future(always_open):
         else:
             assert today[0][1:6] == (minutes[0][1], minutes[-1][2], max(row[3] for row in minutes),
                                      min(row[4] for row in minutes), sum(row[5] for row in minutes))
-    assert len(minutes) == 240 and merged_rows(ask(data, count=1)) == [merged([final])]
+    if always_open:
+        assert len(minutes) == (bq.minute_of_day(now)) // 6 < 240
+        quote = data.quote(STOCK)
+        assert today[0][5] <= quote.volume and minutes[-1][2] != final['close']
+        data.clock.set(clock_at(TODAY, 0, 0) + timedelta(days=1))
+        assert len(rows_of(ask(data, frequency='1m', start=bq.from_ms(bq.to_ms(TODAY))))) == 240
+    else:
+        assert len(minutes) == 240
+    assert merged_rows(ask(data, count=1, end=TODAY)) == [merged([final])]
 
 
 def test_the_running_week():
@@ -716,7 +767,7 @@ MINUTES = 'time,open,close,high,low,volume,money\n' \
 def write(folder, name, text, encoding='utf-8'):
     with io.open(os.path.join(str(folder), name), 'w', encoding=encoding, newline='') as file:
         file.write(text)
-    return bq._CsvMarket(str(folder))
+    return bq._CsvMarket(str(folder), today=date(2026, 1, 5))
 
 
 @pytest.mark.parametrize('text, encoding', [(GOOD, 'utf-8'), (GOOD.replace('\n', '\r\n'), 'utf-8-sig'),
@@ -753,6 +804,7 @@ def row(text):
     (row('2024-06-05,1,1,inf,1,1,1'), 4), (row('2024-06-05,1,1,1,1,-1,1'), 4), (row('2024-06-05,1,1,1,1,1_0,1'), 4),
     (row('2024-06-05,1,1,1e999,1,1,1'), 4), (row('2024-06-05,1,1,1,2,1,1'), 4), (row('2024-06-05,3,1,2,1,1,1'), 4),
     (row('2024-06-05,0,0,0,0,0,0'), 4), (row('2024-06-04,1,1,1,1,1,1'), 4), (row('2024-06-03,1,1,1,1,1,1'), 4),
+    (row('2024-06-08,1,1,1,1,1,1'), 4), (row('2199-01-04,1,1,1,1,1,1'), 4),
     (row('2024-02-30,1,1,1,1,1,1'), 4), (row('2024-06-05 09:31,1,1,1,1,1,1'), 4), (row('2024-06-05,,1,1,1,1,1'), 4),
 ])
 def test_csv_broken_days_name_the_line(tmpdir, text, line):
@@ -762,7 +814,7 @@ def test_csv_broken_days_name_the_line(tmpdir, text, line):
 
 
 @pytest.mark.parametrize('moment', ['2024-06-05', '2024-06-05 09:30', '2024-06-05 12:00', '2024-06-05 09:31:30',
-                                    '2024-06-03 09:32'])
+                                    '2024-06-03 09:32', '2024-06-08 10:00', '2026-01-06 10:00'])
 def test_csv_broken_minutes_name_the_line(tmpdir, moment):
     with pytest.raises(bq.ConfigError) as caught:
         write(tmpdir, '600000.XSHG_1m.csv', MINUTES + moment + ',1,1,1,1,1,1\n')
