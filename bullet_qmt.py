@@ -25,7 +25,7 @@ Contents, each section using only those above it:
      3. OPTIONS             each declared once; .env files; accounts
      4. MARKET RULES        codes, lots, price steps, limits, cage, fees, sessions
      5. RECORDS             Account Position Order Trade Tick, Table, account overview
-     6. WIRE                framing, JSON, Channel
+     6. WIRE                framing, JSON, binary tables, Channel
      7. ADAPTER CONTRACT    DataAdapter, BrokerAdapter; history in JoinQuant's semantics
      8. STUB ADAPTER        a paper exchange
      9. QMT ADAPTER         xtquant at arm's length
@@ -57,6 +57,7 @@ import hmac
 import importlib
 import io
 import ipaddress
+import itertools
 import json
 import logging
 import logging.handlers
@@ -79,6 +80,7 @@ import time
 import unicodedata
 import uuid
 import warnings
+import zlib
 from array import array
 from collections import Counter, OrderedDict, deque, namedtuple
 from datetime import date, datetime, timedelta, timezone
@@ -250,6 +252,20 @@ def wait_for_socket(sock, timeout_s, writing=False):
     timeout_s = None if timeout_s is None else max(0, timeout_s)
     ready = select.select([] if writing else watched, watched if writing else [], watched, timeout_s)
     return any(ready)
+
+
+_NOTSENT_LOWAT = {'linux': 25, 'darwin': 0x201}
+UNSENT_BYTES = 131072
+
+
+def keep_send_queue_short(sock):
+    """What the system has queued to send can be overtaken by nothing: let it queue little beyond what is on its way."""
+    option = getattr(socket, 'TCP_NOTSENT_LOWAT', _NOTSENT_LOWAT.get(sys.platform))
+    with contextlib.suppress(OSError):
+        if option is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, UNSENT_BYTES)
+        elif IS_WINDOWS:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * UNSENT_BYTES)
 
 
 def host_and_port(host, port):
@@ -1362,12 +1378,13 @@ class OrderRequest(Record):
         return self.price if self.style == 'limit' else self.protect_price
 
 
-# Column types of a Table. 'time' holds whole milliseconds of Beijing wall time since 1970; None is NaT.
+# Column types of a Table. 'time' holds whole milliseconds of Beijing wall time since 1970; None and NAT are no time.
 COLUMN_TYPES = ('float', 'int', 'bool', 'time', 'text')
+NAT = -1 << 63
 
 
 class Table:
-    """Named columns of equal length, each one `array`/list with a type out of COLUMN_TYPES, and index columns.
+    """Named columns of equal length, each an array, list or numpy array of a type out of COLUMN_TYPES; index columns.
 
     columns: OrderedDict name -> values.   types: dict name -> type.   index: names of index columns, in order.
     wide:    None, or the list of (field, code) pairs that the data columns stand for (legacy panel form).
@@ -1383,7 +1400,7 @@ class Table:
 
     def __getitem__(self, name):
         """One column as a list of plain values; times as datetime."""
-        return [_plain(value, self.types[name]) for value in self.columns[name]]
+        return _plain_list(self.columns[name], self.types[name])
 
     @property
     def fields(self):
@@ -1398,7 +1415,8 @@ class Table:
         return self.with_columns((name, values[start:stop]) for name, values in self.columns.items())
 
     def take(self, positions):
-        return self.with_columns((name, [values[i] for i in positions]) for name, values in self.columns.items())
+        columns = self.columns.items()
+        return self.with_columns((name, _listed([values[i] for i in positions])) for name, values in columns)
 
     def with_columns(self, columns):
         columns = OrderedDict(columns)
@@ -1417,12 +1435,17 @@ class Table:
     def to_wire(self):
         encoded = [_encode_column(values, self.types[name]) for name, values in self.columns.items()]
         payload = {'dtype': 'dataframe', 'columns': list(self.columns), 'records': [list(row) for row in zip(*encoded)]}
+        return dict(payload, **self.shape_to_wire())
+
+    def shape_to_wire(self):
+        """What is to be said of index and column labels, in both forms."""
+        said = {}
         if self.index:
-            payload.update(index_columns=self.index, index_names=self.index_names, index_type=self._index_type(),
-                           index_dtypes=[_PANDAS_TYPES[self.types[name]] for name in self.index])
+            said.update(index_columns=self.index, index_names=self.index_names, index_type=self._index_type(),
+                        index_dtypes=[_PANDAS_TYPES[self.types[name]] for name in self.index])
         if self.wide:
-            payload.update(column_tuples=[list(pair) for pair in self.wide], column_index_names=['field', 'code'])
-        return payload
+            said.update(column_tuples=[list(pair) for pair in self.wide], column_index_names=['field', 'code'])
+        return said
 
     def _index_type(self):
         if len(self.index) > 1:
@@ -1431,28 +1454,60 @@ class Table:
 
     @classmethod
     def from_wire(cls, payload):
-        """Reads what any server of this protocol sends. Raises ProtocolError for another shape."""
+        """Reads what any server of this protocol sends; a binary table is one already. Else ProtocolError."""
+        if isinstance(payload, Table):
+            return payload
         if not _is_table(payload):
             raise ProtocolError('服务端的回答不是表格')
         names, records, index = payload['columns'], payload['records'], payload.get('index_columns') or []
         values = zip(*records) if records else [()] * len(names)
         typed = [_decode_column(name, list(column), name in index) for name, column in zip(names, values)]
         columns = OrderedDict((name, column) for name, column, _ in typed)
+        return cls._shaped(payload, columns, {name: kind for name, _, kind in typed})
+
+    @classmethod
+    def from_columns(cls, payload, columns, types):
+        """The table of a binary frame; payload: what shape_to_wire said. Raises ProtocolError."""
+        pairs, index = payload.get('column_tuples') or [], payload.get('index_columns') or []
+        if not (set(types.values()) <= set(COLUMN_TYPES) and _are_names(list(columns)) and _are_pairs(pairs)
+                and _is_index(columns, index, payload.get('index_names'))):
+            raise ProtocolError('服务端的回答不是表格')
+        return cls._shaped(payload, columns, types)
+
+    @classmethod
+    def _shaped(cls, payload, columns, types):
         pairs = [tuple(pair) for pair in payload.get('column_tuples') or []] or None
-        return cls(columns, {name: kind for name, _, kind in typed}, index, payload.get('index_names'), pairs)
+        return cls(columns, types, payload.get('index_columns') or [], payload.get('index_names'), pairs)
 
     # -- pandas ------------------------------------------------------------------------------------------
     def to_pandas(self):
         """DataFrame with the index and column order of this table."""
-        pandas = optional_import('pandas')
-        data = OrderedDict((name, _pandas_column(pandas, values, self.types[name]))
+        pandas, numpy = optional_import('pandas'), optional_import('numpy')
+        frame = self._frame_of_floats(pandas, numpy) if self._is_matrix() else self._frame(pandas, numpy)
+        if self.wide:
+            frame.columns = pandas.MultiIndex.from_tuples(self.wide, names=['field', 'code'])
+        return frame
+
+    def _is_matrix(self):
+        """Floats by one index column: most histories."""
+        floats = all(self.types[name] == 'float' for name in self.fields)
+        return len(self.index) == 1 and len(self.columns) > 1 and floats
+
+    def _frame_of_floats(self, pandas, numpy):
+        """All columns in one block, which is where they lie already if they came so."""
+        columns = [_as_numpy(numpy, self.columns[name], 'float') for name in self.fields]
+        name = self.index[0]
+        labels = _pandas_column(pandas, numpy, self.columns[name], self.types[name])
+        index = pandas.Index(labels, name=self.index_names[0])
+        return pandas.DataFrame(_stacked(numpy, columns).T, index=index, columns=self.fields, copy=False)
+
+    def _frame(self, pandas, numpy):
+        data = OrderedDict((name, pandas.Series(_pandas_column(pandas, numpy, values, self.types[name])))
                            for name, values in self.columns.items())
         frame = pandas.DataFrame(data, columns=list(data))
         if self.index:
             frame = frame.set_index(self.index)
             frame.index.names = self.index_names
-        if self.wide:
-            frame.columns = pandas.MultiIndex.from_tuples(self.wide, names=['field', 'code'])
         return frame
 
 
@@ -1463,9 +1518,12 @@ def _is_table(payload):
     names, records, pairs = payload.get('columns'), payload.get('records'), payload.get('column_tuples') or []
     if not _are_names(names) or not isinstance(records, list) or not isinstance(pairs, list):
         return False
-    return (all(isinstance(row, list) and len(row) == len(names) for row in records)
-            and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
+    return (all(isinstance(row, list) and len(row) == len(names) for row in records) and _are_pairs(pairs)
             and _is_index(names, payload.get('index_columns') or [], payload.get('index_names')))
+
+
+def _are_pairs(pairs):
+    return isinstance(pairs, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
 
 
 def _is_index(names, index, index_names):
@@ -1480,8 +1538,18 @@ def _are_names(value):
 _PANDAS_TYPES = {'time': 'datetime64[ns]', 'text': 'object', 'int': 'int64', 'float': 'float64', 'bool': 'bool'}
 
 
-def _plain(value, kind):
-    return from_ms(value) if kind == 'time' and value is not None else value
+def _listed(values):
+    """Plain Python values, whatever holds them."""
+    if hasattr(values, 'tolist'):
+        return values.tolist()
+    return [value.item() if hasattr(value, 'item') else value for value in values]
+
+
+def _plain_list(values, kind):
+    values = _listed(values)
+    if kind != 'time':
+        return values
+    return [None if value is None or value == NAT else from_ms(value) for value in values]
 
 
 def _shown(value):
@@ -1490,10 +1558,11 @@ def _shown(value):
 
 def _encode_column(values, kind):
     """NaN and infinities have no JSON; both travel as null."""
+    values = _listed(values)
     if kind == 'float':
         return [value if value - value == 0 else None for value in values]
     if kind == 'time':
-        return [None if value is None else iso_ms(value) for value in values]
+        return [None if value is None or value == NAT else iso_ms(value) for value in values]
     return values
 
 
@@ -1521,12 +1590,34 @@ def _decode_times(name, values):
         return name, values, 'text'
 
 
-def _pandas_column(pandas, values, kind):
-    if kind == 'time':
-        return pandas.to_datetime(pandas.Series(values, dtype='float64' if None in values else 'int64'), unit='ms')
-    if kind == 'float':
-        return pandas.Series(values, dtype='float64')
-    return pandas.Series(list(values), dtype=_PANDAS_TYPES[kind])
+def _as_numpy(numpy, values, kind):
+    """A numpy array of a column of numbers; an array or numpy array of them is not copied."""
+    dtype = {'float': 'f8', 'bool': 'bool'}.get(kind, 'i8')
+    if kind == 'time' and isinstance(values, list):
+        values = [NAT if value is None else value for value in values]
+    if isinstance(values, array) and len(values):
+        return numpy.frombuffer(values, dtype)
+    return numpy.asarray(values, dtype)
+
+
+def _pandas_column(pandas, numpy, values, kind):
+    """What pandas makes a column of: datetime64[ns] for times."""
+    if kind == 'text':
+        return pandas.Series(_listed(values), dtype='object')
+    if kind == 'int' and isinstance(values, list) and any(abs(value) >= 1 << 63 for value in values):
+        return pandas.Series(values, dtype='object')
+    column = _as_numpy(numpy, values, kind)
+    return column.view('M8[ms]').astype('M8[ns]') if kind == 'time' else column
+
+
+def _stacked(numpy, columns):
+    """A matrix with a row for each column; a view where they lie one behind the other, as in a binary frame."""
+    first, rows = columns[0], len(columns[0])
+    places = [column.__array_interface__['data'][0] for column in columns]
+    together = all(column.flags.c_contiguous and column.flags.writeable for column in columns) and rows > 0
+    if together and places == [places[0] + 8 * rows * i for i in range(len(columns))]:
+        return numpy.lib.stride_tricks.as_strided(first, (len(columns), rows), (8 * rows, 8))
+    return numpy.array(columns) if rows else numpy.empty((len(columns), 0))
 
 
 OVERVIEW_HEADERS = ('股票代码', '名称', '持仓', '可用', '成本价', '现价', '市值', '盈亏', '盈亏%', '占比%')
@@ -1567,27 +1658,62 @@ def _percent(part, whole_value):
 
 
 # ======================================================================================================
-# 6. WIRE - framing and JSON; one codec and one channel for both sides
+# 6. WIRE - framing, JSON, binary tables; one codec and one channel for both sides
 # ======================================================================================================
-# A frame is a 4-byte big-endian length and that many bytes of UTF-8 JSON, one object. At most 32 MiB, and at
-# most 4 KiB until the login is done. The top bit of the length word is kept for binary frames, which both
-# sides must have named as a feature in the handshake; no feature of that kind exists in this version.
+# A frame is a 4-byte big-endian word and a body. The low 30 bits of the word are the length of the body; a plain frame
+# has no other bit set, its body is UTF-8 JSON, one object, at most 32 MiB, and at most 4 KiB until the login is done.
+# The rest of this page is only sent between peers that both named the feature `binary1` in the handshake.
+#
+# Bit 31, BINARY: a table beside the JSON. The body is
+#     4 bytes big-endian: length of the JSON | the JSON | zeros up to a multiple of 8 | blocks
+# The JSON is an ordinary frame whose payload, with dtype "columns", describes the table: rows, index_columns,
+# index_names, column_tuples as in the JSON form, and columns, a list of [name, type, codec, size] or
+# [name, type, codec, size, parameters]. The blocks are those of the columns, in their order, `size` bytes each, each
+# filled up with zeros to a multiple of 8, so that a reader may use the plain ones where they lie. All little-endian:
+#     codec    types           block
+#     plain    float int time  rows numbers of 8 bytes: IEEE 754 doubles, or signed integers; time in ms of the Beijing
+#                              wall clock since 1970, NaT is the smallest integer
+#     bytes    bool            rows bytes, 0 or 1
+#     text     text            4 bytes big-endian: length of a JSON list of the distinct values (null among them where a
+#                              text is missing) | the list | rows codes into it, {"width"} bytes each, unsigned
+#     json     int             a JSON list: integers that 8 bytes do not hold
+#     zlib     any of these    a deflated block of the codec {"of"}, whose inflated length is {"length"}; the bytes of
+#                              its numbers stand in planes: first the lowest byte of each number, then the next
+#     delta    float int time  deflated planes of the {"width"} lowest bytes of rows signed integers. The integers are
+#                              the differences of the wanted ones, the first of which is {"first"}; with {"order": 0}
+#                              they are those wanted less {"first"}. A float is such an integer divided by
+#                              10 ** {"digits"}. {"nulls"}, if any: so many bytes before them are a deflated byte for
+#                              each row, 1 where the float is NaN (the integers go on with that before)
+# zlib and delta are sent only where the request asked for "compact". A sender proves bit by bit that delta gives each
+# value back, and sends another codec where it does not.
+#
+# Bit 30, PART: a frame too long to let others wait is sent in parts. The body is 4 bytes, the number of the stream, and
+# bytes. The bytes of all parts of a stream, one after the other, are a whole frame with its own word, which may be
+# longer than 32 MiB; the stream ends with that frame. Between parts any other frames may come.
 FRAME_LIMIT = 32 * 1024 * 1024
+PARTED_LIMIT = 512 * 1024 * 1024  # a frame in parts
 LOGIN_LIMIT = 4096
 PROTOCOL = 1
 KEEPALIVE_S = 20
 DEPTH_LIMIT = 64
 SLOWEST_BYTES_S = 4096  # a peer that reads a large frame more slowly than this is given up
+BINARY_FEATURE, BATCH_TICK_FEATURE = 'binary1', 'batch_tick1'
+_BINARY_BIT, _PART_BIT, _LENGTH_MASK = 1 << 31, 1 << 30, (1 << 30) - 1
 _LENGTH = struct.Struct('>I')
+_PART_HEAD = struct.Struct('>II')
 
 
 def encode_frame(frame):
     """Dict -> bytes. Raises FrameTooLarge, and ValueError for NaN: whoever builds a payload sends None for it."""
-    body = json.dumps(frame, ensure_ascii=False, allow_nan=False, separators=(',', ':'), default=_encode_other)
-    data = body.encode('utf-8', 'backslashreplace')  # half a surrogate pair, echoed, has no UTF-8 but a JSON escape
+    data = _encode_json(frame)
     if len(data) > FRAME_LIMIT:
         raise FrameTooLarge('数据 %d 字节，超过一帧的上限 %d' % (len(data), FRAME_LIMIT), '缩小时间范围、字段或证券数量')
     return _LENGTH.pack(len(data)) + data
+
+
+def _encode_json(value):
+    text = _ENCODER.encode(value)
+    return text.encode('utf-8', 'backslashreplace')  # half a surrogate pair, echoed, has no UTF-8 but a JSON escape
 
 
 def _encode_other(value):
@@ -1597,6 +1723,9 @@ def _encode_other(value):
     if isinstance(value, (numbers.Real, Decimal)):
         return int(value) if isinstance(value, numbers.Integral) else float(value)
     raise TypeError('cannot be sent: %r' % type(value).__name__)
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(',', ':'), default=_encode_other)
 
 
 def _wire_moment(value):
@@ -1610,7 +1739,7 @@ def decode_frame(data, lenient=False):
     lenient: NaN and Infinity become None, which legacy servers send where the protocol says null.
     """
     try:
-        text = bytes(data).decode('utf-8')
+        text = str(data, 'utf-8')
         frame = (_LENIENT if lenient else _STRICT).decode(text)
     except UnicodeDecodeError:
         raise ProtocolError('帧不是 UTF-8')
@@ -1651,42 +1780,586 @@ def check_depth(value, depth=DEPTH_LIMIT):
     raise ProtocolError('嵌套超过 %d 层' % depth)
 
 
+# -- blocks of columns ---------------------------------------------------------------------------------------------
+# Numbers come as array, list or numpy array and leave as numpy arrays where `numpy` is given, otherwise as arrays and
+# lists. Whatever one way has packed, either unpacks.
+_MAX_EXACT = 1 << 53  # integers below are floats without loss
+_MAX_DIGITS = 4
+_ZLIB_LEVEL = 1  # prices are mostly small differences by then: higher levels take their time for a few per cent
+
+
+def _little(numbers_in_order):
+    """The bytes of an array, little-endian, without a copy where the machine is."""
+    if sys.byteorder == 'big':
+        numbers_in_order = array(numbers_in_order.typecode, numbers_in_order)
+        numbers_in_order.byteswap()
+    return memoryview(numbers_in_order).cast('B') if len(numbers_in_order) else b''
+
+
+def _native(typecode, data, numpy=None):
+    """Numbers out of little-endian bytes; with numpy a view of them."""
+    if numpy is not None:
+        return numpy.frombuffer(data, {'d': '<f8', 'q': '<i8', 'B': 'u1', 'H': '<u2', 'I': '<u4'}[typecode])
+    values = array(typecode)
+    values.frombytes(data)
+    if sys.byteorder == 'big':
+        values.byteswap()
+    return values
+
+
+def _doubles(values, numpy=None):
+    """Any floats as an array('d') or numpy array."""
+    if hasattr(values, 'dtype') or numpy is not None:
+        return (numpy or optional_import('numpy')).ascontiguousarray(values, dtype='<f8')
+    return values if isinstance(values, array) and values.typecode == 'd' else array('d', values)
+
+
+def _integers(values, numpy=None):
+    """Any integers as an array('q') or numpy array; None is NaT. OverflowError where 8 bytes do not hold one."""
+    if hasattr(values, 'dtype'):
+        return values.astype('<i8')
+    if not isinstance(values, array):
+        values = [NAT if value is None else value for value in values] if None in values else values
+        values = array('q', values)
+    return _native('q', _little(values), numpy) if numpy is not None else values
+
+
+def _raw(values):
+    """Little-endian bytes of what _doubles or _integers gave."""
+    return _little(values) if isinstance(values, array) else memoryview(values).cast('B') if len(values) else b''
+
+
+def _planes(data, width, size=8):
+    """The `width` lowest bytes of numbers of `size` bytes, plane by plane."""
+    data = bytes(data)
+    return b''.join(data[place::size] for place in range(width))
+
+
+_SIGNS = bytes(0 if byte < 128 else 255 for byte in range(256))
+
+
+def _from_planes(data, rows, width, signed):
+    """The bytes of numbers of 8 bytes; signed: the missing high bytes repeat the sign."""
+    numbers_in_order = bytearray(8 * rows)
+    for place in range(width):
+        numbers_in_order[place::8] = data[place * rows:(place + 1) * rows]
+    if signed and width < 8:
+        signs = bytes(data[(width - 1) * rows:]).translate(_SIGNS)
+        for place in range(width, 8):
+            numbers_in_order[place::8] = signs
+    return numbers_in_order
+
+
+def inflate(data, length):
+    """Exactly `length` bytes; never makes more. Raises ProtocolError for anything else."""
+    inflater = zlib.decompressobj()
+    try:
+        result = inflater.decompress(bytes(data), length + 1)
+    except zlib.error as error:
+        raise ProtocolError('压缩的数据损坏：%s' % error)
+    if len(result) != length or not inflater.eof:
+        raise ProtocolError('压缩的数据长度不符')
+    return result
+
+
+def _plain_block(kind, values, numpy):
+    """(codec, bytes, parameters) of a column as it is."""
+    if kind == 'float':
+        return 'plain', _raw(_doubles(values, numpy)), {}
+    if kind == 'bool':
+        return 'bytes', bytes(bytearray(map(bool, values))), {}
+    if kind == 'text':
+        return _text_block(values)
+    try:
+        return 'plain', _raw(_integers(values, numpy)), {}
+    except OverflowError:
+        return 'json', _encode_json(list(values)), {}
+
+
+def _text_block(values):
+    places = {value: place for place, value in enumerate(OrderedDict.fromkeys(values))}
+    width = 1 if len(places) <= 256 else 2 if len(places) <= 65536 else 4
+    codes = array({1: 'B', 2: 'H', 4: 'I'}[width], [places[value] for value in values])
+    names = _encode_json(list(places))
+    return 'text', _LENGTH.pack(len(names)) + names + bytes(_little(codes)), {'width': width}
+
+
+def _compact_block(kind, values, numpy):
+    if kind in ('float', 'int', 'time') and len(values):
+        block = _delta_block(kind, values, numpy)
+        if block is not None:
+            return block
+    codec, data, parameters = _plain_block(kind, values, numpy)
+    planes = _planes(data, 8) if codec == 'plain' else bytes(data)
+    return 'zlib', zlib.compress(planes, _ZLIB_LEVEL), dict(parameters, of=codec, length=len(data))
+
+
+def _delta_block(kind, values, numpy):
+    """The column as differences of integers, or None where that would not give each value back."""
+    tools = _PlainTools if numpy is None else _NumpyTools(numpy)
+    parameters, nulls = {}, b''
+    if kind == 'float':
+        found = _as_decimals(tools, _doubles(values, numpy))
+        if found is None:
+            return None
+        integers, parameters['digits'], mask = found
+        nulls = zlib.compress(mask, _ZLIB_LEVEL) if mask else b''
+    else:
+        try:
+            integers = _integers(values, numpy)
+        except OverflowError:
+            return None
+    if not tools.fits(integers):
+        return None
+    order, first, steps = _steps(tools, integers)
+    width = _width(tools.extremes(steps))
+    parameters.update(first=first, width=width, **({} if order else {'order': 0}))
+    if nulls:
+        parameters['nulls'] = len(nulls)
+    return 'delta', nulls + zlib.compress(_planes(_raw(steps), width), _ZLIB_LEVEL), parameters
+
+
+def _as_decimals(tools, values):
+    """(integers, digits, mask of NaN or b'') so that integer / 10 ** digits is each value to the bit; or None."""
+    mask, filled = tools.without_nans(values)
+    for digits in range(_MAX_DIGITS + 1):
+        scale = 10.0 ** digits
+        if tools.is_exact(tools.sample(filled), scale) and tools.is_exact(filled, scale):
+            return tools.scaled(filled, scale), digits, mask if tools.same_nans(values, mask) else None
+    return None
+
+
+def _steps(tools, integers):
+    """(order, first, integers to be packed): differences, or where these are larger the values less the first."""
+    first = int(integers[0])
+    steps, level = tools.differences(integers), tools.less(integers, first)
+    if tools.weight(level) < tools.weight(steps):
+        return 0, first, level
+    return 1, first, steps
+
+
+def _width(extremes):
+    return next(width for width in range(1, 9) if -1 << (8 * width - 1) <= min(extremes) and
+                max(extremes) < 1 << (8 * width - 1))
+
+
+class _PlainTools:
+    """What packing asks of a column, on arrays. The same names stand in _NumpyTools."""
+
+    @staticmethod
+    def without_nans(values):
+        """(a byte for each row, 1 where it is NaN, or b''; the values, with the one before in its place, or 0.0)."""
+        mask = bytes(bytearray(value != value for value in values))
+        if 1 not in mask:
+            return b'', values
+        filled, last = array('d'), 0.0
+        for value in values:
+            last = value if value == value else last
+            filled.append(last)
+        return mask, filled
+
+    @staticmethod
+    def same_nans(values, mask):
+        """Whether each NaN is the ordinary one: only that comes back."""
+        bits = _native('q', _little(values))
+        return all(bits[i] == _NAN_BITS for i, is_null in enumerate(mask) if is_null)
+
+    @staticmethod
+    def sample(values):
+        return values[::max(1, len(values) // 64)]
+
+    @staticmethod
+    def scaled(values, scale):
+        return array('q', [round(value * scale) for value in values])
+
+    @classmethod
+    def is_exact(cls, values, scale):
+        limit = _MAX_EXACT / scale
+        if not all(-limit < value < limit for value in (min(values), max(values))):
+            return False
+        return bytes(_little(array('d', [number / scale for number in cls.scaled(values, scale)]))) == _little(values)
+
+    @staticmethod
+    def fits(integers):
+        """Whether no difference of two overflows."""
+        return -_MAX_EXACT < min(integers) and max(integers) < _MAX_EXACT
+
+    @staticmethod
+    def differences(integers):
+        return array('q', [0] + [after - before for before, after in zip(integers, integers[1:])])
+
+    @staticmethod
+    def less(integers, first):
+        return array('q', [number - first for number in integers])
+
+    @staticmethod
+    def weight(integers):
+        return sum(map(abs, integers))
+
+    @staticmethod
+    def extremes(integers):
+        return min(integers), max(integers)
+
+
+_NAN_BITS = struct.unpack('<q', struct.pack('<d', math.nan))[0]
+
+
+class _NumpyTools:
+    """_PlainTools on numpy arrays."""
+
+    def __init__(self, numpy):
+        self.numpy = numpy
+
+    def without_nans(self, values):
+        numpy = self.numpy
+        is_null = numpy.isnan(values)
+        if not is_null.any():
+            return b'', values
+        places = numpy.maximum.accumulate(numpy.where(is_null, -1, numpy.arange(len(values))))
+        return is_null.astype('u1').tobytes(), numpy.where(places < 0, 0.0, values[places])
+
+    def same_nans(self, values, mask):
+        is_null = self.numpy.frombuffer(mask, 'u1').astype(bool) if mask else slice(0)
+        return bool((values.view('<i8')[is_null] == _NAN_BITS).all())
+
+    sample = staticmethod(_PlainTools.sample)
+
+    def scaled(self, values, scale):
+        return self.numpy.rint(values * scale).astype('<i8')
+
+    def is_exact(self, values, scale):
+        limit = _MAX_EXACT / scale
+        if not all(-limit < value < limit for value in (values.min(), values.max())):
+            return False
+        return bool(((self.scaled(values, scale) / scale).view('<i8')
+                     == self.numpy.ascontiguousarray(values).view('<i8')).all())
+
+    def fits(self, integers):
+        return bool(-_MAX_EXACT < integers.min() and integers.max() < _MAX_EXACT)
+
+    def differences(self, integers):
+        return self.numpy.concatenate((integers[:1] - integers[:1], self.numpy.diff(integers)))
+
+    def less(self, integers, first):
+        return integers - first
+
+    def weight(self, integers):
+        return int(self.numpy.abs(integers).sum(dtype='f8'))
+
+    def extremes(self, integers):
+        return int(integers.min()), int(integers.max())
+
+
+# -- blocks back into columns: nothing is believed that the peer says of lengths ---------------------------------------
+def _read_block(kind, codec, data, rows, parameters, numpy):
+    """A column. Raises ProtocolError, or ValueError, TypeError, KeyError, IndexError for what makes no sense."""
+    if codec == 'zlib':
+        inflated = inflate(data, _bounded(parameters['length'], 8 * rows + 8 * len(data) + 4096))
+        codec = parameters['of']
+        data = _from_planes(inflated, rows, 8, False) if codec == 'plain' else inflated
+    if codec == 'delta' and kind in ('float', 'int', 'time'):
+        return _read_delta(kind, data, rows, parameters, numpy)
+    return _BLOCK_READERS[kind, codec](data, rows, parameters, numpy)
+
+
+def _bounded(value, maximum):
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= maximum:
+        raise ProtocolError('表格的描述不合理：%s' % brief(value))
+    return value
+
+
+def _read_plain(typecode):
+    def read(data, rows, parameters, numpy):
+        if len(data) != 8 * rows:
+            raise ProtocolError('表格的列长度不符')
+        return _native(typecode, data, numpy)
+    return read
+
+
+def _read_bytes(data, rows, parameters, numpy):
+    if len(data) != rows:
+        raise ProtocolError('表格的列长度不符')
+    return list(map(bool, bytes(data)))
+
+
+def _read_text(data, rows, parameters, numpy):
+    length = _bounded(_LENGTH.unpack_from(data)[0], len(data))
+    names, width = json.loads(str(data[4:4 + length], 'utf-8')), parameters['width']
+    codes = data[4 + length:]
+    if len(codes) != width * rows or not all(name is None or isinstance(name, str) for name in names):
+        raise ProtocolError('表格的列长度不符')
+    return [names[code] for code in _native({1: 'B', 2: 'H', 4: 'I'}[width], bytes(codes))]
+
+
+def _read_json(data, rows, parameters, numpy):
+    values = json.loads(str(data, 'utf-8'))
+    if len(values) != rows or not all(isinstance(value, int) for value in values):
+        raise ProtocolError('表格的列长度不符')
+    return values
+
+
+_BLOCK_READERS = {('float', 'plain'): _read_plain('d'), ('int', 'plain'): _read_plain('q'),
+                  ('time', 'plain'): _read_plain('q'), ('bool', 'bytes'): _read_bytes, ('text', 'text'): _read_text,
+                  ('int', 'json'): _read_json}
+
+
+def _read_delta(kind, data, rows, parameters, numpy):
+    nulls = _bounded(parameters.get('nulls', 0), len(data))
+    width, first = _bounded(parameters['width'], 8), parameters['first']
+    if not width or not isinstance(first, int) or abs(first) >= _MAX_EXACT:
+        raise ProtocolError('表格的描述不合理')
+    steps = _native('q', _from_planes(inflate(data[nulls:], width * rows), rows, width, True), numpy)
+    integers = _summed(steps, first, parameters.get('order', 1), numpy)
+    if kind != 'float':
+        return integers
+    values = _divided(integers, 10.0 ** _bounded(parameters['digits'], _MAX_DIGITS), numpy)
+    return _with_nans(values, inflate(data[:nulls], rows), numpy) if nulls else values
+
+
+def _summed(steps, first, order, numpy):
+    if numpy is not None:
+        return (steps.cumsum() if order else steps) + first
+    return array('q', [number + first for number in (itertools.accumulate(steps) if order else steps)])
+
+
+def _divided(integers, scale, numpy):
+    return integers / scale if numpy is not None else array('d', [number / scale for number in integers])
+
+
+def _with_nans(values, mask, numpy):
+    if numpy is not None:
+        values[numpy.frombuffer(mask, 'u1') != 0] = math.nan
+        return values
+    return array('d', [math.nan if is_null else value for value, is_null in zip(values, mask)])
+
+
+# -- ticks: one in a frame for legacy clients, many for those that named the feature -----------------------------------
+def encode_ticks(ticks, batch):
+    """The frame of ticks; each is (Tick, the spelling of its security that the client used)."""
+    if not batch:
+        (tick, symbol), = ticks
+        return encode_frame({'type': 'event', 'event': 'tick', 'payload': dict(tick.to_wire(), symbol=symbol)})
+    rows = [dict(tick.to_wire(), symbol=symbol) for tick, symbol in ticks]
+    fields = list(OrderedDict.fromkeys(name for row in rows for name in row))
+    payload = {'fields': fields, 'rows': [[row.get(name) for name in fields] for row in rows]}
+    return encode_frame({'type': 'event', 'event': 'ticks', 'payload': payload})
+
+
+def decode_ticks(payload):
+    """Dicts of the ticks of a batch. Raises ProtocolError."""
+    known = isinstance(payload, dict) and _are_names(payload.get('fields')) and isinstance(payload.get('rows'), list)
+    if not known:
+        raise ProtocolError('行情推送的格式不对')
+    return [dict(zip(payload['fields'], row)) for row in payload['rows'] if isinstance(row, list)]
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+def encode_table_frame(frame, table, compact=False):
+    """The pieces of a binary frame whose payload is the table; together they are the frame."""
+    numpy = optional_import('numpy') if compact else None
+    pack, described, blocks, size = _compact_block if compact else _plain_block, [], [], 0
+    for name, values in table.columns.items():
+        codec, data, parameters = pack(table.types[name], values, numpy)
+        described.append([name, table.types[name], codec, len(data)] + ([parameters] if parameters else []))
+        blocks += [data, bytes(-len(data) % 8)]
+        size += len(data) + -len(data) % 8
+    head = _table_head(frame, table, described)
+    if len(head) + size > PARTED_LIMIT:
+        raise FrameTooLarge('数据 %d 字节，超过上限 %d' % (size, PARTED_LIMIT), '缩小时间范围、字段或证券数量')
+    return [_LENGTH.pack(_BINARY_BIT | (len(head) + size)), head] + [block for block in blocks if len(block)]
+
+
+def _table_head(frame, table, described):
+    payload = {'dtype': 'columns', 'rows': len(table), 'columns': described}
+    text = _encode_json(dict(frame, payload=dict(payload, **table.shape_to_wire())))
+    return _LENGTH.pack(len(text)) + text + bytes(-(4 + len(text)) % 8)
+
+
+def decode_table_frame(body):
+    """The body of a binary frame -> dict whose payload is a Table. Raises ProtocolError."""
+    body = memoryview(body)
+    if len(body) < 4:
+        raise ProtocolError('二进制帧太短')
+    length = _bounded(_LENGTH.unpack_from(body)[0], len(body) - 4)
+    frame = decode_frame(body[4:4 + length], lenient=True)
+    try:
+        return dict(frame, payload=_decode_table(frame['payload'], body[4 + length + -(4 + length) % 8:]))
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError, struct.error) as error:
+        raise ProtocolError('二进制表格损坏：%s' % brief(str(error)))
+
+
+def _decode_table(payload, raw):
+    numpy = optional_import('numpy') if optional_import('pandas') is not None else None
+    rows, described = _bounded(payload['rows'], PARTED_LIMIT), payload['columns']
+    _bounded(8 * rows * len(described), 4 * PARTED_LIMIT)
+    columns, types, place = OrderedDict(), {}, 0
+    for name, kind, codec, size, *parameters in described:
+        _bounded(size, len(raw) - place)
+        columns[name] = _read_block(kind, codec, raw[place:place + size], rows, (parameters or [{}])[0], numpy)
+        types[name] = kind
+        place += size + -size % 8
+    return Table.from_columns(payload, columns, types)
+
+
+def part_head(number, size):
+    """What goes before `size` bytes of the stream of that number."""
+    return _PART_HEAD.pack(_PART_BIT | (4 + size), number & 0xffffffff)
+
+
+# -- channel -----------------------------------------------------------------------------------------------------------
+class _Arriving:
+    """A body on its way: `data` is filled from the front."""
+
+    def __init__(self, word, length):
+        self.word, self.data, self.filled = word, bytearray(length), 0
+
+    @property
+    def missing(self):
+        return len(self.data) - self.filled
+
+    def take(self, chunk):
+        self.data[self.filled:self.filled + len(chunk)] = chunk
+        self.filled += len(chunk)
+
+
 class Channel:
     """Frames over a connected socket, plain or TLS, for one reading and many writing threads.
 
-    For the caller: read_frame, write_frame, abort (from any thread), close (by its one reader).
-    The socket never blocks; every wait has a deadline. OpenSSL allows one thread at a time in a session, so TLS
-    calls take `_tls_lock`, which is never held while waiting.
+    For the caller: read_frame, write_frame, write, try_write, abort (from any thread), close (by its one reader).
+    binary: whether the peer may send binary frames and parts. The socket never blocks; every wait has a deadline.
+    OpenSSL allows one thread at a time in a session, so TLS calls take `_tls_lock`, which is never held while waiting.
     """
 
     WRITE_TIMEOUT_S = 10.0
+    CHUNK = 65536
+    MAX_STREAMS = 64
 
-    def __init__(self, sock, write_timeout_s=None, lenient=False):
+    def __init__(self, sock, write_timeout_s=None, lenient=False, binary=False):
         sock.setblocking(False)
-        self.sock, self.lenient = sock, lenient
+        self.sock, self.lenient, self.binary = sock, lenient, binary
         self.write_timeout_s = self.WRITE_TIMEOUT_S if write_timeout_s is None else write_timeout_s
-        self._buffer = bytearray()
+        self._buffer, self._body, self._streams = bytearray(), None, {}
         self._write_lock = threading.Lock()
         self._tls_lock = threading.Lock() if isinstance(sock, ssl.SSLSocket) else None
         self.alive = True
         self.last_read = time.monotonic()  # when bytes last came in
 
+    # -- reading -----------------------------------------------------------------------------------------------------
     def read_frame(self, limit=FRAME_LIMIT, timeout_s=None):
         """The next frame, or None at a clean end. Raises RequestTimeout, ProtocolError, ConnectionLost.
 
         timeout_s counts from the call to the frame's last byte. After a timeout reading may go on where it was.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            if self._body is None and not self._begin(limit, deadline):
+                return None
+            self._fill_body(deadline)
+            body, self._body = self._body, None
+            if body.word & _PART_BIT and self.binary:
+                body = self._ended_stream(body)
+            if body is not None:
+                return self._decode(body)
+
+    def has_input(self):
+        """Whether more was read from the socket than was asked for: then the socket need not become readable again."""
+        return bool(self._buffer) or (self._tls_lock is not None and self.sock.pending() > 0)
+
+    def _begin(self, limit, deadline):
+        """Reads the word of the next frame. False at a clean end."""
         if not self._fill(4, deadline, ends_here=True):
-            return None
-        length = _LENGTH.unpack_from(self._buffer)[0]
+            return False
+        word = _LENGTH.unpack_from(self._buffer)[0]
+        length = word & _LENGTH_MASK if self.binary else word
         if length > limit:
             raise FrameTooLarge('帧长 %d 超过上限 %d' % (length, limit), '对方可能不是本协议（例如把 TLS 发到了明文端口）')
-        self._fill(4 + length, deadline, ends_here=False)
-        body = bytes(self._buffer[4:4 + length])
-        del self._buffer[:4 + length]
-        return decode_frame(body, self.lenient)
+        del self._buffer[:4]
+        self._body = _Arriving(word, length)
+        return True
 
+    def _fill_body(self, deadline):
+        body, buffer = self._body, self._buffer
+        if buffer:
+            chunk = buffer[:body.missing]
+            body.take(chunk)
+            del buffer[:len(chunk)]
+        while body.missing >= self.CHUNK:
+            self._receive_into(memoryview(body.data)[body.filled:], deadline)
+        if body.missing:
+            self._fill(body.missing, deadline, ends_here=False)
+            self._fill_body(deadline)
+
+    def _receive_into(self, view, deadline):
+        count = self._receive(deadline, view)
+        if not count:
+            raise ConnectionLost('对方在一帧中间断开了连接')
+        self._body.filled += count
+        self.last_read = time.monotonic()
+
+    def _ended_stream(self, part):
+        """Adds a part to its stream; the whole frame when it is complete, else None."""
+        if len(part.data) < 4:
+            raise ProtocolError('分段太短')
+        number, data = _LENGTH.unpack_from(part.data)[0], memoryview(part.data)[4:]
+        stream = self._streams.get(number)
+        if stream is None:
+            stream, data = self._new_stream(number, data), data[4:]
+        if len(data) > stream.missing:
+            raise ProtocolError('分段比整帧还长')
+        stream.take(data)
+        if stream.missing:
+            return None
+        return self._streams.pop(number)
+
+    def _new_stream(self, number, data):
+        if len(data) < 4 or len(self._streams) >= self.MAX_STREAMS:
+            raise ProtocolError('分段不合理')
+        word = _LENGTH.unpack_from(data)[0]
+        total = sum(len(stream.data) for stream in self._streams.values()) + (word & _LENGTH_MASK)
+        if word & _PART_BIT or total > PARTED_LIMIT:
+            raise FrameTooLarge('帧长 %d 超过上限 %d' % (total, PARTED_LIMIT))
+        self._streams[number] = _Arriving(word, word & _LENGTH_MASK)
+        return self._streams[number]
+
+    def _decode(self, body):
+        if self.binary and body.word & _BINARY_BIT:
+            return decode_table_frame(body.data)
+        return decode_frame(body.data, self.lenient)
+
+    def _fill(self, size, deadline, ends_here):
+        """Buffers at least `size` bytes. False at an end of file before the first byte where that is clean."""
+        while len(self._buffer) < size:
+            chunk = self._receive(deadline)
+            if not chunk:
+                if ends_here and not self._buffer:
+                    return False
+                raise ConnectionLost('对方在一帧中间断开了连接')
+            self._buffer += chunk
+            self.last_read = time.monotonic()
+        return True
+
+    def _receive(self, deadline, view=None):
+        """Bytes, or with a view how many came into it; nothing at the end of the connection."""
+        while True:
+            writing = False
+            try:
+                return self._locked(self.sock.recv, self.CHUNK) if view is None else self._locked(
+                    self.sock.recv_into, view)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                pass
+            except ssl.SSLWantWriteError:
+                writing = True
+            except OSError as error:
+                return self._end_of_read(error)
+            self._wait(deadline, writing)
+
+    def _end_of_read(self, error):
+        """Our own abort, and a TLS peer that leaves without a goodbye, end like a closed connection."""
+        if not self.alive or is_tls_eof(error):
+            return b''
+        raise ConnectionLost('连接中断：%s' % error)
+
+    # -- writing -----------------------------------------------------------------------------------------------------
     def write_frame(self, frame):
         self.write(encode_frame(frame))
 
@@ -1701,6 +2374,19 @@ class Channel:
                 self.abort()
                 raise
 
+    def try_write(self, data):
+        """How much of data the socket took at once. What is left must be the next that is written."""
+        with self._write_lock:
+            if not self.alive:
+                raise ConnectionLost('连接已关闭')
+            try:
+                return self._locked(self.sock.send, data)
+            except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                return 0
+            except OSError as error:
+                self.abort()
+                raise ConnectionLost('连接中断：%s' % error)
+
     def abort(self):
         """Ends the connection and wakes whoever waits on it. Any thread, any number of times."""
         self.alive = False
@@ -1712,37 +2398,6 @@ class Channel:
         self.abort()
         with self._write_lock, contextlib.suppress(OSError):
             self.sock.close()
-
-    def _fill(self, size, deadline, ends_here):
-        """Buffers at least `size` bytes. False at an end of file before the first byte where that is clean."""
-        while len(self._buffer) < size:
-            chunk = self._receive(deadline)
-            if not chunk:
-                if ends_here and not self._buffer:
-                    return False
-                raise ConnectionLost('对方在一帧中间断开了连接')
-            self._buffer += chunk
-            self.last_read = time.monotonic()
-        return True
-
-    def _receive(self, deadline):
-        while True:
-            writing = False
-            try:
-                return self._locked(self.sock.recv, 65536)
-            except (BlockingIOError, ssl.SSLWantReadError):
-                pass
-            except ssl.SSLWantWriteError:
-                writing = True
-            except OSError as error:
-                return self._end_of_read(error)
-            self._wait(deadline, writing)
-
-    def _end_of_read(self, error):
-        """Our own abort, and a TLS peer that leaves without a goodbye, end like a closed connection."""
-        if not self.alive or is_tls_eof(error):
-            return b''
-        raise ConnectionLost('连接中断：%s' % error)
 
     def _send_all(self, data):
         """A slow line may take long for a large frame as long as it takes something; `last` is the end even so."""
@@ -1818,8 +2473,11 @@ MarketState = namedtuple('MarketState', 'continuous unlimited')
 class Backend:
     """What a factory in ADAPTERS returns. data: DataAdapter; brokers: OrderedDict account key -> BrokerAdapter.
 
-    close() stops every thread of the adapters; health() is merged into admin.health.
+    close() stops every thread of the adapters; health() is merged into admin.health. blocking: whether quotes, account
+    views and orders may have to wait for somebody else.
     """
+
+    blocking = True
 
     def __init__(self, name, data, brokers):
         self.name, self.data, self.brokers = name, data, brokers
@@ -3866,6 +4524,8 @@ class StubBroker(BrokerAdapter):
 
 class StubBackend(Backend):
     """The paper exchange with its market data."""
+
+    blocking = False
 
     def __init__(self, data, brokers, exchange, settings):
         super().__init__('stub', data, brokers)
@@ -7379,7 +8039,8 @@ LOGIN_GRACE_S = 2.0     # a connection that has not logged in by then may lose i
 IN_FLIGHT_LIMIT = 64
 REQUEST_LIMIT = 4 * 1024 * 1024  # bytes of a request: the largest holds some thousand codes
 ORDER_MARGIN_S = 30.0  # what an order may take beside waiting for its outcome
-SERVER_FEATURES = frozenset([SETTLED_EVENT])  # extensions, for clients that name them in their handshake
+# Extensions, for clients that name them in their handshake.
+SERVER_FEATURES = frozenset([SETTLED_EVENT, BINARY_FEATURE, BATCH_TICK_FEATURE])
 
 
 # -- service: every action, without sockets --------------------------------------------------------------------
@@ -7403,6 +8064,11 @@ class Service:
         if action.scope != 'admin' and action.scope not in self.scopes:
             raise ServiceDisabled('服务端关闭了 %s 服务' % action.scope, '服务端去掉 --disable-%s' % action.scope)
         return action
+
+    def lane(self, name, payload):
+        """Where the action is to run: 'inline', or a worker pool."""
+        action = self.find(name)
+        return 'inline' if not self.backend.blocking and action.quick(payload) else action.lane
 
     def call(self, name, payload, caller):
         payload = {} if payload is None else payload
@@ -7451,7 +8117,24 @@ def open_service(settings, clock=None):
 # -- actions: handler(service, payload, caller) -> payload of the response ---------------------------------------
 # caller: the request on its way, see Job; in-process the connection itself.
 # lane: 'inline' never blocks and runs in the session's thread; the others run on the worker pool of that name.
-Action = namedtuple('Action', 'scope lane run')
+# quick(payload): whether it is short work where the backend never blocks, and then runs in the session's thread too.
+Action = namedtuple('Action', 'scope lane run quick')
+
+
+def _never(payload):
+    return False
+
+
+def _always(payload):
+    return True
+
+
+def _unless_waiting(payload):
+    return not (isinstance(payload, dict) and payload.get('wait_timeout'))
+
+
+def _action(scope, lane, run, quick=_never):
+    return Action(scope, lane, run, quick)
 
 
 def _as_dict(value):
@@ -7476,9 +8159,7 @@ def _print_account(service, payload, caller):
 def _history(service, payload, caller):
     query = parse_history(payload, service.clock.now()).replace(wanted=caller.wanted)
     table = service.backend.data.history(query)
-    if caller.legacy_helper and table.wide:
-        return _flat_wide(table)
-    return table.to_wire()
+    return _flat_wide(table) if caller.legacy_helper and table.wide else table
 
 
 def _flat_wide(table):
@@ -7535,7 +8216,7 @@ def _all_securities(service, payload, caller):
         raise BadRequest('types 应为类型或类型的列表', '可用：%s' % '、'.join(SECURITY_TYPES))
     types = [check_choice(name, 'types', SECURITY_TYPES) for name in types]
     moment = check_moment(payload.get('date'), 'date')
-    return service.backend.data.all_securities(types, moment and moment[0].date()).to_wire()
+    return service.backend.data.all_securities(types, moment and moment[0].date())
 
 
 def _index_stocks(service, payload, caller):
@@ -7585,34 +8266,34 @@ def _desk_call(method, wrap=None):
 
 
 ACTIONS = {
-    'admin.health': Action('admin', 'inline', _health),
-    'admin.print_account': Action('broker', 'broker', lambda service, payload, caller: _print_account(
+    'admin.health': _action('admin', 'inline', _health),
+    'admin.print_account': _action('broker', 'broker', lambda service, payload, caller: _print_account(
         service, caller.with_defaults(payload), caller)),
-    'data.history': Action('data', 'data', _history),
-    'data.snapshot': Action('data', 'data', _snapshot),
-    'data.current_tick': Action('data', 'data', _snapshot),
-    'data.live_current': Action('data', 'data', _live_current),
-    'data.trade_days': Action('data', 'data', _trade_days),
-    'data.security_info': Action('data', 'data', _security_info),
-    'data.ensure_cache': Action('data', 'data', _ensure_cache),
-    'data.get_all_securities': Action('data', 'data', _all_securities),
-    'data.get_index_stocks': Action('data', 'data', _index_stocks),
-    'data.get_split_dividend': Action('data', 'data', _split_dividend),
-    'data.subscribe': Action('data', 'data', _subscribe),
-    'data.unsubscribe': Action('data', 'data', _unsubscribe),
-    'data.unsubscribe_all': Action('data', 'data', _unsubscribe_all),
-    'broker.account': Action('broker', 'broker', _desk_call('account', _as_dict)),
-    'broker.positions': Action('broker', 'broker', _desk_call('positions')),
-    'broker.orders': Action('broker', 'broker', _desk_call('orders')),
-    'broker.trades': Action('broker', 'broker', _desk_call('trades')),
-    'broker.order_status': Action('broker', 'broker', _desk_call('order_status')),
-    'broker.place_order': Action('broker', 'broker', _place),
-    'broker.cancel_order': Action('broker', 'broker', _desk_call('cancel')),
-    'broker.resolve_submission': Action('broker', 'broker', _desk_call('resolve')),
+    'data.history': _action('data', 'history', _history),
+    'data.snapshot': _action('data', 'data', _snapshot, _always),
+    'data.current_tick': _action('data', 'data', _snapshot, _always),
+    'data.live_current': _action('data', 'data', _live_current, _always),
+    'data.trade_days': _action('data', 'data', _trade_days),
+    'data.security_info': _action('data', 'data', _security_info, _always),
+    'data.ensure_cache': _action('data', 'history', _ensure_cache),
+    'data.get_all_securities': _action('data', 'history', _all_securities),
+    'data.get_index_stocks': _action('data', 'data', _index_stocks),
+    'data.get_split_dividend': _action('data', 'history', _split_dividend),
+    'data.subscribe': _action('data', 'data', _subscribe),
+    'data.unsubscribe': _action('data', 'data', _unsubscribe),
+    'data.unsubscribe_all': _action('data', 'data', _unsubscribe_all),
+    'broker.account': _action('broker', 'broker', _desk_call('account', _as_dict), _always),
+    'broker.positions': _action('broker', 'broker', _desk_call('positions'), _always),
+    'broker.orders': _action('broker', 'broker', _desk_call('orders'), _always),
+    'broker.trades': _action('broker', 'broker', _desk_call('trades'), _always),
+    'broker.order_status': _action('broker', 'broker', _desk_call('order_status'), _always),
+    'broker.place_order': _action('broker', 'broker', _place, _unless_waiting),
+    'broker.cancel_order': _action('broker', 'broker', _desk_call('cancel')),
+    'broker.resolve_submission': _action('broker', 'broker', _desk_call('resolve')),
 }
 
 
-# -- ticks: newest per symbol, a mailbox per session -------------------------------------------------------------
+# -- ticks: newest per symbol, an outbox per session --------------------------------------------------------------
 class TickHub:
     """Who wants ticks of what. The source is subscribed once for all sessions and released with the last."""
 
@@ -7682,85 +8363,171 @@ class TickHub:
         with self._lock:
             sessions = [(session, self._spelling[session][tick.sid]) for session in self._wanted.get(tick.sid, ())]
         for session, symbol in sessions:
-            session.post(tick.sid, dict(tick.to_wire(), symbol=symbol))
+            session.post(tick, symbol)
 
     def close(self):
         self.data.set_tick_listener(lambda tick: None)
 
 
-class Mailbox:
-    """What a session has yet to send: answers in order, ticks newest per symbol, and the thread that sends them.
+class _Bulk:
+    """A frame too long to let others wait, sent in parts."""
 
-    Nobody but this thread waits for a client that reads slowly. A large answer is refused while too much waits.
+    def __init__(self, number, pieces):
+        self.number, self._pieces = number, deque(memoryview(piece).cast('B') for piece in pieces)
+        self.left = sum(map(len, self._pieces))
+
+    def next_part(self, size):
+        """A part frame with the next `size` bytes, or what is left."""
+        taken, room = [], size
+        while self._pieces and room:
+            piece = self._pieces.popleft()
+            taken.append(piece[:room])
+            if len(piece) > room:
+                self._pieces.appendleft(piece[room:])
+            room -= len(taken[-1])
+        self.left -= size - room
+        return part_head(self.number, size - room) + b''.join(taken)
+
+
+class Outbox:
+    """What a session has yet to send: frames in order, ticks newest per symbol, long frames in parts between others.
+
+    Whoever has something to send sends it, if the line is free and takes it at once; otherwise it is left to a thread,
+    and nobody but this thread ever waits for a client that reads slowly. part_size: None for a client that knows no
+    parts; ticks_of(ticks): the frame of some ticks. A large answer is refused while too much waits.
     """
 
-    LARGE, BACKLOG_LIMIT = 65536, 64 * 1024 * 1024
+    LARGE, BACKLOG_LIMIT, TICKS_A_FRAME = 65536, 64 * 1024 * 1024, 500
 
-    def __init__(self, name, channel):
-        self._channel = channel
+    def __init__(self, name, channel, part_size, frame_of_ticks, batch=False):
+        self.name, self._channel, self._part_size, self._frame_of_ticks = name, channel, part_size, frame_of_ticks
+        self._tick_share = self.TICKS_A_FRAME if batch else 1
         self._changed = threading.Condition()
-        self._answers, self._ticks, self._backlog = deque(), OrderedDict(), 0  # backlog: bytes of answers
-        self._tick_next, self._closed = False, False
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        self._rest, self._frames, self._bulk, self._ticks = None, deque(), deque(), OrderedDict()
+        self._backlog, self._streams, self._bulk_next = 0, 0, False  # backlog: bytes of answers
+        self._busy, self._closed, self._thread = False, False, None
 
-    def put_answer(self, data):
+    def put(self, pieces):
+        """One frame, as a list of its pieces."""
+        size = sum(map(len, pieces))
         with self._changed:
-            if self._closed or not self._channel.alive:
-                raise ConnectionLost('连接已关闭')
-            if self._backlog and len(data) > self.LARGE and self._backlog + len(data) > self.BACKLOG_LIMIT:
-                raise ServerBusy('前面的回答还没有读走', '读完前面的回答再请求', retry_after_s=5)
-            self._answers.append(data)
-            self._backlog += len(data)
-            self._changed.notify_all()
+            self._admit(size)
+            if size > self.LARGE or self._busy or self._waiting():
+                self._queue(pieces, size)
+                return
+            self._busy = True
+        self._send_at_once(pieces[0] if len(pieces) == 1 else b''.join(pieces))
 
-    def put_tick(self, symbol, event):
+    def put_tick(self, symbol, tick):
         with self._changed:
-            self._ticks[symbol] = event
-            self._changed.notify_all()
+            self._ticks[symbol] = tick
+            if self._busy or self._closed or self._rest is not None or self._frames:
+                self._wake()
+                return
+            self._busy, data = True, self._next_ticks()
+        with contextlib.suppress(ConnectionLost):  # its session will notice
+            self._send_at_once(data)
 
     def flush(self, timeout_s):
         """Waits until the answers are out, or the connection is over."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._backlog or self._closed or not self._channel.alive,
-                                   timeout_s)
+            self._changed.wait_for(lambda: self._closed or not self._channel.alive or not (
+                self._backlog or self._busy), timeout_s)
 
     def close(self):
         """The channel has been aborted before, so that the thread is not kept by it."""
         with self._changed:
-            self._closed = True
+            self._closed, thread = True, self._thread
             self._changed.notify_all()
-        self._thread.join()
+        if thread is not None:
+            thread.join()
+
+    # -- with the lock held ------------------------------------------------------------------------------------------
+    def _admit(self, size):
+        if self._closed or not self._channel.alive:
+            raise ConnectionLost('连接已关闭')
+        if self._backlog and size > self.LARGE and self._backlog + size > self.BACKLOG_LIMIT:
+            raise ServerBusy('前面的回答还没有读走', '读完前面的回答再请求', retry_after_s=5)
+
+    def _waiting(self):
+        return self._rest is not None or self._frames or self._bulk or self._ticks
+
+    def _queue(self, pieces, size):
+        if size > self.LARGE and self._part_size:
+            self._streams += 1
+            self._bulk.append(_Bulk(self._streams, pieces))
+        else:
+            self._frames.append(b''.join(pieces))
+        self._backlog += size
+        self._wake()
+
+    def _wake(self):
+        if self._thread is None and not self._closed:
+            self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+            self._thread.start()
+        self._changed.notify_all()
+
+    def _next_ticks(self):
+        """The frame of the next ticks: all that wait, for a client that takes many at once."""
+        share = min(self._tick_share, len(self._ticks))
+        return self._frame_of_ticks([self._ticks.popitem(last=False)[1] for _ in range(share)])
+
+    def _next(self):
+        """(data, bytes of the backlog in it). Small frames first; ticks and parts of long frames by turns."""
+        if self._rest is not None:
+            data, self._rest = self._rest, None
+            return data, len(data)
+        if self._frames:
+            data = self._frames.popleft()
+            return data, len(data)
+        self._bulk_next = bool(self._bulk) and (self._bulk_next or not self._ticks)
+        if not self._bulk_next:
+            self._bulk_next = True
+            return self._next_ticks(), 0
+        self._bulk_next = False
+        return self._next_part()
+
+    def _next_part(self):
+        """Long frames take turns as well."""
+        bulk = self._bulk.popleft()
+        before = bulk.left
+        data = bulk.next_part(self._part_size)
+        if bulk.left:
+            self._bulk.append(bulk)
+        return data, before - bulk.left
+
+    # -- sending: whoever has set _busy ------------------------------------------------------------------------------
+    def _send_at_once(self, data):
+        sent = len(data)
+        try:
+            sent = self._channel.try_write(data)
+        finally:
+            with self._changed:
+                self._busy = False
+                if sent < len(data):
+                    self._rest = memoryview(data)[sent:]
+                    self._backlog += len(self._rest)
+                if self._waiting():
+                    self._wake()
 
     def _run(self):
         with contextlib.suppress(ConnectionLost):
             while True:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._answers or self._ticks or self._closed)
+                    self._changed.wait_for(lambda: self._closed or (self._waiting() and not self._busy))
                     if self._closed:
                         return
-                    answer, tick = self._take()
-                self._send(answer, tick)
+                    self._busy, (data, counted) = True, self._next()
+                self._send_patiently(data, counted)
 
-    def _take(self):
-        """(answer, tick), one of them None. By turns: a queue of large answers does not keep ticks back."""
-        self._tick_next = bool(self._ticks) and (self._tick_next or not self._answers)
-        if self._tick_next:
-            self._tick_next = False
-            return None, self._ticks.popitem(last=False)[1]
-        self._tick_next = True
-        return self._answers.popleft(), None
-
-    def _send(self, answer, tick):
+    def _send_patiently(self, data, counted):
         try:
-            self._channel.write(encode_frame(tick) if answer is None else answer)
-        except (ValueError, TypeError):
-            LOG.exception('行情 %s 不能编码', printable(tick['payload'].get('symbol')))
+            self._channel.write(data)
         finally:
-            if answer is not None:
-                with self._changed:
-                    self._backlog -= len(answer)
-                    self._changed.notify_all()
+            with self._changed:
+                self._busy = False
+                self._backlog -= counted
+                self._changed.notify_all()
 
 
 # -- workers -----------------------------------------------------------------------------------------------------
@@ -7940,7 +8707,7 @@ class Session:
         self.id = 's' + uuid.uuid4().hex[:12]
         self.features, self.legacy_helper, self._defaults = frozenset(), False, {}
         self.born, self.logged_in, self.has_place = time.monotonic(), False, True
-        self._sock, self._channel, self._mailbox = sock, None, None
+        self._sock, self._channel, self._outbox = sock, None, None
         self._lock = threading.Lock()  # guards _in_flight
         self._in_flight, self.ended = 0, False
 
@@ -7967,8 +8734,8 @@ class Session:
 
     def flush(self, timeout_s):
         """Gives answers that wait to be sent this much time."""
-        if self._mailbox is not None:
-            self._mailbox.flush(timeout_s)
+        if self._outbox is not None:
+            self._outbox.flush(timeout_s)
 
     def _end(self):
         """The socket goes whatever the source says to the end of its subscriptions."""
@@ -7980,14 +8747,15 @@ class Session:
         except Exception:
             LOG.exception('退订失败')
         finally:
-            if self._mailbox is not None:
-                self._mailbox.close()
+            if self._outbox is not None:
+                self._outbox.close()
             with contextlib.suppress(OSError):
                 (self._channel or self._sock).close()
 
     # -- login -------------------------------------------------------------------------------------------------
     def _secure(self, sock):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        keep_send_queue_short(sock)
         if self.server.tls is None:
             return sock
         self._sock = sock = self.server.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
@@ -8018,13 +8786,30 @@ class Session:
             self.service.desk.accounts.route(**self._defaults)
         self.logged_in = True
         self.features, self.legacy_helper = SERVER_FEATURES.intersection(asked), not asked
-        self._mailbox = Mailbox('sender-%s' % self.id, self._channel)
+        self._outbox = Outbox('sender-%s' % self.id, self._channel, self._part_size(), self._frame_of_ticks,
+                              BATCH_TICK_FEATURE in self.features)
         self.send({'type': 'handshake_ack', 'session_id': self.id, 'keepalive': KEEPALIVE_S, 'protocol': PROTOCOL,
                    'features': self.service.scopes + sorted(self.features),
                    'journal_id': self.service.desk.journal.id})
         if SETTLED_EVENT in self.features:
             self.service.hear(self)
         LOG.info('客户端登录：%s 会话 %s', self.address, self.id)
+
+    def _part_size(self):
+        """A part is what another frame may have to wait for: a second on the thinnest line, little on this machine."""
+        if BINARY_FEATURE not in self.features:
+            return None
+        return 1024 * 1024 if _plain_address(self.address).is_loopback else 65536
+
+    def _frame_of_ticks(self, ticks):
+        """A tick that cannot be encoded costs no other."""
+        try:
+            return encode_ticks(ticks, BATCH_TICK_FEATURE in self.features)
+        except (ValueError, TypeError):
+            if len(ticks) > 1:
+                return b''.join(self._frame_of_ticks([tick]) for tick in ticks)
+            LOG.exception('行情 %s 不能编码', printable(ticks[0][1]))
+            return b''
 
     def _refuse(self, error):
         level = logging.DEBUG if isinstance(error, AuthThrottled) else logging.WARNING  # a guesser fills no disk
@@ -8066,9 +8851,10 @@ class Session:
             self.send(dict(error.to_wire(), type='error', id=_plain_id(frame.get('id')), code='UNSUPPORTED'))
 
     def _request(self, frame):
-        job = Job(self, _plain_id(frame.get('id')), frame.get('action'), frame.get('payload'))
+        compact = frame.get('compact') is True
+        job = Job(self, _plain_id(frame.get('id')), frame.get('action'), frame.get('payload'), compact)
         try:
-            lane = self.service.find(job.action).lane
+            lane = self.service.lane(job.action, job.payload)
             if lane == 'inline':
                 job()
                 return
@@ -8089,10 +8875,15 @@ class Session:
             self._in_flight -= 1
 
     def send(self, frame):
-        self._channel.write_frame(frame)
+        """From the session's own thread, before there is an outbox and for what must not wait in it."""
+        data = encode_frame(frame)
+        if self._outbox is None:
+            self._channel.write(data)
+        else:
+            self._outbox.put([data])
 
-    def put_answer(self, data):
-        self._mailbox.put_answer(data)
+    def put_answer(self, pieces):
+        self._outbox.put(pieces)
 
     def with_defaults(self, payload):
         """The account of the login stands in for one that the payload does not name.
@@ -8123,11 +8914,11 @@ class Session:
     def post_event(self, event, payload):
         """Never blocks; a client that does not read its answers misses it, and can ask."""
         with contextlib.suppress(ConnectionLost, ServerBusy):
-            self.put_answer(encode_frame({'type': 'event', 'event': event, 'payload': payload}))
+            self.put_answer([encode_frame({'type': 'event', 'event': event, 'payload': payload})])
 
-    def post(self, symbol, tick):
-        """A tick for this session; never blocks."""
-        self._mailbox.put_tick(symbol, {'type': 'event', 'event': 'tick', 'payload': tick})
+    def post(self, tick, symbol):
+        """A tick for this session, under the client's spelling of its security; never blocks."""
+        self._outbox.put_tick(tick.sid, (tick, symbol))
 
 
 def _plain_id(value):
@@ -8143,8 +8934,8 @@ class Job:
     For the action, as its caller: session, legacy_helper, with_defaults(payload), wanted().
     """
 
-    def __init__(self, session, id, action, payload):
-        self.session, self.id, self.action, self.payload = session, id, action, payload
+    def __init__(self, session, id, action, payload, compact=False):
+        self.session, self.id, self.action, self.payload, self._compact = session, id, action, payload, compact
         self.owner, self.legacy_helper, self.with_defaults = session, session.legacy_helper, session.with_defaults
         self.airborne = False  # counted among the session's requests in flight
         self._started = time.monotonic()
@@ -8208,15 +8999,24 @@ class Job:
     def _send(self, frame, status):
         """The status that the client gets: an answer that cannot be sent becomes an error; the connection lives."""
         try:
-            self.session.put_answer(encode_frame(frame))
+            self.session.put_answer(self._encoded(frame))
             return status
         except (FrameTooLarge, ServerBusy) as error:
             failure = error
         except (ValueError, TypeError):
             LOG.exception('%s 的结果不能编码', printable(self.action))
             failure = InternalError('结果含有 NaN 或不能编码的值', '详情见服务端日志')
-        self.session.put_answer(encode_frame(dict(failure.to_wire(), type='error', id=self.id)))
+        self.session.put_answer([encode_frame(dict(failure.to_wire(), type='error', id=self.id))])
         return failure.code
+
+    def _encoded(self, frame):
+        """The pieces of the frame; a table goes in the form that the client knows."""
+        table = frame.get('payload')
+        if not isinstance(table, Table):
+            return [encode_frame(frame)]
+        if BINARY_FEATURE in self.session.features:
+            return encode_table_frame(frame, table, self._compact)
+        return [encode_frame(dict(frame, payload=table.to_wire()))]
 
     def _finish(self, status):
         if self.airborne:
@@ -8356,7 +9156,7 @@ class BulletServer(socketserver.TCPServer):
     request_queue_size = 128
     DRAIN_S = 5.0
     # name, threads, queue, threads of one session; a waiting order holds a thread
-    POOLS = (('data', 8, 256, 4), ('broker', 128, 256, 64))
+    POOLS = (('data', 8, 256, 4), ('history', 4, 256, 2), ('broker', 128, 256, 64))
 
     def __init__(self, settings, service):
         self.settings, self.service, self.tls = settings, service, server_tls(settings)
@@ -8488,7 +9288,9 @@ def serve(settings, clock=None):
 # ======================================================================================================
 WRITES = {'broker.place_order': 'place', 'broker.cancel_order': 'cancel'}
 # An empty list would mark the peer's copy-and-paste helper, which reads tables differently.
-CLIENT_FEATURES = ['tick', 'order_settled']
+CLIENT_FEATURES = ['tick', 'order_settled', BINARY_FEATURE, BATCH_TICK_FEATURE]
+COMPRESS_CHOICES = ('auto', 'always', 'never')
+FAR_ROUND_TRIP_S = 0.005    # a login that took longer did not stay on this machine: a tunnel, if it looks like it
 HISTORY_TIMEOUT_S = 180.0   # where the caller names no timeout of its own
 LONGEST_TIMEOUT_S = 86400.0
 WRITE_MARGIN_S = 30.0       # what a write may take beside waiting for its outcome
@@ -8501,7 +9303,7 @@ class Endpoint:
         if not isinstance(token, str) or not token:
             raise ConfigError('缺少口令', '给出 token（命令行 --token），或设置环境变量 QMT_SERVER_TOKEN')
         self.host, self.port, self.tls_cert, self.connect_timeout = host, int(port), tls_cert, connect_timeout
-        self._token = token
+        self._token, self.is_far = token, False
         self._tls = self._tls_context() if tls_cert else None
 
     def __repr__(self):
@@ -8518,12 +9320,22 @@ class Endpoint:
         timeout_s = self.connect_timeout if timeout_s is None else min(self.connect_timeout, timeout_s)
         channel = Channel(self.secure(self.open_socket(timeout_s), timeout_s), lenient=True)
         try:
+            begun = time.monotonic()
             channel.write_frame({'type': 'handshake', 'token': self._token, 'protocol': PROTOCOL,
                                  'features': CLIENT_FEATURES})
-            return channel, self._read_ack(channel, timeout_s)
+            ack = self._read_ack(channel, timeout_s)
+            channel.binary = BINARY_FEATURE in (ack.get('features') or ())
+            self.is_far = self._is_far(channel, time.monotonic() - begun)
+            return channel, ack
         except BaseException:
             channel.close()
             raise
+
+    @staticmethod
+    def _is_far(channel, round_trip_s):
+        """Whether bytes are dearer than the time to pack them."""
+        peer = channel.sock.getpeername()[0].partition('%')[0]
+        return not ipaddress.ip_address(peer).is_loopback or round_trip_s > FAR_ROUND_TRIP_S
 
     def open_socket(self, timeout_s=None):
         try:
@@ -8595,11 +9407,25 @@ def _is_positive(value):
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
 
 
+def new_key(prefix):
+    """A key that nobody else has: 128 random bits, in few characters, as each byte counts on the way to the server."""
+    return '%s-%s' % (prefix, secrets.token_urlsafe(16))
+
+
 def _with_key(action, payload):
     """A write always carries a key: without one it could never be asked about."""
     if action in WRITES and payload.get('idempotency_key') in (None, ''):
-        return dict(payload, idempotency_key='%s-%s' % (WRITES[action], uuid.uuid4().hex))
+        return dict(payload, idempotency_key=new_key(WRITES[action]))
     return payload
+
+
+def check_compress(value):
+    if value not in COMPRESS_CHOICES:
+        raise ConfigError('compress 不认识：%s' % brief(value), '可用：%s' % '、'.join(COMPRESS_CHOICES))
+    return value
+
+
+_call_numbers = itertools.count(1)
 
 
 class _Call:
@@ -8611,16 +9437,18 @@ class _Call:
     """
 
     def __init__(self, action, payload):
-        self.id = uuid.uuid4().hex
+        self.id = '%x' % next(_call_numbers)
         self.action, self.payload = action, _with_key(action, payload)
-        self.data = self._encoded()
         self.sent, self.doubt, self.journal, self.channel = False, False, None, None
-        self._done = threading.Event()
+        self.finished, self._event = False, None
         self._answer, self._error = None, None
+        self.encode()
 
-    def _encoded(self):
+    def encode(self, compact=False):
+        """The frame to send; a missing type means request. compact: whether the answer may be packed."""
+        frame = {'id': self.id, 'action': self.action, 'payload': self.payload}
         try:
-            return encode_frame({'type': 'request', 'id': self.id, 'action': self.action, 'payload': self.payload})
+            self.data = encode_frame(dict(frame, compact=True) if compact else frame)
         except (ValueError, TypeError, OverflowError, RecursionError) as error:
             raise BadRequest('请求里有不能发送的值：%s' % brief(str(error)), '数值不能是 NaN 或无穷大')
 
@@ -8641,11 +9469,33 @@ class _Call:
             self.sent = self.doubt or self._error.broker_called is not False
         else:
             self._answer = frame.get('payload')
-        self._done.set()
+        self._finish()
 
     def fail(self, error):
         self._error = error
-        self._done.set()
+        self._finish()
+
+    def _finish(self):
+        self.finished = True
+        self.wake()
+
+    def prepare_to_wait(self):
+        """By its own thread, with the lock held under which it is finished: from now on wake() ends wait()."""
+        if self._event is None:
+            self._event = threading.Event()
+        self._event.clear()
+
+    def wake(self):
+        """Its thread looks again: it is finished, or it may read for itself."""
+        if self._event is not None:
+            self._event.set()
+
+    @property
+    def waits(self):
+        return self._event is not None and not self.finished
+
+    def wait(self, timeout_s):
+        self._event.wait(timeout_s)
 
     def lost(self, reason):
         """The error for a call that got no answer: a write that was sent is unknown, anything else just failed."""
@@ -8668,21 +9518,23 @@ class _Call:
             return error
         return self.lost(printable(error.message))
 
-    def result(self, timeout_s):
-        if not self._done.wait(timeout_s):
-            raise self.lost('等待 %g 秒' % timeout_s)
+    def result(self):
+        """Once it is finished."""
         if self._error is not None:
             raise self._error
         return self._answer
 
 
 class EventDispatcher:
-    """Calls listeners of events in a thread of its own, so that they may make requests themselves."""
+    """Calls listeners of events in a thread of its own, so that they may make requests themselves.
+
+    Events are told in their order; of ticks that wait, a newer one replaces an older one of the same security.
+    """
 
     def __init__(self, name):
-        self._changed = threading.Condition()
-        self._listeners, self._events, self._closed = {}, deque(maxlen=10000), False
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.name, self._changed = name, threading.Condition()
+        self._listeners, self._events, self._closed = {}, OrderedDict(), False  # events: key -> (event, payload)
+        self._numbers, self._thread = itertools.count(), None
 
     def add(self, event, listener):
         with self._changed:
@@ -8693,18 +9545,29 @@ class EventDispatcher:
             self._listeners[event].remove(listener)
 
     def emit(self, event, payload):
+        self._put([(next(self._numbers), event, payload)])
+
+    def emit_ticks(self, ticks):
+        """ticks: dicts, each with its `sid` or `symbol`."""
+        self._put([(tick.get('symbol') or tick.get('sid'), 'tick', tick) for tick in ticks])
+
+    def _put(self, items):
         with self._changed:
-            if not self._closed and not self._thread.is_alive():
+            if self._closed:
+                return
+            for key, event, payload in items:
+                self._events[key] = event, payload
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
                 self._thread.start()
-            self._events.append((event, payload))
             self._changed.notify()
 
     def close(self):
         with self._changed:
-            self._closed = True
+            self._closed, thread = True, self._thread
             self._changed.notify()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
 
     def _run(self):
         while True:
@@ -8712,7 +9575,7 @@ class EventDispatcher:
                 self._changed.wait_for(lambda: self._events or self._closed)
                 if self._closed:
                     return
-                event, payload = self._events.popleft()
+                _, (event, payload) = self._events.popitem(last=False)
                 listeners = list(self._listeners.get(event, ()))
             for listener in listeners:
                 self._call(listener, event, payload)
@@ -8814,24 +9677,34 @@ def _code_or_text(text):
         return text
 
 
+_KEEPER = object()  # reads where no caller does
+
+
 class RemoteQmtConnection(PushingConnection):
     """One long connection: many requests in flight from any thread, heartbeat, reconnect with back-off.
 
     start() connects or raises; afterwards a lost connection is made again, subscriptions with it, and calls that
     wait are sent again: reads always, writes only to the server whose journal knows their key. A call fails when
-    its own timeout is over. Events go to listeners in a thread of their own.
+    its own timeout is over. Events go to listeners in a thread of their own. compress: whether long answers are packed:
+    'auto' off this machine, 'always', 'never'.
+
+    One thread reads at a time: the first of the callers that wait, which then needs nobody to wake it, and passes the
+    turn to the next; where none waits, the keeper's thread, which leaves the turn to callers as long as they are busy.
     """
 
+    PARK_S = 0.002  # how long after a call the keeper leaves the reading to the next one
+
     def __init__(self, host, port, token, tls_cert=None, request_timeout=60.0, connect_timeout=10.0,
-                 heartbeat_s=None, backoff_s=(0.2, 30.0), tls_enabled=None):
+                 heartbeat_s=None, backoff_s=(0.2, 30.0), tls_enabled=None, compress='auto'):
         super().__init__('%s:%s' % (host, port))
         if tls_enabled and not tls_cert:
             raise ConfigError('TLS 需要 tls_cert', '把服务端的证书文件拷到本机，用 tls_cert 指向它')
-        self.endpoint = Endpoint(host, port, token, tls_cert, connect_timeout)
+        self.endpoint, self.compress = Endpoint(host, port, token, tls_cert, connect_timeout), check_compress(compress)
         self.request_timeout, self._heartbeat_s, self._backoff = request_timeout, heartbeat_s, backoff_s
         self.ack = {}
-        self._lock = threading.Lock()  # guards _channel, _calls, _fatal
+        self._changed = threading.Condition()  # guards all of the next two lines
         self._channel, self._calls, self._fatal = None, OrderedDict(), None
+        self._reader, self._last_active, self._keeper_waits = None, 0.0, False
         self._stop, self._thread, self._starting = threading.Event(), None, threading.Lock()
         self._retry_at = None  # when the subscriptions are to be asked for again; the keeper's own
 
@@ -8852,9 +9725,10 @@ class RemoteQmtConnection(PushingConnection):
 
     def close(self):
         self._stop.set()
-        with self._lock:
+        with self._changed:
             if self._channel is not None:
                 self._channel.abort()
+            self._changed.notify_all()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
         self._fail_all('连接已关闭')
@@ -8862,24 +9736,31 @@ class RemoteQmtConnection(PushingConnection):
 
     @property
     def connected(self):
-        with self._lock:
+        with self._changed:
             return self._channel is not None
 
     def request(self, action, payload=None, timeout=None):
         call = _Call(action, dict(payload or {}))
         timeout_s = _request_timeout(action, call.payload, timeout, self.request_timeout)
+        deadline = time.monotonic() + timeout_s
+        if action == 'data.history' and self._packs():
+            call.encode(compact=True)
         self._enter(call)
         try:
-            return call.result(timeout_s)
+            self._await(call, deadline, timeout_s)
+            return call.result()
         except BulletError as error:
             raise call.verdict(error)
         finally:
-            with self._lock:
+            with self._changed:
                 self._calls.pop(call.id, None)
+
+    def _packs(self):
+        return self.compress == 'always' or (self.compress == 'auto' and self.endpoint.is_far)
 
     # -- calls ---------------------------------------------------------------------------------------------------
     def _enter(self, call):
-        with self._lock:
+        with self._changed:
             if self._fatal is not None:
                 raise error_from_wire(self._fatal.to_wire())  # a new one for each: tracebacks are not shared
             if self._thread is None or self._stop.is_set():
@@ -8891,41 +9772,91 @@ class RemoteQmtConnection(PushingConnection):
 
     def _send(self, channel, call):
         """Once on each channel. A failed send only ends the channel: the keeper sends again on the next what may be."""
-        with self._lock:
+        with self._changed:
             if channel is not self._channel or call.channel is channel:
                 return
             call.channel = channel
-            allowed = call.about_to_send(self.ack.get('journal_id'))
-        if not allowed:
-            call.fail(call.lost('连接中断'))
-            return
+            if not call.about_to_send(self.ack.get('journal_id')):
+                call.fail(call.lost('连接中断'))
+                return
         with contextlib.suppress(ConnectionLost):
             channel.write(call.data)
 
     def _fail_all(self, reason, error=None):
-        with self._lock:
+        with self._changed:
             self._fatal = error
-            calls = list(self._calls.values())
-        for call in calls:
-            call.fail(call.lost(reason) if error is None else call.verdict(error_from_wire(error.to_wire())))
+            for call in self._calls.values():
+                call.fail(call.lost(reason) if error is None else call.verdict(error_from_wire(error.to_wire())))
+
+    # -- reading by turns ------------------------------------------------------------------------------------------
+    def _await(self, call, deadline, timeout_s):
+        while not call.finished:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise call.lost('等待 %g 秒' % timeout_s)
+            channel = self._take_turn(call)
+            if channel is None:
+                call.wait(left_s)
+            else:
+                self._read_for(call, channel, deadline)
+
+    def _take_turn(self, call):
+        """The channel, if the call's thread is to read now."""
+        with self._changed:
+            if call.finished or (self._reader is None and self._channel is not None):
+                self._reader = self._reader or call
+                return self._channel
+            call.prepare_to_wait()
+            return None
+
+    def _read_for(self, call, channel, deadline):
+        try:
+            while not call.finished:
+                frame = _next_frame(channel, deadline - time.monotonic())
+                if frame is None:
+                    return
+                self._handle(channel, frame)
+        except BulletError as error:
+            LOG.info('与 %s 的连接中断：%s', self.endpoint, printable(error))
+            channel.abort()
+        finally:
+            self._leave_turn(call)
+
+    def _leave_turn(self, reader):
+        """To the next call that waits, else to the keeper."""
+        with self._changed:
+            if self._reader is not reader:
+                return
+            self._reader, self._last_active = None, time.monotonic()
+            successor = next((call for call in self._calls.values() if call.waits), None)
+            if successor is not None:
+                successor.wake()
+            if self._keeper_waits or not (self._channel and self._channel.alive):
+                self._changed.notify_all()
 
     # -- the keeper's thread ---------------------------------------------------------------------------------------
     def _keep(self, channel):
         while channel is not None:
             try:
-                self._read(channel)
+                self._attend(channel)
             except BulletError as error:
                 LOG.info('与 %s 的连接中断：%s', self.endpoint, printable(error))
             except Exception:
                 LOG.exception('读取 %s 时出错', self.endpoint)
-            with self._lock:
-                self._channel = None
-            channel.close()
+            self._retire(channel)
             channel = self._reopen()
+
+    def _retire(self, channel):
+        """Nobody reads it any more when it is closed."""
+        channel.abort()
+        with self._changed:
+            self._channel = None
+            self._changed.wait_for(lambda: self._reader is None)
+        channel.close()
 
     def _open(self):
         channel, ack = self.endpoint.dial()
-        with self._lock:
+        with self._changed:
             self._channel, self.ack = channel, ack
         return channel
 
@@ -8955,47 +9886,89 @@ class RemoteQmtConnection(PushingConnection):
         try:
             self._resubscribe(channel, list(self._wanted().values()))
         except ConnectionLost:
-            channel.close()
+            self._retire(channel)
             raise
-        with self._lock:
+        with self._changed:
             waiting = list(self._calls.values())
         for call in waiting:
             self._send(channel, call)
         return channel
 
-    def _read(self, channel):
-        """Frames until the connection ends. A peer that is silent for three heartbeats is dead."""
+    def _attend(self, channel):
+        """Until the connection ends. A peer that is silent for three heartbeats is dead."""
         beat = self._heartbeat_s or max(_keepalive(self.ack) / 2.0, 5.0)
         next_ping = time.monotonic() + beat
         while not self._stop.is_set():
             due = next_ping if self._retry_at is None else min(next_ping, self._retry_at)
-            frame = _next_frame(channel, due - time.monotonic())
-            if frame is not None:
-                self._handle(channel, frame)
+            if self._take_keepers_turn(channel, due):
+                self._read_between(channel, due)
+            if not channel.alive:
+                raise ConnectionLost('连接中断')
             if self._retry_at is not None and time.monotonic() >= self._retry_at:
                 self._resubscribe(channel, list(self._wanted().values()))
             if time.monotonic() >= next_ping:
                 if time.monotonic() - channel.last_read > 3 * beat:
                     raise ConnectionLost('对方 %g 秒没有声音' % (3 * beat))
-                channel.write_frame({'type': 'ping', 'id': uuid.uuid4().hex})
+                channel.write_frame({'type': 'ping', 'id': '%x' % next(_call_numbers)})
                 next_ping = time.monotonic() + beat
 
+    def _take_keepers_turn(self, channel, due):
+        """Whether the keeper is to read now. Callers that follow each other closely read for themselves meanwhile."""
+        with self._changed:
+            while channel.alive and not self._stop.is_set() and time.monotonic() < due:
+                if self._reader is not None:
+                    self._keeper_waits = True
+                    self._changed.wait(due - time.monotonic())
+                    self._keeper_waits = False
+                elif time.monotonic() - self._last_active >= self.PARK_S:
+                    self._reader = _KEEPER
+                    return True
+                else:
+                    self._changed.wait(self.PARK_S)
+            return False
+
+    def _read_between(self, channel, due):
+        """Until somebody got an answer: he may read the next one himself."""
+        answered = False
+        try:
+            while not answered and not self._stop.is_set():
+                frame = _next_frame(channel, due - time.monotonic())
+                if frame is None:
+                    return
+                answered = self._handle(channel, frame)
+        finally:
+            self._leave_turn(_KEEPER)
+            if not answered:
+                self._last_active = 0.0
+
     def _handle(self, channel, frame):
+        """Whether it was the answer to a call."""
         kind = frame.get('type')
-        if kind == 'event' and isinstance(frame.get('event'), str):
-            self._events.emit(frame.get('event'), frame.get('payload'))
+        if kind == 'event' and frame.get('event') == 'ticks':
+            self._events.emit_ticks(decode_ticks(frame.get('payload')))
+        elif kind == 'event' and isinstance(frame.get('event'), str):
+            self._emit(frame['event'], frame.get('payload'))
         elif kind in ('response', 'error'):
-            self._answered(channel, kind, str(frame.get('id')), frame)
+            return self._answered(channel, kind, str(frame.get('id')), frame)
+        return False
+
+    def _emit(self, event, payload):
+        if event == 'tick' and isinstance(payload, dict):
+            self._events.emit_ticks([payload])
+        else:
+            self._events.emit(event, payload)
 
     def _answered(self, channel, kind, id, frame):
-        with self._lock:
+        with self._changed:
             call = self._calls.pop(id, None)
-        if call is not None:
-            call.take(frame)
-        elif id.startswith(_RESUBSCRIBE) and kind == 'error':
+            if call is not None:
+                call.take(frame)
+                return True
+        if id.startswith(_RESUBSCRIBE) and kind == 'error':
             self._not_resubscribed(channel, id[len(_RESUBSCRIBE):], error_from_wire(frame))
         elif kind == 'error':
             LOG.warning('服务端报告：%s', printable(error_from_wire(frame)))
+        return False
 
     # -- subscriptions after a reconnect: what is refused for now is asked for again, in the keeper's thread -----------
     def _resubscribe(self, channel, symbols, name=''):
@@ -9043,17 +10016,26 @@ def _next_frame(channel, timeout_s):
 
 
 class ShortConnection(BaseConnection):
-    """One connection per call, for sandboxes that allow no threads or change their address.
+    """Connections without a thread, for sandboxes that allow none or change their address.
 
-    A failed attempt is repeated up to `retries` times: reads always, writes only with their key to the server whose
+    A connection is kept for the next call, for KEEP_S: to log in costs more bytes and time than most calls do. A
+    failed attempt is repeated up to `retries` times: reads always, writes only with their key to the server whose
     journal knows it, error answers only if the server calls them retryable.
     """
 
+    KEEP_S = 30.0  # the server gives up who is silent for twice as long
+
     def __init__(self, host, port, token, tls_cert=None, request_timeout=60.0, connect_timeout=10.0, retries=2,
-                 retry_interval=0.5):
-        self.endpoint = Endpoint(host, port, token, tls_cert, connect_timeout)
+                 retry_interval=0.5, compress='auto'):
+        self.endpoint, self.compress = Endpoint(host, port, token, tls_cert, connect_timeout), check_compress(compress)
         self.request_timeout, self.retries, self.retry_interval = request_timeout, retries, retry_interval
-        self._pause = threading.Event()
+        self._pause, self._lock = threading.Event(), threading.Lock()
+        self._kept = None  # (channel, handshake_ack, until when) of the last call
+
+    def close(self):
+        kept = self._take_kept()
+        if kept is not None:
+            kept[0].close()
 
     def request(self, action, payload=None, timeout=None):
         """timeout: for all attempts together, connecting included."""
@@ -9069,15 +10051,49 @@ class ShortConnection(BaseConnection):
                 self._pause.wait(pause_s)
 
     def _attempt(self, call, deadline):
+        """On the kept connection first; one that has died meanwhile costs no attempt."""
+        kept = self._take_kept()
+        if kept is not None:
+            try:
+                return self._ask(kept[0], kept[1], call, deadline)
+            except ConnectionLost as error:
+                LOG.info('与 %s 的连接已断开，重新连接：%s', self.endpoint, printable(error))
         channel, ack = self.endpoint.dial(max(0.001, deadline - time.monotonic()))
+        return self._ask(channel, ack, call, deadline)
+
+    def _ask(self, channel, ack, call, deadline):
         try:
-            if not call.about_to_send(ack.get('journal_id')):
-                raise call.lost('连接中断')
-            channel.write(call.data)
-            self._await(channel, call, deadline)
-            return call.result(0)
-        finally:
+            self._exchange(channel, ack, call, deadline)
+        except BaseException:
             channel.close()
+            raise
+        self._keep(channel, ack)
+        return call.result()
+
+    def _exchange(self, channel, ack, call, deadline):
+        if not call.about_to_send(ack.get('journal_id')):
+            raise call.lost('连接中断')
+        if call.action == 'data.history' and self._packs():
+            call.encode(compact=True)
+        channel.write(call.data)
+        self._await(channel, call, deadline)
+
+    _packs = RemoteQmtConnection._packs
+
+    def _take_kept(self):
+        """The kept connection, if it is good still: whatever came in on it meanwhile is its end, or nobody's answer."""
+        with self._lock:
+            kept, self._kept = self._kept, None
+        if kept is not None and (time.monotonic() > kept[2] or wait_for_socket(kept[0].sock, 0)):
+            kept[0].close()
+            return None
+        return kept
+
+    def _keep(self, channel, ack):
+        with self._lock:
+            old, self._kept = self._kept, (channel, ack, time.monotonic() + self.KEEP_S)
+        if old is not None:
+            old[0].close()
 
     def _await(self, channel, call, deadline):
         frame = None
@@ -9113,6 +10129,8 @@ class LocalConnection(PushingConnection):
         call = _Call(action, dict(payload or {}))
         frame = decode_frame(call.data[_LENGTH.size:])
         answer = self._service.call(action, frame['payload'], self)
+        if isinstance(answer, Table):
+            return answer
         return decode_frame(encode_frame({'payload': answer})[_LENGTH.size:])['payload']
 
     def close(self):
@@ -9128,8 +10146,8 @@ class LocalConnection(PushingConnection):
     def wanted(self):
         return not self.ended
 
-    def post(self, symbol, tick):
-        self._events.emit('tick', tick)
+    def post(self, tick, symbol):
+        self._events.emit_ticks([dict(tick.to_wire(), symbol=symbol)])
 
     def post_event(self, event, payload):
         self._events.emit(event, payload)
@@ -9407,7 +10425,7 @@ class RemoteQmtBroker:
         style: {'type': 'limit', 'price': p} or {'type': 'market', 'protect_price': p}. valid_until: Beijing time after
         which the server must not submit it any more.
         """
-        key = idempotency_key or 'place-%s' % uuid.uuid4().hex
+        key = idempotency_key or new_key('place')
         payload = {'security': security, 'side': side, 'amount': amount, 'style': style, 'wait_timeout': wait_timeout,
                    'order_remark': remark, 'idempotency_key': key, 'valid_until': valid_until}
         answer = self._ask('broker.place_order', _given(payload))
@@ -9421,7 +10439,7 @@ class RemoteQmtBroker:
 
         Raises OrderStateUnknown while the broker has not decided.
         """
-        key = idempotency_key or 'cancel-%s' % uuid.uuid4().hex
+        key = idempotency_key or new_key('cancel')
         payload = {'order_id': order_id, 'wait_timeout': wait_timeout, 'idempotency_key': key}
         answer = self._ask('broker.cancel_order', _given(payload))
         status = answer.get('status') if isinstance(answer, dict) and _is_about(answer, order_id) else None
@@ -9852,7 +10870,7 @@ def run_order(args):
     if args.protect_price is not None and not args.market:
         raise ConfigError('--protect-price 只用于市价委托', '限价委托的最差价格就是 --price')
     style = order_style(args.protect_price if args.market else args.price, args.market)
-    key = args.key or 'cli-%s' % uuid.uuid4().hex
+    key = args.key or new_key('cli')
     print('提交委托，idempotency_key=%s' % key, flush=True)
     with _broker(args) as broker, _key_in_mind(key):
         answer = broker.place_order(args.security, args.side.upper(), args.amount, style, args.wait, args.remark, key)
@@ -9871,7 +10889,7 @@ def _key_in_mind(key):
 
 
 def run_cancel(args):
-    key = args.key or 'cli-%s' % uuid.uuid4().hex
+    key = args.key or new_key('cli')
     with _broker(args) as broker, _key_in_mind(key):
         canceled = broker.cancel_order(args.order_id, idempotency_key=key)
     print('已撤单 %s' % args.order_id if canceled else '没有撤成：委托 %s 已经是最终状态，用 orders 命令查看' % args.order_id)

@@ -75,7 +75,7 @@ def blocked(monkeypatch, name, keep=False, lane=None):
     """Replaces the handler of the action; lets it go at the end, whatever happens."""
     action = bq.ACTIONS[name]
     blocker = Blocker(inner=action.run if keep else None)
-    monkeypatch.setitem(bq.ACTIONS, name, action._replace(run=blocker, lane=lane or action.lane))
+    monkeypatch.setitem(bq.ACTIONS, name, action._replace(run=blocker, lane=lane or action.lane, quick=bq._never))
     try:
         yield blocker
     finally:
@@ -376,7 +376,7 @@ def test_a_slow_history_holds_up_neither_ping_nor_order_behind_it(server, monkey
 
 
 def test_every_data_worker_busy_holds_up_no_order(server, monkeypatch):
-    share = {pool[0]: pool[3] for pool in bq.BulletServer.POOLS}['data']
+    share = {pool[0]: pool[3] for pool in bq.BulletServer.POOLS}['history']
     with blocked(monkeypatch, 'data.history') as history, session(server) as sock:
         for number in range(share + 3):
             send_request(sock, number, 'data.history')
@@ -410,7 +410,7 @@ def test_a_history_that_nobody_waits_for_any_more_is_not_gone_on_with(monkeypatc
                 assert read_raw(sock)['code'] == 'REQUEST_TIMEOUT'
         assert end == 'too late' or becomes(lambda: not server._sessions)
         go.set()
-        assert server._pools['data'].close(20) and seen.empty()
+        assert server._pools['history'].close(20) and seen.empty()
 
 
 def test_a_request_has_a_limit_of_its_own(server):
@@ -441,7 +441,7 @@ def test_requests_in_flight_of_one_connection_are_limited(server, monkeypatch):
     with blocked(monkeypatch, 'data.history') as history, session(server) as sock, session(server) as other:
         for number in range(3):
             send_request(sock, number, 'data.history')
-        error = ask_error(sock, 'broker.account', id='one too many')
+        error = ask_error(sock, 'data.trade_days', id='one too many')
         assert error['code'] == 'SERVER_BUSY' and error['retryable'] and error['retry_after_s'] > 0
         assert error['broker_called'] is False
         assert ask_raw(sock, 'admin.health', id='h')['id'] == 'h', 'what cannot block is not counted'
@@ -452,15 +452,15 @@ def test_requests_in_flight_of_one_connection_are_limited(server, monkeypatch):
 
 
 def test_a_full_queue_is_server_busy(monkeypatch):
-    monkeypatch.setattr(bq.BulletServer, 'POOLS', (('data', 1, 2, 1), ('broker', 2, 4, 2)))
+    monkeypatch.setattr(bq.BulletServer, 'POOLS', (('data', 1, 2, 1), ('history', 1, 2, 1), ('broker', 2, 4, 2)))
     with serving() as server, blocked(monkeypatch, 'data.history') as history, session(server) as sock:
         send_request(sock, 0, 'data.history')
         history.wait_entered()
         for number in (1, 2):
             send_request(sock, number, 'data.history')
-        error = ask_error(sock, 'data.snapshot', {'security': CODE}, id=3)
+        error = ask_error(sock, 'data.get_all_securities', id=3)
         assert error['code'] == 'SERVER_BUSY' and error['retryable'] and error['retry_after_s'] > 0
-        assert ask_raw(sock, 'broker.account', id='b')['type'] == 'response', 'the other queue has room'
+        assert ask_raw(sock, 'broker.account', id='b')['type'] == 'response', 'others have room'
         history.go.set()
         assert [read_raw(sock)['id'] for _ in range(3)] == [0, 1, 2]
 
@@ -491,12 +491,12 @@ def test_an_order_that_takes_too_long_is_unknown_and_exists_once(monkeypatch):
 
 
 def test_an_order_whose_turn_never_came_is_not_carried_out_later(monkeypatch):
-    monkeypatch.setattr(bq.BulletServer, 'POOLS', (('data', 1, 8, 1), ('broker', 1, 8, 1)))
+    monkeypatch.setattr(bq.BulletServer, 'POOLS', (('data', 1, 8, 1), ('history', 1, 8, 1), ('broker', 1, 8, 1)))
     with serving(request_timeout=0.2) as server, blocked(monkeypatch, 'broker.account') as account:
         with session(server) as sock:
             send_request(sock, 'slow', 'broker.account')
             account.wait_entered()
-            send_request(sock, 'order', 'broker.place_order', order_payload(idempotency_key='queued'))
+            send_request(sock, 'order', 'broker.place_order', order_payload(idempotency_key='queued', wait_timeout=0.01))
             error = read_until(sock, 'order')[0]
             assert error['code'] == 'SERVER_BUSY' and error['broker_called'] is False and error['retryable']
             account.go.set()
@@ -537,7 +537,7 @@ def test_half_a_character_in_an_answer_is_sent_as_its_escape(server, monkeypatch
 
 def test_large_answers_that_nobody_reads_occupy_no_worker(monkeypatch):
     """One client asks for more than its line takes and reads nothing; another is served meanwhile."""
-    monkeypatch.setattr(bq.BulletServer, 'POOLS', (('data', 1, 64, 1), ('broker', 1, 8, 1)))
+    monkeypatch.setattr(bq.BulletServer, 'POOLS', (('data', 1, 64, 1), ('history', 1, 64, 1), ('broker', 1, 8, 1)))
     answering(monkeypatch, 'data.history', lambda *_: {'text': 'x' * (8 * 1024 * 1024)})
     with serving() as server, session(server) as deaf, session(server) as other:
         for number in range(4):
@@ -547,8 +547,8 @@ def test_large_answers_that_nobody_reads_occupy_no_worker(monkeypatch):
 
 
 def test_a_backlog_of_large_answers_is_bounded(monkeypatch):
-    monkeypatch.setattr(bq.Mailbox, 'BACKLOG_LIMIT', 21 * 1024 * 1024)
-    monkeypatch.setattr(bq.BulletServer, 'POOLS', (('data', 1, 64, 1), ('broker', 1, 8, 1)))
+    monkeypatch.setattr(bq.Outbox, 'BACKLOG_LIMIT', 21 * 1024 * 1024)
+    monkeypatch.setattr(bq.BulletServer, 'POOLS', (('data', 1, 64, 1), ('history', 1, 64, 1), ('broker', 1, 8, 1)))
     begun = threading.Semaphore(0)
     answering(monkeypatch, 'data.history', lambda *_: begun.release() or {'text': 'x' * (20 * 1024 * 1024)})
     with serving() as server, session(server) as deaf, session(server) as other:

@@ -94,16 +94,16 @@ def test_a_request_that_never_ends_does_not_keep_the_server(monkeypatch):
 
 def test_what_waited_behind_a_stuck_request_is_never_carried_out_after_the_end(monkeypatch):
     monkeypatch.setattr(bq.BulletServer, 'DRAIN_S', 0.2)
-    monkeypatch.setattr(bq.BulletServer, 'POOLS', (('data', 1, 8, 1), ('broker', 1, 8, 1)))
+    monkeypatch.setattr(bq.BulletServer, 'POOLS', (('data', 1, 8, 1), ('history', 1, 8, 1), ('broker', 1, 8, 1)))
     entered, go, placed = threading.Event(), threading.Event(), []
 
     def stuck(service, payload, session):
         entered.set()
         go.wait(30)
         return {}
-    monkeypatch.setitem(bq.ACTIONS, 'broker.account', bq.ACTIONS['broker.account']._replace(run=stuck))
+    monkeypatch.setitem(bq.ACTIONS, 'broker.account', bq.ACTIONS['broker.account']._replace(run=stuck, quick=bq._never))
     monkeypatch.setitem(bq.ACTIONS, 'broker.place_order', bq.ACTIONS['broker.place_order']._replace(
-        run=lambda *_: placed.append(1) or {}))
+        run=lambda *_: placed.append(1) or {}, quick=bq._never))
     with nothing_left(), serving() as server, raw_socket(server) as sock:
         login_raw(sock)
         send_raw(sock, {'id': 'stuck', 'action': 'broker.account'})
@@ -135,7 +135,7 @@ def test_a_reader_that_stopped_reading_does_not_keep_the_server(monkeypatch):
     with nothing_left(), serving() as server, raw_socket(server) as sock:
         login_raw(sock)
         send_raw(sock, {'id': 1, 'action': 'data.history'})
-        assert becomes(lambda: [item for item in server._sessions if item._mailbox and item._mailbox._backlog])
+        assert becomes(lambda: [item for item in server._sessions if item._outbox and item._outbox._backlog])
         timed_close(server, 5)
 
 

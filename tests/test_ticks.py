@@ -173,57 +173,144 @@ def test_a_tick_that_is_no_json_silences_no_other(server, source):
     with session(server) as sock:
         change(sock, 'subscribe', ONE)
         source.tick(ONE, float('nan'))
-        assert becomes(lambda: not next(iter(server._sessions))._mailbox._ticks)
+        assert becomes(lambda: not next(iter(server._sessions))._outbox._ticks)
         source.tick(ONE, 5.0)
         assert read_raw(sock)['payload']['last_price'] == 5.0
 
 
-# -- slow readers --------------------------------------------------------------------------------------------
+# -- what waits to be sent -------------------------------------------------------------------------------------
 class HeldChannel:
-    """A channel whose writes wait to be let go."""
+    """A channel that takes nothing at once, and whose patient writes wait to be let go."""
 
     alive = True
 
     def __init__(self):
         self.entered, self.go, self.sent = threading.Semaphore(0), threading.Semaphore(0), queue.Queue()
 
+    def try_write(self, data):
+        return 0
+
     def write(self, data):
         self.entered.release()
         assert self.go.acquire(timeout=30)
-        self.sent.put(bq.decode_frame(data[4:]))
+        self.sent.put(bytes(data))
+
+    def next(self):
+        self.go.release()
+        return self.sent.get(timeout=20)
+
+
+def frame_of(values):
+    return bq.encode_frame({'n': values if len(values) > 1 else values[0]})
+
+
+def held_outbox(part_size=None, batch=False):
+    """(channel, outbox) that is busy with a first frame."""
+    channel = HeldChannel()
+    outbox = bq.Outbox('test', channel, part_size, frame_of, batch)
+    outbox.put([bq.encode_frame({'n': 'first'})])
+    assert channel.entered.acquire(timeout=20)
+    return channel, outbox
+
+
+def sent(channel, count):
+    return [bq.decode_frame(channel.next()[4:])['n'] for _ in range(count)]
 
 
 def test_a_newer_tick_replaces_an_unsent_one_of_its_symbol():
-    channel = HeldChannel()
-    mailbox = bq.Mailbox('test', channel)
-
-    def put(symbol, price):
-        mailbox.put_tick(symbol, {'price': price})
-    put('a', 1)
-    assert channel.entered.acquire(timeout=20)  # on its way, so no longer replaceable
+    channel, outbox = held_outbox()
     for price in (2, 3, 4):
-        put('a', price)
-        put('b', price * 10)
-    for _ in range(3):
-        channel.go.release()
-    assert [channel.sent.get(timeout=20)['price'] for _ in range(3)] == [1, 4, 40]
-    mailbox.close()
+        outbox.put_tick('a', price)
+        outbox.put_tick('b', price * 10)
+    assert sent(channel, 3) == ['first', 4, 40]
+    outbox.close()
     assert channel.sent.empty()
 
 
-def test_ticks_and_answers_take_turns():
-    channel = HeldChannel()
-    mailbox = bq.Mailbox('test', channel)
-    mailbox.put_tick('x', {'n': 'first'})
-    assert channel.entered.acquire(timeout=20)
+def test_ticks_that_wait_leave_in_one_frame_for_a_client_that_takes_many():
+    channel, outbox = held_outbox(batch=True)
+    for number, symbol in enumerate('abcda'):
+        outbox.put_tick(symbol, number)
+    assert sent(channel, 2) == ['first', [4, 1, 2, 3]]
+    outbox.close()
+
+
+def test_frames_leave_in_order_and_before_ticks():
+    channel, outbox = held_outbox()
+    outbox.put_tick('x', 'tick')
     for number in range(3):
-        mailbox.put_answer(bq.encode_frame({'n': number}))
-    for symbol in 'ab':
-        mailbox.put_tick(symbol, {'n': symbol})
-    for _ in range(6):
-        channel.go.release()
-    assert [channel.sent.get(timeout=20)['n'] for _ in range(6)] == ['first', 0, 'a', 1, 'b', 2]
-    mailbox.close()
+        outbox.put([bq.encode_frame({'n': number})])
+    assert sent(channel, 5) == ['first', 0, 1, 2, 'tick']
+    outbox.close()
+
+
+def test_long_frames_leave_in_parts_and_the_others_between_them():
+    channel, outbox = held_outbox(part_size=50000)
+    long = [bq.encode_frame({'n': letter * 120000}) for letter in 'xy']
+    for frame in long:
+        outbox.put([frame[:100], frame[100:]])
+    outbox.put_tick('t', 'tick')
+    assert sent(channel, 1) == ['first']
+    parts, between = {1: b'', 2: b''}, []
+    order = []
+    for number in range(8):
+        if number == 3:
+            outbox.put([bq.encode_frame({'n': 'urgent'})])
+        data = channel.next()
+        word = int.from_bytes(data[:4], 'big')
+        if word & bq._PART_BIT:
+            stream = int.from_bytes(data[4:8], 'big')
+            assert word & bq._LENGTH_MASK == len(data) - 4 <= 50004
+            parts[stream] += data[8:]
+            order.append(stream)
+        else:
+            between.append((number, bq.decode_frame(data[4:])['n']))
+    assert [parts[1], parts[2]] == long, 'whole again'
+    assert order == [1, 2, 1, 2, 1, 2], 'long frames take turns too'
+    assert dict(map(reversed, between))['urgent'] <= 4 and 'tick' in dict(map(reversed, between))
+    outbox.close()
+
+
+class EagerChannel:
+    """A channel whose socket takes a few bytes at a time."""
+
+    alive = True
+
+    def __init__(self, room):
+        self.room, self.data, self.threads = room, b'', []
+
+    def try_write(self, data):
+        taken = bytes(data[:self.room])
+        self.data += taken
+        self.threads.append(threading.current_thread())
+        return len(taken)
+
+    def write(self, data):
+        self.data += bytes(data)
+        self.threads.append(threading.current_thread())
+
+
+def test_a_free_line_needs_no_thread():
+    channel = EagerChannel(10 ** 6)
+    outbox = bq.Outbox('test', channel, None, frame_of)
+    frames = [bq.encode_frame({'n': number}) for number in range(20)]
+    for frame in frames:
+        outbox.put([frame])
+    outbox.put_tick('a', 'tick')
+    assert channel.data == b''.join(frames) + bq.encode_frame({'n': 'tick'})
+    assert set(channel.threads) == {threading.current_thread()} and outbox._thread is None
+    outbox.close()
+
+
+def test_what_the_line_does_not_take_follows_in_order():
+    channel = EagerChannel(3)
+    outbox = bq.Outbox('test', channel, None, frame_of)
+    frames = [bq.encode_frame({'n': number}) for number in range(50)]
+    for frame in frames:
+        outbox.put([frame])
+    outbox.flush(20)
+    assert channel.data == b''.join(frames) and outbox._backlog == 0
+    outbox.close()
 
 
 def test_a_subscriber_that_stops_reading_is_cut_off_and_costs_the_others_nothing(monkeypatch):
