@@ -135,6 +135,16 @@ def iso_ms(ms):
     return from_ms(ms).isoformat()
 
 
+@lru_cache(maxsize=8)
+def _log_second(seconds):
+    return datetime.fromtimestamp(seconds, BEIJING).strftime('%Y-%m-%d %H:%M:%S')
+
+
+def log_time(seconds):
+    """Unix time -> Beijing time with milliseconds, as log lines have it."""
+    return '%s.%03d' % (_log_second(int(seconds)), seconds % 1 * 1000)
+
+
 def epoch_seconds(moment):
     """Naive Beijing datetime -> Unix time, whatever the machine's zone."""
     return int(moment.replace(tzinfo=BEIJING).timestamp())
@@ -240,6 +250,15 @@ def make_console_safe():
         elif hasattr(stream, 'buffer'):
             setattr(sys, name, io.TextIOWrapper(stream.buffer, stream.encoding, 'backslashreplace',
                                                 line_buffering=True))
+
+
+def input_waiter(sock):
+    """wait(timeout_s) -> whether the socket became readable in time, for one that is waited for again and again."""
+    if not hasattr(select, 'poll'):
+        return lambda timeout_s: wait_for_socket(sock, timeout_s)
+    poller = select.poll()
+    poller.register(sock, select.POLLIN)
+    return lambda timeout_s: bool(poller.poll(None if timeout_s is None else max(0, timeout_s * 1000)))
 
 
 def wait_for_socket(sock, timeout_s, writing=False):
@@ -1252,16 +1271,17 @@ class Record:
     FIELDS = ()
 
     def __init__(self, **values):
-        for name, default in self.FIELDS:
-            setattr(self, name, values.pop(name, default))
-        if values:
-            raise TypeError('%s has no field %s' % (type(self).__name__, sorted(values)))
+        self.__dict__.update(self.FIELDS)
+        self.__dict__.update(values)
+        if len(self.__dict__) != len(self.FIELDS):
+            raise TypeError('%s has no field %s' % (type(self).__name__, sorted(set(values) - set(dict(self.FIELDS)))))
 
     def replace(self, **changes):
-        return type(self)(**dict(self.as_dict(), **changes))
+        return type(self)(**dict(self.__dict__, **changes))
 
     def as_dict(self):
-        return OrderedDict((name, getattr(self, name)) for name, _ in self.FIELDS)
+        """In the order of FIELDS."""
+        return dict(self.__dict__)
 
     @classmethod
     def from_wire(cls, row):
@@ -1743,6 +1763,17 @@ def decode_frame(data, lenient=False):
         frame = (_LENIENT if lenient else _STRICT).decode(text)
     except UnicodeDecodeError:
         raise ProtocolError('帧不是 UTF-8')
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError('帧不是合法的 JSON：%s' % brief(str(error)))
+    if not isinstance(frame, dict):
+        raise ProtocolError('帧应为 JSON 对象')
+    return frame
+
+
+def decode_sound(data):
+    """decode_frame of what a server of this kind sends: read by the interpreter's own parser alone."""
+    try:
+        frame = json.loads(str(data, 'utf-8'))
     except (ValueError, RecursionError) as error:
         raise ProtocolError('帧不是合法的 JSON：%s' % brief(str(error)))
     if not isinstance(frame, dict):
@@ -2239,6 +2270,7 @@ class Channel:
         self.sock, self.lenient, self.binary = sock, lenient, binary
         self.write_timeout_s = self.WRITE_TIMEOUT_S if write_timeout_s is None else write_timeout_s
         self._buffer, self._body, self._streams = bytearray(), None, {}
+        self._wait_for_input = input_waiter(sock)
         self._write_lock = threading.Lock()
         self._tls_lock = threading.Lock() if isinstance(sock, ssl.SSLSocket) else None
         self.alive = True
@@ -2267,6 +2299,8 @@ class Channel:
 
     def _begin(self, limit, deadline):
         """Reads the word of the next frame. False at a clean end."""
+        if self._tls_lock is None and len(self._buffer) < 4:  # mostly nothing is there yet: no need to try
+            self._wait(deadline, False)
         if not self._fill(4, deadline, ends_here=True):
             return False
         word = _LENGTH.unpack_from(self._buffer)[0]
@@ -2279,6 +2313,9 @@ class Channel:
 
     def _fill_body(self, deadline):
         body, buffer = self._body, self._buffer
+        if len(buffer) == body.missing and not body.filled:  # a small frame, as it came
+            body.data, body.filled, self._buffer = buffer, len(buffer), bytearray()
+            return
         if buffer:
             chunk = buffer[:body.missing]
             body.take(chunk)
@@ -2324,7 +2361,7 @@ class Channel:
     def _decode(self, body):
         if self.binary and body.word & _BINARY_BIT:
             return decode_table_frame(body.data)
-        return decode_frame(body.data, self.lenient)
+        return decode_frame(body.data, self.lenient) if self.lenient or not self.binary else decode_sound(body.data)
 
     def _fill(self, size, deadline, ends_here):
         """Buffers at least `size` bytes. False at an end of file before the first byte where that is clean."""
@@ -2423,8 +2460,9 @@ class Channel:
             self._wait(min(deadline, now + 1.0), writing)
 
     def _wait(self, deadline, writing):
+        timeout_s = None if deadline is None else deadline - time.monotonic()
         try:
-            ready = wait_for_socket(self.sock, None if deadline is None else deadline - time.monotonic(), writing)
+            ready = wait_for_socket(self.sock, timeout_s, True) if writing else self._wait_for_input(timeout_s)
         except (OSError, ValueError) as error:
             raise ConnectionLost('连接已关闭：%s' % error)
         if not ready:
@@ -2525,6 +2563,9 @@ class BrokerAdapter:
 
     def set_listener(self, listener):
         raise NotImplementedError
+
+    def account_and_positions(self):
+        return self.account(), self.positions()
 
     def order(self, order_id):
         """The order, or None if this account has none of that id."""
@@ -4242,7 +4283,8 @@ class StubExchange:
 
     @property
     def open_orders(self):
-        with self._today():
+        with self._lock:
+            self._turn_day()
             return len(self._resting)
 
     def match_now(self):
@@ -4258,29 +4300,34 @@ class StubExchange:
         """Order id. Raises OrderRejected. The order is tried in the next round, which begins at once."""
         request = _checked_order(request)
         quote = self._quote_to_trade(request.security)
-        with self._today() as now:
+        with self._lock:
+            now = self._turn_day()
             self._check_hours(now)
             _check_quote(request, quote)
             _check_lot(request, account.ledger.closeable(request.security))
             return self._accept(account, request, now)
 
     def cancel(self, account, order_id):
-        with self._today():
+        with self._lock:
+            self._turn_day()
             if order_id not in account.orders:
                 raise OrderNotFound('没有委托 %s' % brief(order_id), '只能撤当日本账户的委托')
             if order_id in self._resting:
                 self._finish(self._resting[order_id], '已撤单')
 
     def orders(self, account):
-        with self._today():
+        with self._lock:
+            self._turn_day()
             return [paper.row.replace() for paper in account.orders.values()]
 
     def order(self, account, order_id):
-        with self._today():
+        with self._lock:
+            self._turn_day()
             return account.orders[order_id].row.replace() if order_id in account.orders else None
 
     def trades(self, account):
-        with self._today():
+        with self._lock:
+            self._turn_day()
             return [trade.replace() for trade in account.trades]
 
     def set_listener(self, account, listener):
@@ -4288,31 +4335,30 @@ class StubExchange:
             account.listener = listener
 
     def positions(self, account):
-        with self._today():
-            rows = self._position_rows(account)
-        return [self._valued(row) for row in rows]
+        return self.overview(account)[1]
 
-    def account_row(self, account):
-        with self._today():
+    def overview(self, account):
+        """(Account, [Position]) of one moment."""
+        with self._lock:
+            self._turn_day()
             rows, ledger = self._position_rows(account), account.ledger
             cash, frozen, transferable = ledger.cash, ledger.frozen_cash, ledger.transferable_cash
-        value = sum(_to_mills(self._price_of(row.security)) * row.amount for row in rows)
+        rows = [self._valued(row) for row in rows]
+        value = sum(_to_mills(row.last_price) * row.amount for row in rows)
         return Account(account_id=account.spec.account_id, account_type=account.spec.account_type,
                        available_cash=_to_yuan(cash), transferable_cash=_to_yuan(transferable),
                        frozen_cash=_to_yuan(frozen), market_value=_to_yuan(value),
-                       total_value=_to_yuan(cash + frozen + value))
+                       total_value=_to_yuan(cash + frozen + value)), rows
 
     # -- the day -------------------------------------------------------------------------------------------------
-    @contextlib.contextmanager
-    def _today(self):
-        """The lock, once the day is the clock's; gives the time of the clock."""
-        with self._lock:
-            now = self.clock.now()
-            day = self.data.trade_day(now)
-            # Only forward: a clock set back does not make an earlier day a new one, nor does a weekend.
-            if day > self._day and self._is_trade_day(now):
-                self._roll(day)
-            yield now
+    def _turn_day(self):
+        """With the lock held: makes the day the clock's; gives the time of the clock."""
+        now = self.clock.now()
+        day = self.data.trade_day(now)
+        # Only forward: a clock set back does not make an earlier day a new one, nor does a weekend.
+        if day > self._day and self._is_trade_day(now):
+            self._roll(day)
+        return now
 
     def _roll(self, day):
         for paper in list(self._resting.values()):
@@ -4370,12 +4416,14 @@ class StubExchange:
     # -- one round -----------------------------------------------------------------------------------------------
     def _run_round(self):
         quotes = self._quotes_of_resting()
-        with self._today() as now:
+        with self._lock:
+            now = self._turn_day()
             if self.data.market_open(now):
                 self._match(quotes, now)
 
     def _quotes_of_resting(self):
-        with self._today():
+        with self._lock:
+            self._turn_day()
             codes = sorted({paper.row.security for paper in self._resting.values()})
         return {code: self._quote_or_none(code) for code in codes}
 
@@ -4495,10 +4543,13 @@ class StubBroker(BrokerAdapter):
         self._account = exchange.open_account(spec, cash)
 
     def account(self):
-        return self._exchange.account_row(self._account)
+        return self._exchange.overview(self._account)[0]
 
     def positions(self):
         return self._exchange.positions(self._account)
+
+    def account_and_positions(self):
+        return self._exchange.overview(self._account)
 
     def orders(self):
         return self._exchange.orders(self._account)
@@ -7931,7 +7982,8 @@ class OrderDesk:
     # -- views ---------------------------------------------------------------------------------------------------
     def account(self, payload):
         route = self._route(payload)
-        row = route.broker.account().to_wire(route.broker.positions())
+        account, positions = route.broker.account_and_positions()
+        row = account.to_wire(positions)
         return dict(row, sub_account_id=route.sub.name) if route.sub else row
 
     def positions(self, payload):
@@ -7960,7 +8012,7 @@ class OrderDesk:
         limit = payload.get('limit')
         limit = 20 if limit is None else check_whole(limit, 'limit', 1, 10000)
         route = self._route(payload)
-        return account_overview(route.broker.account(), route.broker.positions(), limit), route
+        return account_overview(*route.broker.account_and_positions(), limit=limit), route
 
     def _visible(self, route, row):
         """A sub-account sees what it placed itself; the account sees all of it."""
@@ -8043,6 +8095,66 @@ ORDER_MARGIN_S = 30.0  # what an order may take beside waiting for its outcome
 SERVER_FEATURES = frozenset([SETTLED_EVENT, BINARY_FEATURE, BATCH_TICK_FEATURE])
 
 
+class AccessLog:
+    """A line for each request, written by a thread of its own, many at a time: no request waits for a file.
+
+    Each line has its time before it, so that a batch is one record of the logger. close() writes what is left.
+    """
+
+    PAUSE_S = 0.05
+
+    def __init__(self):
+        self._entries, self._changed = deque(), threading.Condition()
+        self._idle, self._closed, self._thread = True, threading.Event(), None
+
+    def note(self, session, job_id, action, account, status, seconds):
+        self._entries.append((time.time(), session.address, session.id, job_id, action, account, status, seconds))
+        if self._idle:
+            self._wake()
+
+    def close(self):
+        self._closed.set()
+        with self._changed:
+            thread = self._thread
+            self._changed.notify()
+        if thread is not None:
+            thread.join()
+        self._write()
+
+    def _wake(self):
+        with self._changed:
+            if self._thread is None and not self._closed.is_set():
+                self._thread = threading.Thread(target=self._run, name='access-log', daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def _run(self):
+        while not self._closed.is_set():
+            with self._changed:
+                self._idle = True
+                self._changed.wait_for(lambda: self._entries or self._closed.is_set())
+                self._idle = False
+            self._write()
+            self._closed.wait(self.PAUSE_S)
+
+    def _write(self):
+        lines = []
+        while self._entries:
+            lines.append(self._line(*self._entries.popleft()))
+        if lines:
+            ACCESS_LOG.info('%s', '\n'.join(lines))
+
+    @staticmethod
+    def _line(moment, address, session, id, action, account, status, seconds):
+        line = '%s INFO %s %s id=%r %s account=%s %s %.1fms' % (
+            log_time(moment), address, session, id, _short(action), _short(account), status, seconds * 1000)
+        return line if line.isprintable() else printable(line)
+
+
+def _short(value):
+    return value if isinstance(value, str) and len(value) <= 60 else brief(value)
+
+
 # -- service: every action, without sockets --------------------------------------------------------------------
 class Service:
     """Adapters, order desk and event hub behind one call(action, payload, caller). No sockets."""
@@ -8053,6 +8165,7 @@ class Service:
         self.scopes = [name for name, on in (('data', settings.enable_data), ('broker', settings.enable_broker)) if on]
         self.started = clock.monotonic()
         self._lock, self._hearers = threading.Lock(), set()  # sessions that named SETTLED_EVENT
+        self.access_log = AccessLog() if settings.access_log else None
         desk.publish = self._publish
         self.session_count = lambda: 0
 
@@ -8095,6 +8208,8 @@ class Service:
         self.hub.close()
         self.backend.close()
         self.desk.close()
+        if self.access_log is not None:
+            self.access_log.close()
 
 
 def open_service(settings, clock=None):
@@ -8936,7 +9051,7 @@ class Job:
 
     def __init__(self, session, id, action, payload, compact=False):
         self.session, self.id, self.action, self.payload, self._compact = session, id, action, payload, compact
-        self.owner, self.legacy_helper, self.with_defaults = session, session.legacy_helper, session.with_defaults
+        self.owner, self.legacy_helper = session, session.legacy_helper
         self.airborne = False  # counted among the session's requests in flight
         self._started = time.monotonic()
         self._lock, self.answered, self._begun = threading.Lock(), False, False
@@ -8954,6 +9069,9 @@ class Job:
         except Exception as error:
             LOG.exception('%s 失败', printable(self.action))
             self.fail(InternalError('服务端内部错误：%s' % printable(error), '详情见服务端日志', **self._doubt()))
+
+    def with_defaults(self, payload):
+        return self.session.with_defaults(payload)
 
     def wanted(self):
         """Whether anybody still waits for the answer."""
@@ -9021,15 +9139,15 @@ class Job:
     def _finish(self, status):
         if self.airborne:
             self.session.landed()
-        if self.session.service.settings.access_log:
-            ACCESS_LOG.info('%s %s id=%s %s account=%s %s %.1fms', self.session.address, self.session.id,
-                            brief(self.id), brief(self.action), brief(self._account()), status,
-                            (time.monotonic() - self._started) * 1000)
+        log = self.session.service.access_log
+        if log is not None:
+            log.note(self.session, self.id, self.action, self._account(), status, time.monotonic() - self._started)
         self.payload = None  # the timekeeper may remember the job for a while
 
     def _account(self):
-        payload = self.payload if isinstance(self.payload, dict) else {}
-        return payload.get('sub_account_id') or payload.get('account_key') or self.session.account
+        named = isinstance(self.payload, dict) and (
+            self.payload.get('sub_account_id') or self.payload.get('account_key'))
+        return named or self.session.account or '-'
 
 
 class Timekeeper:
@@ -9325,6 +9443,7 @@ class Endpoint:
                                  'features': CLIENT_FEATURES})
             ack = self._read_ack(channel, timeout_s)
             channel.binary = BINARY_FEATURE in (ack.get('features') or ())
+            channel.lenient = not channel.binary  # a server of this kind sends no NaN
             self.is_far = self._is_far(channel, time.monotonic() - begun)
             return channel, ack
         except BaseException:
@@ -10693,11 +10812,13 @@ def _log_file(path):
 
 
 class _LogFormatter(logging.Formatter):
-    """Beijing time, whatever the machine's zone."""
+    """Beijing time, whatever the machine's zone. Lines of the access log have theirs already."""
+
+    def format(self, record):
+        return record.getMessage() if record.name == ACCESS_LOG.name else super().format(record)
 
     def formatTime(self, record, datefmt=None):
-        moment = datetime.fromtimestamp(record.created, BEIJING)
-        return moment.strftime('%Y-%m-%d %H:%M:%S.') + '%03d' % record.msecs
+        return log_time(record.created)
 
 
 def announce(server, settings, made_token, stop):

@@ -500,7 +500,7 @@ def test_an_order_whose_turn_never_came_is_not_carried_out_later(monkeypatch):
             error = read_until(sock, 'order')[0]
             assert error['code'] == 'SERVER_BUSY' and error['broker_called'] is False and error['retryable']
             account.go.set()
-            assert ask_raw(sock, 'broker.orders', id='orders')['payload'] == []
+            assert becomes(lambda: ask_raw(sock, 'broker.orders', id='orders')['payload'] == [])
 
 
 def test_waiting_for_a_fill_is_not_taking_too_long():
