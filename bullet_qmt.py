@@ -1800,6 +1800,18 @@ _STRICT = json.JSONDecoder(object_pairs_hook=_no_doubles, parse_constant=float, 
 _LENIENT = json.JSONDecoder(parse_constant=lambda name: None, parse_int=_short_int)
 
 
+def decode_request(data):
+    """decode_frame for what a client sends. Few frames hold enough brackets for their depth to need a look."""
+    frame = decode_frame(data)
+    if data.count(b'[') + data.count(b'{') > DEPTH_LIMIT:
+        check_depth(frame)
+    return frame
+
+
+def decode_lenient(data):
+    return decode_frame(data, lenient=True)
+
+
 def check_depth(value, depth=DEPTH_LIMIT):
     """Refuses nesting that no request has, before anybody walks it recursively."""
     level = [value]
@@ -2253,11 +2265,38 @@ class _Arriving:
         self.filled += len(chunk)
 
 
+class _Spin:
+    """Looks for input again and again for a moment before its thread sleeps: to be woken takes longer than an answer.
+
+    Only where it paid off lately: each miss makes it rest for twice as many waits.
+    """
+
+    MOMENT_S, LONGEST_REST = 0.0002, 1024
+
+    def __init__(self):
+        self._rest, self._misses = 0 if (os.cpu_count() or 1) > 1 else math.inf, 0
+
+    def sees(self, is_there):
+        """is_there(0) -> whether there is input. Whether some came in this moment."""
+        if self._rest:
+            self._rest -= 1
+            return False
+        end = time.monotonic() + self.MOMENT_S
+        while time.monotonic() < end:
+            if is_there(0):
+                self._misses = 0
+                return True
+        self._misses += 1
+        self._rest = min(self.LONGEST_REST, 2 ** self._misses)
+        return False
+
+
 class Channel:
     """Frames over a connected socket, plain or TLS, for one reading and many writing threads.
 
     For the caller: read_frame, write_frame, write, try_write, abort (from any thread), close (by its one reader).
-    binary: whether the peer may send binary frames and parts. The socket never blocks; every wait has a deadline.
+    decode(bytes) -> frame, for plain frames. binary: whether the peer may send binary frames and parts. The socket
+    never blocks; every wait has a deadline.
     OpenSSL allows one thread at a time in a session, so TLS calls take `_tls_lock`, which is never held while waiting.
     """
 
@@ -2265,12 +2304,12 @@ class Channel:
     CHUNK = 65536
     MAX_STREAMS = 64
 
-    def __init__(self, sock, write_timeout_s=None, lenient=False, binary=False):
+    def __init__(self, sock, write_timeout_s=None, decode=decode_frame, binary=False):
         sock.setblocking(False)
-        self.sock, self.lenient, self.binary = sock, lenient, binary
+        self.sock, self.decode, self.binary = sock, decode, binary
         self.write_timeout_s = self.WRITE_TIMEOUT_S if write_timeout_s is None else write_timeout_s
         self._buffer, self._body, self._streams = bytearray(), None, {}
-        self._wait_for_input = input_waiter(sock)
+        self._wait_for_input, self._spin = input_waiter(sock), _Spin()
         self._write_lock = threading.Lock()
         self._tls_lock = threading.Lock() if isinstance(sock, ssl.SSLSocket) else None
         self.alive = True
@@ -2299,8 +2338,8 @@ class Channel:
 
     def _begin(self, limit, deadline):
         """Reads the word of the next frame. False at a clean end."""
-        if self._tls_lock is None and len(self._buffer) < 4:  # mostly nothing is there yet: no need to try
-            self._wait(deadline, False)
+        if self._tls_lock is None and len(self._buffer) < 4 and not self._spin.sees(self._wait_for_input):
+            self._wait(deadline, False)  # mostly nothing is there yet: no need to try
         if not self._fill(4, deadline, ends_here=True):
             return False
         word = _LENGTH.unpack_from(self._buffer)[0]
@@ -2361,7 +2400,7 @@ class Channel:
     def _decode(self, body):
         if self.binary and body.word & _BINARY_BIT:
             return decode_table_frame(body.data)
-        return decode_frame(body.data, self.lenient) if self.lenient or not self.binary else decode_sound(body.data)
+        return self.decode(body.data)
 
     def _fill(self, size, deadline, ends_here):
         """Buffers at least `size` bytes. False at an end of file before the first byte where that is clean."""
@@ -2403,26 +2442,32 @@ class Channel:
     def write(self, data):
         """All of data, or ConnectionLost: a peer that takes nothing for write_timeout_s is given up."""
         with self._write_lock:
-            if not self.alive:
-                raise ConnectionLost('连接已关闭')
-            try:
-                self._send_all(data)
-            except ConnectionLost:
-                self.abort()
-                raise
+            sent = self._send_some(data)
+            if sent < len(data):
+                self._send_rest(memoryview(data)[sent:])
 
     def try_write(self, data):
         """How much of data the socket took at once. What is left must be the next that is written."""
         with self._write_lock:
-            if not self.alive:
-                raise ConnectionLost('连接已关闭')
-            try:
-                return self._locked(self.sock.send, data)
-            except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
-                return 0
-            except OSError as error:
-                self.abort()
-                raise ConnectionLost('连接中断：%s' % error)
+            return self._send_some(data)
+
+    def _send_some(self, data):
+        if not self.alive:
+            raise ConnectionLost('连接已关闭')
+        try:
+            return self.sock.send(data) if self._tls_lock is None else self._locked(self.sock.send, data)
+        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            return 0
+        except OSError as error:
+            self.abort()
+            raise ConnectionLost('连接中断：%s' % error)
+
+    def _send_rest(self, view):
+        try:
+            self._send_all(view)
+        except ConnectionLost:
+            self.abort()
+            raise
 
     def abort(self):
         """Ends the connection and wakes whoever waits on it. Any thread, any number of times."""
@@ -2436,10 +2481,10 @@ class Channel:
         with self._write_lock, contextlib.suppress(OSError):
             self.sock.close()
 
-    def _send_all(self, data):
+    def _send_all(self, view):
         """A slow line may take long for a large frame as long as it takes something; `last` is the end even so."""
-        deadline, view = time.monotonic() + self.write_timeout_s, memoryview(data)
-        last = deadline + len(data) / SLOWEST_BYTES_S
+        deadline = time.monotonic() + self.write_timeout_s
+        last = deadline + len(view) / SLOWEST_BYTES_S
         while len(view):
             try:
                 view = view[self._locked(self.sock.send, view):]
@@ -4073,7 +4118,7 @@ class StubLedger:
 
     @property
     def frozen_cash(self):
-        return sum(hold.cash for hold in self.holds.values())
+        return sum([hold.cash for hold in self.holds.values()])
 
     @property
     def transferable_cash(self):
@@ -4344,7 +4389,7 @@ class StubExchange:
             rows, ledger = self._position_rows(account), account.ledger
             cash, frozen, transferable = ledger.cash, ledger.frozen_cash, ledger.transferable_cash
         rows = [self._valued(row) for row in rows]
-        value = sum(_to_mills(row.last_price) * row.amount for row in rows)
+        value = sum([_to_mills(row.last_price) * row.amount for row in rows])
         return Account(account_id=account.spec.account_id, account_type=account.spec.account_type,
                        available_cash=_to_yuan(cash), transferable_cash=_to_yuan(transferable),
                        frozen_cash=_to_yuan(frozen), market_value=_to_yuan(value),
@@ -8178,16 +8223,18 @@ class Service:
             raise ServiceDisabled('服务端关闭了 %s 服务' % action.scope, '服务端去掉 --disable-%s' % action.scope)
         return action
 
-    def lane(self, name, payload):
+    def lane(self, action, payload):
         """Where the action is to run: 'inline', or a worker pool."""
-        action = self.find(name)
         return 'inline' if not self.backend.blocking and action.quick(payload) else action.lane
 
     def call(self, name, payload, caller):
+        return self.run(self.find(name), payload, caller)
+
+    def run(self, action, payload, caller):
         payload = {} if payload is None else payload
         if not isinstance(payload, dict):
             raise BadRequest('payload 应为 JSON 对象，收到 %s' % brief(payload))
-        return self.find(name).run(self, payload, caller)
+        return action.run(self, payload, caller)
 
     def hear(self, session):
         """From now on the session gets events of the desk, by its post_event; until leave."""
@@ -8517,7 +8564,8 @@ class Outbox:
     def __init__(self, name, channel, part_size, frame_of_ticks, batch=False):
         self.name, self._channel, self._part_size, self._frame_of_ticks = name, channel, part_size, frame_of_ticks
         self._tick_share = self.TICKS_A_FRAME if batch else 1
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._rest, self._frames, self._bulk, self._ticks = None, deque(), deque(), OrderedDict()
         self._backlog, self._streams, self._bulk_next = 0, 0, False  # backlog: bytes of answers
         self._busy, self._closed, self._thread = False, False, None
@@ -8525,7 +8573,7 @@ class Outbox:
     def put(self, pieces):
         """One frame, as a list of its pieces."""
         size = sum(map(len, pieces))
-        with self._changed:
+        with self._lock:
             self._admit(size)
             if size > self.LARGE or self._busy or self._waiting():
                 self._queue(pieces, size)
@@ -8534,7 +8582,7 @@ class Outbox:
         self._send_at_once(pieces[0] if len(pieces) == 1 else b''.join(pieces))
 
     def put_tick(self, symbol, tick):
-        with self._changed:
+        with self._lock:
             self._ticks[symbol] = tick
             if self._busy or self._closed or self._rest is not None or self._frames:
                 self._wake()
@@ -8545,13 +8593,13 @@ class Outbox:
 
     def flush(self, timeout_s):
         """Waits until the answers are out, or the connection is over."""
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: self._closed or not self._channel.alive or not (
                 self._backlog or self._busy), timeout_s)
 
     def close(self):
         """The channel has been aborted before, so that the thread is not kept by it."""
-        with self._changed:
+        with self._lock:
             self._closed, thread = True, self._thread
             self._changed.notify_all()
         if thread is not None:
@@ -8617,7 +8665,7 @@ class Outbox:
         try:
             sent = self._channel.try_write(data)
         finally:
-            with self._changed:
+            with self._lock:
                 self._busy = False
                 if sent < len(data):
                     self._rest = memoryview(data)[sent:]
@@ -8628,7 +8676,7 @@ class Outbox:
     def _run(self):
         with contextlib.suppress(ConnectionLost):
             while True:
-                with self._changed:
+                with self._lock:
                     self._changed.wait_for(lambda: self._closed or (self._waiting() and not self._busy))
                     if self._closed:
                         return
@@ -8639,7 +8687,7 @@ class Outbox:
         try:
             self._channel.write(data)
         finally:
-            with self._changed:
+            with self._lock:
                 self._busy = False
                 self._backlog -= counted
                 self._changed.notify_all()
@@ -8829,7 +8877,7 @@ class Session:
     def run(self):
         try:
             deadline = time.monotonic() + LOGIN_TIMEOUT_S
-            self._channel = Channel(self._secure(self._sock))
+            self._channel = Channel(self._secure(self._sock), decode=decode_request)
             if self._login(deadline - time.monotonic()):
                 self._serve()
         except (BulletError, OSError) as error:
@@ -8885,7 +8933,6 @@ class Session:
             hello = self._channel.read_frame(LOGIN_LIMIT, timeout_s)
             if hello is None or hello.get('type') != 'handshake':
                 return False
-            check_depth(hello)
             self._accept(hello)
         except (BulletError, ValueError) as error:
             self._refuse(error if isinstance(error, BulletError) else BadRequest('地址不认识'))
@@ -8939,7 +8986,6 @@ class Session:
                 frame = self._read()
                 if frame is None:
                     return
-                check_depth(frame)
             except ProtocolError as error:
                 self.send(dict(error.to_wire(), type='error'))
                 return
@@ -8969,7 +9015,8 @@ class Session:
         compact = frame.get('compact') is True
         job = Job(self, _plain_id(frame.get('id')), frame.get('action'), frame.get('payload'), compact)
         try:
-            lane = self.service.lane(job.action, job.payload)
+            job.what = self.service.find(job.action)
+            lane = self.service.lane(job.what, job.payload)
             if lane == 'inline':
                 job()
                 return
@@ -9051,7 +9098,7 @@ class Job:
 
     def __init__(self, session, id, action, payload, compact=False):
         self.session, self.id, self.action, self.payload, self._compact = session, id, action, payload, compact
-        self.owner, self.legacy_helper = session, session.legacy_helper
+        self.owner, self.legacy_helper, self.what = session, session.legacy_helper, None  # what: the Action
         self.airborne = False  # counted among the session's requests in flight
         self._started = time.monotonic()
         self._lock, self.answered, self._begun = threading.Lock(), False, False
@@ -9063,7 +9110,7 @@ class Job:
             self._begun = True
         try:
             self._answer({'type': 'response', 'id': self.id,
-                          'payload': self.session.service.call(self.action, self.payload, self)}, 'OK')
+                          'payload': self.session.service.run(self.what, self.payload, self)}, 'OK')
         except BulletError as error:
             self.fail(error)
         except Exception as error:
@@ -9436,14 +9483,14 @@ class Endpoint:
     def dial(self, timeout_s=None):
         """(Channel, handshake_ack). Raises ConnectionLost, TlsError, AuthFailed, ServerBusy, ..."""
         timeout_s = self.connect_timeout if timeout_s is None else min(self.connect_timeout, timeout_s)
-        channel = Channel(self.secure(self.open_socket(timeout_s), timeout_s), lenient=True)
+        channel = Channel(self.secure(self.open_socket(timeout_s), timeout_s), decode=decode_lenient)
         try:
             begun = time.monotonic()
             channel.write_frame({'type': 'handshake', 'token': self._token, 'protocol': PROTOCOL,
                                  'features': CLIENT_FEATURES})
             ack = self._read_ack(channel, timeout_s)
             channel.binary = BINARY_FEATURE in (ack.get('features') or ())
-            channel.lenient = not channel.binary  # a server of this kind sends no NaN
+            channel.decode = decode_sound if channel.binary else decode_lenient  # a server of this kind sends no NaN
             self.is_far = self._is_far(channel, time.monotonic() - begun)
             return channel, ack
         except BaseException:
@@ -9821,7 +9868,8 @@ class RemoteQmtConnection(PushingConnection):
         self.endpoint, self.compress = Endpoint(host, port, token, tls_cert, connect_timeout), check_compress(compress)
         self.request_timeout, self._heartbeat_s, self._backoff = request_timeout, heartbeat_s, backoff_s
         self.ack = {}
-        self._changed = threading.Condition()  # guards all of the next two lines
+        self._lock = threading.Lock()  # guards all of the next two lines
+        self._changed = threading.Condition(self._lock)
         self._channel, self._calls, self._fatal = None, OrderedDict(), None
         self._reader, self._last_active, self._keeper_waits = None, 0.0, False
         self._stop, self._thread, self._starting = threading.Event(), None, threading.Lock()
@@ -9844,7 +9892,7 @@ class RemoteQmtConnection(PushingConnection):
 
     def close(self):
         self._stop.set()
-        with self._changed:
+        with self._lock:
             if self._channel is not None:
                 self._channel.abort()
             self._changed.notify_all()
@@ -9855,7 +9903,7 @@ class RemoteQmtConnection(PushingConnection):
 
     @property
     def connected(self):
-        with self._changed:
+        with self._lock:
             return self._channel is not None
 
     def request(self, action, payload=None, timeout=None):
@@ -9871,7 +9919,7 @@ class RemoteQmtConnection(PushingConnection):
         except BulletError as error:
             raise call.verdict(error)
         finally:
-            with self._changed:
+            with self._lock:
                 self._calls.pop(call.id, None)
 
     def _packs(self):
@@ -9879,30 +9927,42 @@ class RemoteQmtConnection(PushingConnection):
 
     # -- calls ---------------------------------------------------------------------------------------------------
     def _enter(self, call):
-        with self._changed:
+        with self._lock:
             if self._fatal is not None:
                 raise error_from_wire(self._fatal.to_wire())  # a new one for each: tracebacks are not shared
             if self._thread is None or self._stop.is_set():
                 raise ConnectionLost('连接没有打开', '先调用 start()', retryable=False, broker_called=False)
             self._calls[call.id] = call
-            channel = self._channel
-        if channel is not None:
-            self._send(channel, call)
+            channel, allowed = self._channel, self._about_to_send(self._channel, call)
+        if allowed:
+            self._write(channel, call)
 
     def _send(self, channel, call):
-        """Once on each channel. A failed send only ends the channel: the keeper sends again on the next what may be."""
-        with self._changed:
-            if channel is not self._channel or call.channel is channel:
-                return
-            call.channel = channel
-            if not call.about_to_send(self.ack.get('journal_id')):
-                call.fail(call.lost('连接中断'))
-                return
-        with contextlib.suppress(ConnectionLost):
+        with self._lock:
+            allowed = self._about_to_send(channel, call)
+        if allowed:
+            self._write(channel, call)
+
+    def _about_to_send(self, channel, call):
+        """With the lock held: whether the call is to be sent on this channel, which happens once."""
+        if channel is None or channel is not self._channel or call.channel is channel:
+            return False
+        call.channel = channel
+        if call.about_to_send(self.ack.get('journal_id')):
+            return True
+        call.fail(call.lost('连接中断'))
+        return False
+
+    @staticmethod
+    def _write(channel, call):
+        """A failed send only ends the channel: the keeper sends again on the next what may be."""
+        try:
             channel.write(call.data)
+        except ConnectionLost as error:
+            LOG.debug('没有发出：%s', printable(error))
 
     def _fail_all(self, reason, error=None):
-        with self._changed:
+        with self._lock:
             self._fatal = error
             for call in self._calls.values():
                 call.fail(call.lost(reason) if error is None else call.verdict(error_from_wire(error.to_wire())))
@@ -9921,7 +9981,7 @@ class RemoteQmtConnection(PushingConnection):
 
     def _take_turn(self, call):
         """The channel, if the call's thread is to read now."""
-        with self._changed:
+        with self._lock:
             if call.finished or (self._reader is None and self._channel is not None):
                 self._reader = self._reader or call
                 return self._channel
@@ -9943,13 +10003,14 @@ class RemoteQmtConnection(PushingConnection):
 
     def _leave_turn(self, reader):
         """To the next call that waits, else to the keeper."""
-        with self._changed:
+        with self._lock:
             if self._reader is not reader:
                 return
             self._reader, self._last_active = None, time.monotonic()
-            successor = next((call for call in self._calls.values() if call.waits), None)
-            if successor is not None:
-                successor.wake()
+            for call in self._calls.values():
+                if call.waits:
+                    call.wake()
+                    break
             if self._keeper_waits or not (self._channel and self._channel.alive):
                 self._changed.notify_all()
 
@@ -9968,14 +10029,14 @@ class RemoteQmtConnection(PushingConnection):
     def _retire(self, channel):
         """Nobody reads it any more when it is closed."""
         channel.abort()
-        with self._changed:
+        with self._lock:
             self._channel = None
             self._changed.wait_for(lambda: self._reader is None)
         channel.close()
 
     def _open(self):
         channel, ack = self.endpoint.dial()
-        with self._changed:
+        with self._lock:
             self._channel, self.ack = channel, ack
         return channel
 
@@ -10007,7 +10068,7 @@ class RemoteQmtConnection(PushingConnection):
         except ConnectionLost:
             self._retire(channel)
             raise
-        with self._changed:
+        with self._lock:
             waiting = list(self._calls.values())
         for call in waiting:
             self._send(channel, call)
@@ -10033,7 +10094,7 @@ class RemoteQmtConnection(PushingConnection):
 
     def _take_keepers_turn(self, channel, due):
         """Whether the keeper is to read now. Callers that follow each other closely read for themselves meanwhile."""
-        with self._changed:
+        with self._lock:
             while channel.alive and not self._stop.is_set() and time.monotonic() < due:
                 if self._reader is not None:
                     self._keeper_waits = True
@@ -10078,7 +10139,7 @@ class RemoteQmtConnection(PushingConnection):
             self._events.emit(event, payload)
 
     def _answered(self, channel, kind, id, frame):
-        with self._changed:
+        with self._lock:
             call = self._calls.pop(id, None)
             if call is not None:
                 call.take(frame)

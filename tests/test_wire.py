@@ -323,7 +323,7 @@ def test_writers_at_the_same_time_keep_frames_whole():
 
 
 def test_a_lenient_channel_reads_nan():
-    with pair(lenient=True) as (channel, raw):
+    with pair(decode=b.decode_lenient) as (channel, raw):
         raw.sendall(pack(b'{"a":NaN}'))
         assert channel.read_frame(timeout_s=5) == {'a': None}
 
