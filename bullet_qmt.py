@@ -1965,10 +1965,12 @@ def _delta_block(kind, values, numpy):
 def _as_decimals(tools, values):
     """(integers, digits, mask of NaN or b'') so that integer / 10 ** digits is each value to the bit; or None."""
     mask, filled = tools.without_nans(values)
+    if not tools.same_nans(values, mask):
+        return None
     for digits in range(_MAX_DIGITS + 1):
         scale = 10.0 ** digits
         if tools.is_exact(tools.sample(filled), scale) and tools.is_exact(filled, scale):
-            return tools.scaled(filled, scale), digits, mask if tools.same_nans(values, mask) else None
+            return tools.scaled(filled, scale), digits, mask
     return None
 
 
@@ -2234,10 +2236,14 @@ def decode_table_frame(body):
 def _decode_table(payload, raw):
     numpy = optional_import('numpy') if optional_import('pandas') is not None else None
     rows, described = _bounded(payload['rows'], PARTED_LIMIT), payload['columns']
-    _bounded(8 * rows * len(described), 4 * PARTED_LIMIT)
+    _bounded(8 * rows * max(1, len(described)), 4 * PARTED_LIMIT)
+    if rows and not described:
+        raise ProtocolError('表格没有列')
     columns, types, place = OrderedDict(), {}, 0
     for name, kind, codec, size, *parameters in described:
         _bounded(size, len(raw) - place)
+        if name in columns:
+            raise ProtocolError('表格的列 %s 出现了两次' % brief(name))
         columns[name] = _read_block(kind, codec, raw[place:place + size], rows, (parameters or [{}])[0], numpy)
         types[name] = kind
         place += size + -size % 8
@@ -2544,7 +2550,8 @@ DAILY_COLUMNS = ('time', 'open', 'close', 'high', 'low', 'volume', 'money', 'pre
                  'paused')
 MINUTE_COLUMNS = ('time', 'open', 'close', 'high', 'low', 'volume', 'money')
 HISTORY_FIELDS = DAILY_COLUMNS[1:] + ('avg', 'price', 'factor')
-HISTORY_ROW_LIMIT = 1000000  # some 70 MB of JSON, twice what a frame holds; refused before memory is spent on it
+HISTORY_ROW_LIMIT = 5000000  # before bars are merged; some 300 MB: refused before memory is spent on it
+JSON_ROW_LIMIT = 500000      # some 32 MB of JSON, what a frame holds, for clients that know no binary tables
 SECURITY_TYPES = ('stock', 'fund', 'etf', 'lof', 'index', 'bond')
 
 
@@ -2630,12 +2637,12 @@ class BrokerAdapter:
 class HistoryQuery(Record):
     """data.history, checked. unit 'm' 'd' 'w' 'M'; start, end, ref in ms of Beijing wall time; fields never empty.
 
-    wanted(): whether anybody still waits for the answer.
+    row_limit: the most rows of bars to look at. wanted(): whether anybody still waits for the answer.
     """
 
     FIELDS = (('securities', ()), ('single', True), ('unit', 'd'), ('step', 1), ('start', None), ('end', 0),
               ('count', None), ('fields', DEFAULT_FIELDS), ('fq', 'pre'), ('ref', None), ('skip_paused', False),
-              ('fill_paused', True), ('panel', True), ('wanted', lambda: True))
+              ('fill_paused', True), ('panel', True), ('row_limit', HISTORY_ROW_LIMIT), ('wanted', lambda: True))
 
     @property
     def intraday(self):
@@ -2721,58 +2728,156 @@ def _check_fq(fq):
 
 
 # -- bars: dicts of columns, and pure functions over them -----------------------------------------------------
-# A "grid" says for each row of the answer where it comes from: (time, row of the source, NaN) for a bar,
-# (time, None, last close) for a suspended time, (time, None, NaN) before listing or after delisting.
-def daily_grid(bars, days, listed, delisted):
-    """bars: daily columns; days: trade days in ms. One grid entry for each day."""
-    times, paused, close = bars['time'], bars['paused'], bars['close']
-    grid = []
-    for day in days:
-        row = bisect.bisect_right(times, day) - 1
-        if row < 0 or not listed <= day <= delisted:
-            grid.append((day, None, math.nan))
-        elif times[row] == day and not paused[row]:
-            grid.append((day, row, math.nan))
+# Columns are arrays, `time` of ms, all others of floats. Which rows an answer has is said in runs, so that thousands
+# of rows are copied at once: (first row, row after the last, None) of the source, or (times, None, value) for times of
+# which the source has no bar: value is the last close while suspended, NaN before listing or after delisting.
+def empty_columns(names):
+    return OrderedDict((name, array('q' if name == 'time' else 'd')) for name in names)
+
+
+def slice_columns(columns, first, last):
+    """Rows with first <= time <= last. Safe while another thread appends: `time` grows last."""
+    start, stop = bisect.bisect_left(columns['time'], first), bisect.bisect_right(columns['time'], last)
+    return {name: values[start:stop] for name, values in columns.items()}
+
+
+def day_runs(bars, days, listed, delisted):
+    """Runs of daily bars along trade days; bars: daily columns, days: ms."""
+    days, times = array('q', days), bars['time']
+    if not len(days):
+        return []
+    start, stop = bisect.bisect_left(times, days[0]), bisect.bisect_right(times, days[-1])
+    if listed <= days[0] and days[-1] <= delisted and times[start:stop] == days and not any(bars['paused'][start:stop]):
+        return [(start, stop, None)]
+    return _joined_runs(_day_run(bars, day, listed, delisted) for day in days)
+
+
+def _day_run(bars, day, listed, delisted):
+    row = bisect.bisect_right(bars['time'], day) - 1
+    if row < 0 or not listed <= day <= delisted:
+        return [day], None, math.nan
+    if bars['time'][row] == day and not bars['paused'][row]:
+        return row, row + 1, None
+    return [day], None, bars['close'][row]
+
+
+def _joined_runs(runs):
+    joined = []
+    for run in runs:
+        last = joined[-1] if joined else None
+        if last and last[1] is not None and last[1] == run[0]:
+            joined[-1] = (last[0], run[1], None)
+        elif last and last[1] is None and run[1] is None and repr(last[2]) == repr(run[2]):  # NaN and NaN, too
+            last[0].extend(run[0])
         else:
-            grid.append((day, None, close[row]))
-    return grid
+            joined.append(run)
+    return joined
 
 
-def minute_grid(bars, day_grid, start, end):
-    """bars: minute columns. Suspended and unlisted days of `day_grid` get their 240 minutes too."""
-    times, grid = bars['time'], []
-    for day, row, close in day_grid:
-        if row is None:
-            labels = (day + minute * 60000 for minute in BAR_MINUTES)
-            grid.extend((label, None, close) for label in labels if start <= label <= end)
+def run_length(run):
+    return len(run[0]) if run[1] is None else run[1] - run[0]
+
+
+def last_of_runs(runs, count):
+    """The runs of the last `count` rows; all of them for None."""
+    kept = []
+    for run in reversed(runs):
+        if count is not None and sum(map(run_length, kept)) + run_length(run) > count:
+            run = _last_of_run(run, count - sum(map(run_length, kept)))
+        if run_length(run):
+            kept.append(run)
+    return kept[::-1]
+
+
+def _last_of_run(run, count):
+    if run[1] is None:
+        return run[0][len(run[0]) - count:], None, run[2]
+    return run[1] - count, run[1], None
+
+
+def first_time(runs, bars):
+    start, stop, _ = runs[0]
+    return start[0] if stop is None else bars['time'][start]
+
+
+def minute_runs(bars, daily, runs, start, end):
+    """Runs of minute bars; runs: of the days in `daily`. Suspended and unlisted days get their 240 minutes too."""
+    times, found = bars['time'], []
+    for first, stop, value in runs:
+        if stop is None:
+            labels = [day + minute * 60000 for day in first for minute in BAR_MINUTES]
+            found.append(([label for label in labels if start <= label <= end], None, value))
         else:
-            rows = range(bisect.bisect_left(times, max(day, start)), bisect.bisect_left(times, day + DAY_MS))
-            grid.extend((times[i], i, math.nan) for i in rows if times[i] <= end)
-    return grid
+            opened, closed = max(daily['time'][first], start), min(daily['time'][stop - 1] + DAY_MS - 1, end)
+            found.append((bisect.bisect_left(times, opened), bisect.bisect_right(times, closed), None))
+    return [run for run in found if run_length(run) > 0]
 
 
-def gather(bars, grid, fill):
-    """Columns along the grid. fill: suspended rows get the last close and no turnover; otherwise NaN."""
-    _check_size(len(grid))
-    columns = {'time': [moment for moment, _, _ in grid],
-               'paused': [0.0 if row is not None else math.nan if close != close else 1.0 for _, row, close in grid]}
-    for name, values in bars.items():
-        if name not in columns:
-            share = 0.0 if name in ('volume', 'money') else 1.0
-            columns[name] = [values[row] if row is not None else share * close if fill else math.nan
-                             for _, row, close in grid]
-    return columns
+def gather(bars, runs, fill, names):
+    """Columns along the runs. fill: suspended rows get the last close and no turnover; otherwise NaN."""
+    if len(runs) == 1 and runs[0][1] is not None:
+        start, stop, _ = runs[0]
+        columns = {name: bars[name][start:stop] for name in names if name in bars}
+        return dict(columns, paused=array('d', bytes(8 * (stop - start))))
+    names = [name for name in names if name in bars and name != 'paused']
+    return dict({name: _gather_column(name, bars[name], runs, fill) for name in names}, paused=_gather_paused(runs))
 
 
-def scale(columns, ratios, digits):
-    """Multiplies prices by the ratio of each row, rounded to `digits`; volumes go the other way, money stays."""
+def _gather_column(name, values, runs, fill):
+    column, share = array(values.typecode), 0.0 if name in ('volume', 'money') else 1.0
+    for start, stop, value in runs:
+        if stop is not None:
+            column.extend(values[start:stop])
+        elif name == 'time':
+            column.extend(start)
+        else:
+            column.extend(array('d', [share * value if fill else math.nan]) * len(start))
+    return column
+
+
+def _gather_paused(runs):
+    column = array('d')
+    for run in runs:
+        flag = 0.0 if run[1] is not None else math.nan if run[2] != run[2] else 1.0
+        column.extend(array('d', [flag]) * run_length(run))
+    return column
+
+
+def scale(columns, ranges, digits):
+    """Multiplies prices by the ratio of each range (start, stop, ratio) of rows, rounded to `digits`; volumes go the
+    other way, money stays."""
     scaled = dict(columns)
-    for name in PRICE_FIELDS:
+    for name in PRICE_FIELDS + ('volume',):
         if name in columns:
-            scaled[name] = [round(value * ratio, digits) for value, ratio in zip(columns[name], ratios)]
-    scaled['volume'] = [value if value != value else float(round(value / ratio))
-                        for value, ratio in zip(columns['volume'], ratios)]
+            scaled[name] = array('d')
+            for start, stop, ratio in ranges:
+                part = columns[name][start:stop]
+                scaled[name].extend(_scaled(part, ratio, None if name == 'volume' else digits))
     return scaled
+
+
+def _scaled(values, ratio, digits):
+    """digits None: volumes, divided by the ratio. With numpy the same to the last bit, only sooner."""
+    if ratio == 1.0:
+        return values
+    numpy = optional_import('numpy') if len(values) > 2000 else None
+    if numpy is not None:
+        return _scaled_by_numpy(numpy, numpy.frombuffer(values), ratio, digits)
+    if digits is None:
+        return array('d', [value if value != value else float(round(value / ratio)) for value in values])
+    return array('d', [round(value * ratio, digits) for value in values])
+
+
+def _scaled_by_numpy(numpy, values, ratio, digits):
+    """round() decides by the exact binary value: where that is nearly half way between two decimals, it is asked."""
+    if digits is None:
+        return array('d', numpy.rint(values / ratio).tobytes())
+    exact, unit = values * ratio, 10.0 ** digits
+    steps = numpy.rint(exact * unit)
+    scaled = steps / unit
+    for row in numpy.flatnonzero(abs(abs(exact * unit - steps) - 0.5) < 1e-6).tolist():
+        scaled[row] = round(float(exact[row]), digits)
+    return array('d', scaled.tobytes())
 
 
 _COMBINE = {'time': lambda part: part[-1], 'open': lambda part: _known(part)[0], 'close': lambda part: _known(part)[-1],
@@ -2790,7 +2895,8 @@ def _known(part):
 
 def combine(columns, groups):
     """Merges row ranges [(start, stop), ...] into one bar each, labelled by its last row."""
-    return {name: [_COMBINE[name](values[start:stop]) for start, stop in groups] for name, values in columns.items()}
+    return {name: array(values.typecode, [_COMBINE[name](values[start:stop]) for start, stop in groups])
+            for name, values in columns.items()}
 
 
 def windows_from_end(length, step):
@@ -2826,6 +2932,13 @@ def factor_at(steps, day):
     return steps[row][1] if row >= 0 else 1.0
 
 
+def factor_ranges(times, steps, base):
+    """[(start, stop, ratio), ...]: the rows between two ex-dates have one ratio."""
+    starts = sorted({0} | {bisect.bisect_left(times, day) for day, _ in steps} - {len(times)})
+    return [(start, stop, factor_at(steps, times[start]) / base)
+            for start, stop in zip(starts, starts[1:] + [len(times)]) if start < stop]
+
+
 class DataAdapter:
     """A source of market data. Public methods check, lock nothing, and speak canonical codes and `Table`s.
 
@@ -2833,7 +2946,7 @@ class DataAdapter:
     live_current, subscribe, unsubscribe, ensure_cache, set_tick_listener.
     To provide: _calendar, _info, _codes, _daily, _minutes, quote, and where the source has them _members,
     _dividends, _factor_steps, subscribe, unsubscribe. They may block and be called from any thread.
-    Bars are unadjusted; volume in shares, money in yuan, day bars labelled 00:00, minute bars by their end.
+    Bars are unadjusted, in arrays; volume in shares, money in yuan, day bars labelled 00:00, minute bars by their end.
     """
 
     def __init__(self, clock):
@@ -2946,72 +3059,98 @@ class DataAdapter:
 
     def history(self, query):
         """Table of bars: one security by time, many in wide (panel) or long form."""
+        self._check_size(query)
         series, rows = [], 0
         for code in query.securities:
             if not query.wanted():
                 raise RequestTimeout('没有人再等待这个结果')
             series.append((code, self._series(code, query)))
             rows += len(series[-1][1]['time'])
-            _check_size(rows)
+            _refuse_rows(rows, query)
         if query.single:
             return _single_table(series[0][1], query.fields)
         return (_wide_table if query.panel else _long_table)(series, query.fields)
 
     # -- history, step by step --------------------------------------------------------------------------------
+    def _check_size(self, query):
+        """Before anything is read. Suspended days, if they are left out, may make an answer smaller than this."""
+        if query.skip_paused:
+            return
+        if query.count is not None:
+            rows = query.count * _rows_a_bar(query)
+        else:
+            day = query.start - query.start % DAY_MS
+            rows = len(self.trade_days(day, query.end)) * (MINUTES_A_DAY if query.intraday else 1)
+        _refuse_rows(rows * len(query.securities), query)
+
     def _series(self, code, query):
         """Columns of one security: select, adjust, merge into the asked period, cut to count."""
-        info = self._info(code)
-        columns = self._intraday(code, info, query) if query.intraday else self._days(code, info, query)
+        info, names = self._info(code), _needed(query)
+        columns = (self._intraday if query.intraday else self._days)(code, info, query, names)
         columns = self._adjust(code, columns, query)
         columns = _resample(columns, query)
         if query.count is not None:
             columns = {name: values[-query.count:] for name, values in columns.items()}
-        return _with_averages(columns)
+        return _with_averages(columns, query.fields)
 
-    def _days(self, code, info, query):
-        bars, grid = self._day_grid(code, info, query, query.start, query.end, _rows_a_bar(query))
-        return gather(bars, grid, query.fill_paused)
+    def _days(self, code, info, query, names):
+        bars, runs = self._day_runs(code, info, query, query.start, query.end, _rows_a_bar(query))
+        return gather(bars, runs, query.fill_paused, names)
 
-    def _day_grid(self, code, info, query, start, end, days_a_bar, spare=0):
-        """(daily columns, grid of the days that the answer needs)."""
+    def _day_runs(self, code, info, query, start, end, days_a_bar, spare=0):
+        """(daily columns, runs of the days that the answer needs)."""
         bars = self._daily(code, -1 << 60, end)
         need = None if query.count is None else int(math.ceil(query.count * days_a_bar)) + spare
         days = self.trade_days(start, self._opened(end), None if query.skip_paused else need)
-        grid = daily_grid(bars, days, to_ms(info['start_date']), to_ms(info['end_date']))
-        return bars, _cut(grid, query, need)
+        runs = day_runs(bars, days, to_ms(info['start_date']), to_ms(info['end_date']))
+        return bars, _cut(runs, query, need)
 
     def _opened(self, end):
         """Today counts only once it has opened: before, its missing bar would read as a suspension."""
         now = self.clock.now()
         return end if minute_of_day(now) >= MORNING_OPEN else min(end, to_ms(now.date()) - 1)
 
-    def _intraday(self, code, info, query):
+    def _intraday(self, code, info, query, names):
         """Whole days first, so that the source reads only what is needed, then minutes."""
         start, last = query.start, query.end - 1  # no bar is labelled 00:00: an end there leaves that day out
         midnight = last - last % DAY_MS
         first = None if start is None else start - start % DAY_MS
-        daily, grid = self._day_grid(code, info, query, first, midnight, query.step / MINUTES_A_DAY, spare=2)
-        bars = self._minutes(code, grid[0][0] if grid else midnight, midnight)
-        grid = minute_grid(bars, grid, -1 << 60 if start is None else start, query.end)
-        grid = _cut(grid, query, query.count and query.count * query.step)
-        return _with_day_columns(gather(bars, grid, query.fill_paused), daily)
+        daily, runs = self._day_runs(code, info, query, first, midnight, query.step / MINUTES_A_DAY, spare=2)
+        bars = self._minutes(code, first_time(runs, daily) if runs else midnight, midnight)
+        runs = minute_runs(bars, daily, runs, -1 << 60 if start is None else start, query.end)
+        runs = _cut(runs, query, query.count and query.count * query.step)
+        return _with_day_columns(gather(bars, runs, query.fill_paused, names), daily, names)
 
     def _adjust(self, code, columns, query):
-        if query.fq is None:
-            return dict(columns, factor=[1.0] * len(columns['time']))
-        steps = self._factor_steps(code)
-        base = 1.0
-        if query.fq == 'pre':
-            base = factor_at(steps, to_ms(self.clock.now()) if query.ref is None else query.ref)
-        ratios = [factor_at(steps, moment) / base for moment in columns['time']]
-        if any(ratio != 1.0 for ratio in ratios):
-            columns = scale(columns, ratios, 3 if instrument(code).tick < 0.01 else 2)
-        return dict(columns, factor=ratios)
+        times = columns['time']
+        ranges = [(0, len(times), 1.0)]
+        if query.fq is not None:
+            steps = self._factor_steps(code)
+            anchor = to_ms(self.clock.now()) if query.ref is None else query.ref
+            ranges = factor_ranges(times, steps, factor_at(steps, anchor) if query.fq == 'pre' else 1.0)
+            if any(ratio != 1.0 for _, _, ratio in ranges):
+                columns = scale(columns, ranges, 3 if instrument(code).tick < 0.01 else 2)
+        if 'factor' not in query.fields:
+            return columns
+        factors = array('d')
+        for start, stop, ratio in ranges:
+            factors.extend(array('d', [ratio]) * (stop - start))
+        return dict(columns, factor=factors)
 
 
-def _check_size(rows):
-    if rows > HISTORY_ROW_LIMIT:
-        raise BadRequest('结果超过 %d 行' % HISTORY_ROW_LIMIT, '缩小时间范围或证券数量，分几次取')
+def _refuse_rows(rows, query):
+    if rows > query.row_limit:
+        raise BadRequest('结果有 %d 行，超过 %d 行' % (rows, query.row_limit), '缩小时间范围或证券数量，分几次取')
+
+
+def _needed(query):
+    """Columns to read for the fields asked for."""
+    names = set(query.fields) - {'avg', 'price', 'factor'} | {'time', 'paused'}
+    if {'avg', 'price'} & set(query.fields):
+        names |= {'money', 'volume', 'close'}
+    if query.intraday and 'pre_close' in names:
+        names.add('open')
+    return sorted(names)
 
 
 def _has_type(row, types):
@@ -3022,18 +3161,21 @@ def _rows_a_bar(query):
     return {'d': query.step, 'w': 7, 'M': 31}.get(query.unit, query.step)
 
 
-def _cut(grid, query, need):
-    """Drops suspended entries if asked, and all but the last `need`."""
-    grid = [entry for entry in grid if entry[1] is not None] if query.skip_paused else grid
-    return grid if need is None else grid[-need:]
+def _cut(runs, query, need):
+    """Drops suspended rows if asked, and all but the last `need`."""
+    runs = [run for run in runs if run[1] is not None] if query.skip_paused else runs
+    return last_of_runs(runs, need)
 
 
-def _with_day_columns(columns, daily):
+def _with_day_columns(columns, daily, names):
     """Minute bars take limits from their day; their pre_close is their open."""
-    rows = [bisect.bisect_right(daily['time'], moment) - 1 for moment in columns['time']]
-    for name in ('high_limit', 'low_limit'):
-        columns[name] = [daily[name][row] if row >= 0 else math.nan for row in rows]
-    return dict(columns, pre_close=list(columns['open']))
+    times, asked = columns['time'], [name for name in ('high_limit', 'low_limit') if name in names]
+    starts = [bisect.bisect_left(times, day) for day in daily['time']] if asked else []
+    for name in asked:
+        columns[name] = array('d', [math.nan]) * (starts[0] if starts else len(times))
+        for row, stop in enumerate(starts[1:] + [len(times)]):
+            columns[name].extend(array('d', [daily[name][row]]) * (stop - starts[row]) if starts else ())
+    return dict(columns, pre_close=columns['open'][:]) if 'pre_close' in names else columns
 
 
 def _resample(columns, query):
@@ -3042,35 +3184,33 @@ def _resample(columns, query):
     return columns if query.step == 1 else combine(columns, windows_from_end(len(columns['time']), query.step))
 
 
-def _with_averages(columns):
-    pairs = zip(columns['money'], columns['volume'], columns['close'])
-    average = [money / volume if volume else close for money, volume, close in pairs]
+def _with_averages(columns, fields):
+    if not {'avg', 'price'} & set(fields):
+        return columns
+    triples = zip(columns['money'], columns['volume'], columns['close'])
+    average = array('d', [money / volume if volume else close for money, volume, close in triples])
     return dict(columns, avg=average, price=average)
 
 
-def _float_columns(columns, fields):
-    return [(name, array('d', columns[name])) for name in fields]
-
-
 def _single_table(columns, fields):
-    named = [('index', columns['time'])] + _float_columns(columns, fields)
+    named = [('index', columns['time'])] + [(name, columns[name]) for name in fields]
     return Table(named, dict({name: 'float' for name in fields}, index='time'), ['index'])
 
 
 def _long_table(series, fields):
     """Rows code by code: time, code, fields."""
-    named = OrderedDict([('time', []), ('code', [])] + [(name, array('d')) for name in fields])
+    named = OrderedDict([('time', array('q')), ('code', [])] + [(name, array('d')) for name in fields])
     for code, columns in series:
-        named['time'] += columns['time']
+        named['time'].extend(columns['time'])
         named['code'] += [code] * len(columns['time'])
-        for name, values in _float_columns(columns, fields):
-            named[name].extend(values)
+        for name in fields:
+            named[name].extend(columns[name])
     return Table(named, dict({name: 'float' for name in fields}, time='time', code='text'))
 
 
 def _wide_table(series, fields):
     """One row a time, one column a (field, code) pair; NaN where a security has no bar then."""
-    times = sorted(set().union(*(columns['time'] for _, columns in series)))
+    times = array('q', sorted(set().union(*(columns['time'] for _, columns in series))))
     pairs = [(name, code) for name in fields for code, _ in series]
     aligned = {code: _align(columns, times, fields) for code, columns in series}
     named = [('index', times)] + [(repr(pair), aligned[pair[1]][pair[0]]) for pair in pairs]
@@ -3079,7 +3219,7 @@ def _wide_table(series, fields):
 
 def _align(columns, times, fields):
     if columns['time'] == times:
-        return dict(_float_columns(columns, fields))
+        return {name: columns[name] for name in fields}
     rows = {moment: i for i, moment in enumerate(columns['time'])}
     places = [rows.get(moment) for moment in times]
     return {name: array('d', [math.nan if i is None else columns[name][i] for i in places]) for name in fields}
@@ -3260,16 +3400,6 @@ def _minute_labels(day):
     return [day + minute * 60000 for minute in BAR_MINUTES]
 
 
-def _empty_columns(names):
-    return {name: [] for name in names}
-
-
-def _slice_columns(columns, first, last):
-    """Rows with first <= time <= last. Safe while another thread appends: `time` grows last."""
-    start, stop = bisect.bisect_left(columns['time'], first), bisect.bisect_right(columns['time'], last)
-    return {name: values[start:stop] for name, values in columns.items()}
-
-
 def _bar_at(columns, row, day):
     values = {name: columns[name][row] for name in _StubBar._fields[1:]}
     for name in ('high_limit', 'low_limit'):
@@ -3280,7 +3410,8 @@ def _bar_at(columns, row, day):
 def _columns_of(bar, day):
     """A bar as daily columns of one row."""
     values = dict(bar._asdict(), time=day, paused=float(bar.paused))
-    return {name: [math.nan if values[name] is None else values[name]] for name in DAILY_COLUMNS}
+    return {name: array('q' if name == 'time' else 'd', [math.nan if values[name] is None else values[name]])
+            for name in DAILY_COLUMNS}
 
 
 def _paused_bar(day, close, high_limit=None, low_limit=None):
@@ -3366,7 +3497,7 @@ class _SyntheticSeries:
     def __init__(self, seed, profile):
         self.seed, self.profile = seed, profile
         self.per_yuan = ticks_per_yuan(profile.code)
-        self.columns, self.dividends = _empty_columns(DAILY_COLUMNS), []
+        self.columns, self.dividends = empty_columns(DAILY_COLUMNS), []
         self._is_stock = instrument(profile.code).kind == 'stock'
         self._rng = random.Random('%s/%s' % (seed, profile.code))
         self._base = profile.base * self.per_yuan
@@ -3432,14 +3563,14 @@ class _SyntheticMarket(_StubMarket):
     """Random walks, the same for a seed and a code whatever is asked, and in whatever order.
 
     Dividends fall on stocks alone. Days after 2025 are never suspended. The calendar is `rule_trade_day`.
-    KEPT: how many series are kept, some 0.3 MB each.
+    KEPT, MONTHS_KEPT: how many series and months of minutes are kept, some 0.4 and 0.3 MB each.
     """
 
-    KEPT = 64
+    KEPT, MONTHS_KEPT = 32, 40
 
     def __init__(self, seed):
         super().__init__(seed)
-        self._series, self._days, self._lock = OrderedDict(), [], threading.Lock()
+        self._series, self._months, self._days, self._lock = OrderedDict(), OrderedDict(), [], threading.Lock()
 
     def codes(self):
         return [row[0] for row in _STUB_CATALOGUE]
@@ -3470,12 +3601,34 @@ class _SyntheticMarket(_StubMarket):
         return self._series_of(code).until(today)
 
     def minutes(self, code, first, last):
-        days = _slice_columns(self.daily(code, from_ms(min(last, to_ms(_STUB_FOREVER))).date()), first, last)
-        columns, per_yuan = _empty_columns(MINUTE_COLUMNS), ticks_per_yuan(code)
-        for row, day in enumerate(days['time']):
+        """Month by month, as far as the calendar goes."""
+        first, last = max(first, to_ms(_STUB_START)), min(last, to_ms(_STUB_FOREVER))
+        columns, day = empty_columns(MINUTE_COLUMNS), from_ms(first).date().replace(day=1)
+        while to_ms(day) <= last:
+            for name, values in slice_columns(self._month(code, day), first, last + DAY_MS - 1).items():
+                columns[name].extend(values)
+            day = (day + timedelta(days=31)).replace(day=1)
+        return columns
+
+    def _month(self, code, day):
+        """All minutes of the month that begins on `day`."""
+        with self._lock:
+            columns = self._months.pop((code, day), None)
+        columns = self._make_month(code, day) if columns is None else columns
+        with self._lock:
+            self._months[code, day] = columns
+            if len(self._months) > self.MONTHS_KEPT:
+                self._months.popitem(last=False)
+        return columns
+
+    def _make_month(self, code, day):
+        end = (day + timedelta(days=31)).replace(day=1)
+        days = slice_columns(self.daily(code, end), to_ms(day), to_ms(end) - 1)
+        columns, per_yuan = empty_columns(MINUTE_COLUMNS), ticks_per_yuan(code)
+        for row, moment in enumerate(days['time']):
             if not days['paused'][row]:
-                bar = _bar_at(days, row, from_ms(day).date())
-                _extend_minutes(columns, self.plan_minutes(code, bar), day, per_yuan)
+                bar = _bar_at(days, row, from_ms(moment).date())
+                _extend_minutes(columns, self.plan_minutes(code, bar), moment, per_yuan)
         return columns
 
     def dividends(self, code, today):
@@ -3495,11 +3648,11 @@ class _SyntheticMarket(_StubMarket):
 
 def _extend_minutes(columns, minutes, day, per_yuan):
     """Appends the minutes of a day, ticks turned into yuan."""
-    columns['time'] += _minute_labels(day)
+    columns['time'].extend(_minute_labels(day))
     for name in ('open', 'close', 'high', 'low'):
-        columns[name] += [ticks / per_yuan for ticks in minutes[name]]
-    columns['volume'] += [float(shares) for shares in minutes['volume']]
-    columns['money'] += minutes['money']
+        columns[name].extend([ticks / per_yuan for ticks in minutes[name]])
+    columns['volume'].extend(minutes['volume'])
+    columns['money'].extend(minutes['money'])
 
 
 # -- CSV market -----------------------------------------------------------------------------------------------
@@ -3548,7 +3701,7 @@ class _CsvMarket(_StubMarket):
         self._columns(code)
         if code not in self._minutes:
             raise DataUnavailable('%s 没有分钟线' % code, '在 %s 放入 %s_1m.csv' % (self.directory, code))
-        return _slice_columns(self._minutes[code], first, last + DAY_MS - 1)
+        return slice_columns(self._minutes[code], first, last + DAY_MS - 1)
 
     def dividends(self, code, today):
         columns = self._columns(code)
@@ -3564,7 +3717,7 @@ class _CsvMarket(_StubMarket):
     def plan_minutes(self, code, bar):
         """The file's own minutes where it has all of the day's, so that quotes agree with them."""
         day, per_yuan = to_ms(bar.day), ticks_per_yuan(code)
-        own = _slice_columns(self._minutes.get(code) or _empty_columns(MINUTE_COLUMNS), day, day + DAY_MS - 1)
+        own = slice_columns(self._minutes.get(code) or empty_columns(MINUTE_COLUMNS), day, day + DAY_MS - 1)
         if len(own['time']) != MINUTES_A_DAY:
             return super().plan_minutes(code, bar)
         for name in ('open', 'close', 'high', 'low'):
@@ -3641,7 +3794,7 @@ class _CsvReader:
         self._names = _CSV_NUMBERS + tuple(name for name in optional if name in self._header)
         self._places = [self._header.index(name) for name in self._names]
         self._time_place = self._header.index(time_column)
-        self.columns = _empty_columns(('time',) + self._names)
+        self.columns = empty_columns(('time',) + self._names)
         for self.line, text in enumerate(lines[1:], 2):
             self._add(text)
         if not self.columns['time']:
@@ -3741,11 +3894,11 @@ def _read_minutes(path, today):
 def _complete_days(code, columns):
     """Adds pre_close (the previous close; the open on the first day), paused and the limits where the file has none."""
     columns = dict(columns)
-    columns.setdefault('paused', [0.0] * len(columns['time']))
+    columns.setdefault('paused', array('d', bytes(8 * len(columns['time']))))
     columns.setdefault('pre_close', columns['open'][:1] + columns['close'][:-1])
     limits = [_limits_of(code, pre, from_ms(day)) for day, pre in zip(columns['time'], columns['pre_close'])]
-    columns.setdefault('high_limit', [pair[0] for pair in limits])
-    columns.setdefault('low_limit', [pair[1] for pair in limits])
+    columns.setdefault('high_limit', array('d', [pair[0] for pair in limits]))
+    columns.setdefault('low_limit', array('d', [pair[1] for pair in limits]))
     return columns
 
 
@@ -3758,7 +3911,7 @@ def _days_of_minutes(code, minutes):
     days = [moment - moment % DAY_MS for moment in minutes['time']]
     starts = [i for i, day in enumerate(days) if not i or days[i - 1] != day]
     columns = combine(minutes, list(zip(starts, starts[1:] + [len(days)])))
-    return _complete_days(code, dict(columns, time=[days[i] for i in starts]))
+    return _complete_days(code, dict(columns, time=array('q', [days[i] for i in starts])))
 
 
 # -- the running day ------------------------------------------------------------------------------------------
@@ -3849,7 +4002,7 @@ class StubData(DataAdapter):
     For the exchange: quote, market_open, trade_day, last_close. close() ends the pushing thread.
     """
 
-    PLANS_KEPT = 1000  # some 40 KB each
+    PLANS_KEPT = 256  # some 40 KB each
 
     def __init__(self, source, clock, always_open, tick_interval_s):
         super().__init__(clock)
@@ -3910,17 +4063,17 @@ class StubData(DataAdapter):
     def _daily(self, code, first, last):
         now = self.clock.now()
         today = to_ms(now.date())
-        columns = _slice_columns(self.source.daily(code, now.date()), first, min(last, today - 1))
+        columns = slice_columns(self.source.daily(code, now.date()), first, min(last, today - 1))
         running = self._running_day(code, now) if first <= today <= last else None
         for name, values in (_columns_of(running, today) if running else {}).items():
-            columns[name] += values
+            columns[name].extend(values)
         return columns
 
     def _minutes(self, code, first, last):
         """Complete bars: of the running day only those whose end has come."""
         now = self.clock.now()
         columns = self.source.minutes(code, first, min(last, to_ms(now.date())))
-        return _slice_columns(columns, first, self._shown_until(now))
+        return slice_columns(columns, first, self._shown_until(now))
 
     def _shown_until(self, now):
         """The label of the newest minute bar that may be seen, in ms; none of today before the first."""
@@ -5880,8 +6033,13 @@ def _qmt_daily(code, bars, is_st):
     columns = {name: [getattr(bar, name) for bar in bars]
                for name in ('open', 'close', 'high', 'low', 'volume', 'money', 'pre_close')}
     limits = [_qmt_day_limits(code, bar, is_st) for bar in bars]
-    return dict(columns, time=[_qmt_day_of(bar.time) for bar in bars], paused=[float(bar.paused) for bar in bars],
-                high_limit=[pair[0] for pair in limits], low_limit=[pair[1] for pair in limits])
+    return _qmt_arrays(dict(
+        columns, time=[_qmt_day_of(bar.time) for bar in bars], paused=[float(bar.paused) for bar in bars],
+        high_limit=[pair[0] for pair in limits], low_limit=[pair[1] for pair in limits]))
+
+
+def _qmt_arrays(columns):
+    return {name: array('q' if name == 'time' else 'd', values) for name, values in columns.items()}
 
 
 def _qmt_day_limits(code, bar, is_st):
@@ -6719,24 +6877,26 @@ class QmtData(DataAdapter):
         first, last = self._within(info, first, last)
         days = self.trade_days(first, last)
         if not days:
-            return {name: [] for name in DAILY_COLUMNS}
+            return empty_columns(DAILY_COLUMNS)
         need = self._daily_need(code, days)
         if need is not None:
             self._store.require(need, self.auto_download)
         bars = self._store.read(code, '1d', first, last, set(days))
         return _qmt_daily(code, self._with_running_day(code, bars, days), _qmt_is_st(info['display_name']))
 
-    def _day_grid(self, code, info, query, start, end, days_a_bar, spare=0):
+    def _day_runs(self, code, info, query, start, end, days_a_bar, spare=0):
         """Beyond the contract's: refuses an answer that would need bars from before the source's first."""
-        bars, grid = super()._day_grid(code, info, query, start, end, days_a_bar, spare)
+        bars, runs = super()._day_runs(code, info, query, start, end, days_a_bar, spare)
         if info['start_date'] > _QMT_LONG_AGO and self._begins_late(info, bars, end):
-            first = bars['time'][0] if bars['time'] else math.inf
-            short = query.count is not None and query.skip_paused and len(grid) < query.count * days_a_bar
-            if short or any(to_ms(info['start_date']) <= day < first for day, _, _ in grid[spare:]):
+            first, length = bars['time'][0] if bars['time'] else math.inf, sum(map(run_length, runs))
+            short = query.count is not None and query.skip_paused and length < query.count * days_a_bar
+            needed = last_of_runs(runs, length - spare) if length > spare else []
+            gaps = [day for days, stop, _ in needed if stop is None for day in days]
+            if short or any(to_ms(info['start_date']) <= day < first for day in gaps):
                 raise DataUnavailable('%s 的日线不完整：%s 上市，行情源的日线从 %s 开始' % (
                     code, info['start_date'], iso_ms(first)[:10] if bars['time'] else '无'),
                     '缩短时间范围，或在 QMT 里补充数据')
-        return bars, grid
+        return bars, runs
 
     def _begins_late(self, info, bars, end):
         listed = self.trade_days(*self._within(info, -1 << 60, end))
@@ -6788,12 +6948,12 @@ class QmtData(DataAdapter):
         days = self.trade_days(first, last)
         need = self._minute_need(code, days)
         if need is None:
-            return {name: [] for name in MINUTE_COLUMNS}
+            return empty_columns(MINUTE_COLUMNS)
         self._store.require(need, self.auto_download)
         now = to_ms(self.clock.now())
         bars = [bar for bar in self._store.read(code, '1m', need.days[0], need.days[-1], set(need.days))
                 if bar.time <= now]
-        return {name: [getattr(bar, name) for bar in bars] for name in MINUTE_COLUMNS}
+        return _qmt_arrays({name: [getattr(bar, name) for bar in bars] for name in MINUTE_COLUMNS})
 
     def _minute_need(self, code, days):
         """Up to the last complete minute; nothing of today before 09:31."""
@@ -8319,7 +8479,8 @@ def _print_account(service, payload, caller):
 
 
 def _history(service, payload, caller):
-    query = parse_history(payload, service.clock.now()).replace(wanted=caller.wanted)
+    query = parse_history(payload, service.clock.now()).replace(
+        wanted=caller.wanted, row_limit=HISTORY_ROW_LIMIT if caller.binary else JSON_ROW_LIMIT)
     table = service.backend.data.history(query)
     return _flat_wide(table) if caller.legacy_helper and table.wide else table
 
@@ -8616,7 +8777,7 @@ class Outbox:
         return self._rest is not None or self._frames or self._bulk or self._ticks
 
     def _queue(self, pieces, size):
-        if size > self.LARGE and self._part_size:
+        if self._part_size and size > self._part_size:
             self._streams += 1
             self._bulk.append(_Bulk(self._streams, pieces))
         else:
@@ -8961,7 +9122,7 @@ class Session:
         """A part is what another frame may have to wait for: a second on the thinnest line, little on this machine."""
         if BINARY_FEATURE not in self.features:
             return None
-        return 1024 * 1024 if _plain_address(self.address).is_loopback else 65536
+        return 4 * 1024 * 1024 if _plain_address(self.address).is_loopback else 65536
 
     def _frame_of_ticks(self, ticks):
         """A tick that cannot be encoded costs no other."""
@@ -9093,7 +9254,7 @@ def _plain_id(value):
 class Job:
     """One request: runs its action, answers exactly once, writes the access log. Callable, for a worker.
 
-    For the action, as its caller: session, legacy_helper, with_defaults(payload), wanted().
+    For the action, as its caller: session, legacy_helper, binary, with_defaults(payload), wanted().
     """
 
     def __init__(self, session, id, action, payload, compact=False):
@@ -9116,6 +9277,10 @@ class Job:
         except Exception as error:
             LOG.exception('%s 失败', printable(self.action))
             self.fail(InternalError('服务端内部错误：%s' % printable(error), '详情见服务端日志', **self._doubt()))
+
+    @property
+    def binary(self):
+        return BINARY_FEATURE in self.session.features
 
     def with_defaults(self, payload):
         return self.session.with_defaults(payload)
@@ -9179,7 +9344,7 @@ class Job:
         table = frame.get('payload')
         if not isinstance(table, Table):
             return [encode_frame(frame)]
-        if BINARY_FEATURE in self.session.features:
+        if self.binary:
             return encode_table_frame(frame, table, self._compact)
         return [encode_frame(dict(frame, payload=table.to_wire()))]
 
@@ -10296,7 +10461,7 @@ class LocalConnection(PushingConnection):
     `service` has call(action, payload, caller) and close(); it sees this object as its session and its caller.
     """
 
-    legacy_helper, ended = False, False
+    legacy_helper, ended, binary = False, False, True
 
     def __init__(self, service):
         super().__init__('local')

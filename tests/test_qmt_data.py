@@ -528,6 +528,7 @@ def test_day_bars_of_an_old_version(fake, faked):
                                   (EPOCH_DAY, 10.1, 10.5, 10.0, 10.2, 3, 3060.0))}
     columns = faked._daily(STOCK, -1 << 60, ms('2025-08-05'))
     assert [bq.iso_ms(day)[:10] for day in columns['time']] == ['2025-08-01', '2025-08-04', '2025-08-05']
+    columns = {name: list(values) for name, values in columns.items()}
     assert columns['close'] == [10.0, 10.0, 10.2] and columns['pre_close'] == [9.0, 10.0, 10.0]
     assert columns['volume'] == [500, 0, 300] and set(columns['paused']) == {0.0}
     assert math.isnan(columns['high_limit'][0])  # rose by more than any limit: none held on its first day

@@ -46,7 +46,7 @@ def rows_of(table):
 @lru_cache(maxsize=None)
 def whole(code, day=TODAY):
     """Daily columns up to a day, as a list of dicts."""
-    columns = bq._slice_columns(MARKET.daily(code, day), 0, bq.to_ms(day))
+    columns = bq.slice_columns(MARKET.daily(code, day), 0, bq.to_ms(day))
     return [dict(zip(columns, values)) for values in zip(*columns.values())]
 
 
@@ -137,11 +137,11 @@ def test_order_and_range_of_the_questions_do_not_matter():
     other = bq._SyntheticMarket(1)
     other.daily(INDEX, TODAY)
     for day in (date(2010, 1, 5), date(2007, 3, 1), TODAY):
-        columns = bq._slice_columns(other.daily(STOCK, day), 0, bq.to_ms(day))
-        assert columns == bq._slice_columns(MARKET.daily(STOCK, TODAY), 0, bq.to_ms(day))
+        columns = bq.slice_columns(other.daily(STOCK, day), 0, bq.to_ms(day))
+        assert columns == bq.slice_columns(MARKET.daily(STOCK, TODAY), 0, bq.to_ms(day))
     day = bq.to_ms(MONDAY)
     alone = other.minutes(STOCK, day, day)
-    assert alone == bq._slice_columns(MARKET.minutes(STOCK, day - 9 * bq.DAY_MS, day), day, day + bq.DAY_MS)
+    assert alone == bq.slice_columns(MARKET.minutes(STOCK, day - 9 * bq.DAY_MS, day), day, day + bq.DAY_MS)
 
 
 def test_seeds_differ():
@@ -160,11 +160,11 @@ def checksum(value):
     ('600111.XSHG', '4eeb4c3ecfbbd07e', 'bf9ca4ac771c5f98', 'ff6203fe1322226f'),
 ])
 def test_checksums(code, days, minutes, quote):
-    columns = bq._slice_columns(MARKET.daily(code, TODAY), 0, bq.to_ms(TODAY))
-    assert checksum([columns[name] for name in bq.DAILY_COLUMNS]) == days
+    columns = bq.slice_columns(MARKET.daily(code, TODAY), 0, bq.to_ms(TODAY))
+    assert checksum([list(columns[name]) for name in bq.DAILY_COLUMNS]) == days
     day = bq.to_ms(MONDAY)
     columns = MARKET.minutes(code, day, day)
-    assert checksum([columns[name] for name in bq.MINUTE_COLUMNS]) == minutes
+    assert checksum([list(columns[name]) for name in bq.MINUTE_COLUMNS]) == minutes
     tick = data_at(clock_at(MONDAY, 10, 31, 17)).quote(code)
     assert checksum(list(tick.to_wire().items())) == quote
 
@@ -177,9 +177,9 @@ def test_240_minutes_aggregate_to_their_day(code, pick):
     bar = bars[pick % len(bars)]
     columns = MARKET.minutes(code, bar['time'], bar['time'])
     if bar['paused']:
-        assert columns['time'] == []
+        assert not len(columns['time'])
         return
-    assert columns['time'] == [bar['time'] + minute * 60000 for minute in bq.BAR_MINUTES]
+    assert list(columns['time']) == [bar['time'] + minute * 60000 for minute in bq.BAR_MINUTES]
     assert columns['open'][0] == bar['open'] and columns['close'][-1] == bar['close']
     assert max(columns['high']) == bar['high'] and min(columns['low']) == bar['low']
     assert sum(columns['volume']) == bar['volume'] and min(columns['volume']) >= 0
@@ -191,7 +191,7 @@ def test_240_minutes_aggregate_to_their_day(code, pick):
 
 def test_no_minutes_on_a_suspended_day():
     paused = [bar['time'] for bar in whole(STOCK) if bar['paused']]
-    assert MARKET.minutes(STOCK, paused[0], paused[0])['time'] == []
+    assert not len(MARKET.minutes(STOCK, paused[0], paused[0])['time'])
 
 
 # -- securities ---------------------------------------------------------------------------------------------------
@@ -774,6 +774,7 @@ def write(folder, name, text, encoding='utf-8'):
                                             (GOOD.rstrip('\n'), 'utf-8')])
 def test_csv_spellings(tmpdir, text, encoding):
     columns = write(tmpdir, '600000.XSHG_1d.csv', text, encoding).daily('600000.XSHG', TODAY)
+    columns = {name: list(values) for name, values in columns.items()}
     assert columns['close'] == [10.5, 10.0] and columns['pre_close'] == [10.0, 10.5]
     assert columns['paused'] == [0.0, 0.0]
     assert columns['high_limit'] == [11.0, 11.55] and columns['low_limit'][1] == 9.45
@@ -782,7 +783,7 @@ def test_csv_spellings(tmpdir, text, encoding):
 def test_csv_columns_are_found_by_name(tmpdir):
     text = 'low,money,x,date,high,close,volume,open,high_limit\n9,1,?,2024-06-03,11,10,7,9.5,12\n'
     columns = write(tmpdir, '600000.SH_1d.csv', text).daily('600000.XSHG', TODAY)
-    assert (columns['open'], columns['high_limit'], columns['low_limit']) == ([9.5], [12.0], [8.55])
+    assert [list(columns[name]) for name in ('open', 'high_limit', 'low_limit')] == [[9.5], [12.0], [8.55]]
 
 
 def test_csv_minutes_alone_make_days(tmpdir):
@@ -868,12 +869,22 @@ def test_csv_quotes_go_through_the_files_own_minutes(tmpdir):
     assert ask(data, ETF, count=9, frequency='1m')['index'][-1] == clock_at(TODAY, 10, 0)
 
 
-def test_an_answer_beyond_all_measure_is_refused_before_it_is_built(monkeypatch):
-    monkeypatch.setattr(bq, 'HISTORY_ROW_LIMIT', 10)
+@pytest.mark.parametrize('question, rows', [
+    ({'count': 11}, 11), ({'count': 6, 'security': ['000001.XSHE', '510300.XSHG'], 'panel': False}, 12),
+    ({'start': '2024-05-06'}, 21), ({'start': '2024-05-31', 'frequency': '1m'}, 480),
+    ({'count': 3, 'frequency': '5m'}, 15),
+    ({'start': '2024-05-06', 'skip_paused': True}, None)])
+def test_an_answer_beyond_all_measure_is_refused_before_it_is_read(monkeypatch, question, rows):
     data = data_at(clock_at(MONDAY, 16))
-    for question in ({'security': '000001.XSHE', 'count': 11},
-                     {'security': ['000001.XSHE', '510300.XSHG'], 'count': 6, 'panel': False}):
+
+    def limited(limit):
+        return data.history(bq.parse_history(dict({'security': '000001.XSHE'}, **question),
+                                             data.clock.now()).replace(row_limit=limit))
+    rows = rows or len(limited(1000))
+    assert len(limited(rows))
+    with monkeypatch.context() as patch:
+        if not question.get('skip_paused'):
+            patch.setattr(data, '_daily', None)  # nothing is read
         with pytest.raises(bq.BadRequest) as caught:
-            data.history(bq.parse_history(question, data.clock.now()))
-        assert '10 行' in caught.value.message
-    assert len(data.history(bq.parse_history({'security': '000001.XSHE', 'count': 10}, data.clock.now()))) == 10
+            limited(rows - 1)
+    assert '%d 行' % (rows - 1) in caught.value.message
