@@ -1717,7 +1717,7 @@ PROTOCOL = 1
 KEEPALIVE_S = 20
 DEPTH_LIMIT = 64
 SLOWEST_BYTES_S = 4096  # a peer that reads a large frame more slowly than this is given up
-BINARY_FEATURE, BATCH_TICK_FEATURE = 'binary1', 'batch_tick1'
+BINARY_FEATURE, BATCH_TICK_FEATURE, ORDER_STREAM_FEATURE = 'binary1', 'batch_tick1', 'order_stream1'
 _BINARY_BIT, _PART_BIT, _LENGTH_MASK = 1 << 31, 1 << 30, (1 << 30) - 1
 _LENGTH = struct.Struct('>I')
 _PART_HEAD = struct.Struct('>II')
@@ -2588,7 +2588,7 @@ class BrokerAdapter:
     submit(request, deadline_s) -> order id (text). Raises OrderRejected if the broker certainly refused,
     OrderStateUnknown if nobody can tell. cancel(order_id, deadline_s) asks for it; what became of it shows
     in the order. find(tag) -> the order submitted with this tag today, or None.
-    set_listener(listener): listener(kind, record) for each change, kind 'order' or 'trade', in their order,
+    set_listener(listener): listener(kind, record) for each change, kind 'order', 'trade' or 'account', in their order,
     from a thread that holds no lock of the adapter. orders_known() -> (today's orders, whether these certainly are all
     of them); on_connected(hook): hook() after each connect, from a thread of the adapter.
     """
@@ -4491,7 +4491,14 @@ class StubExchange:
             with self._round:
                 self._run_round()
         finally:
+            for account in self._changed_accounts():
+                self._tell_account(account)
             self._deliver()
+
+    def _changed_accounts(self):
+        """Those of which something waits to be told."""
+        with self._lock:
+            return [account for account in self._accounts if any(event[0] is account for event in self._events)]
 
     # -- for StubBroker ------------------------------------------------------------------------------------------
     def submit(self, account, request):
@@ -4713,6 +4720,10 @@ class StubExchange:
         self._events.append((account, kind, record.replace()))
         self._woken = True
         self._lock.notify_all()
+
+    def _tell_account(self, account):
+        """With no lock held: what the account is worth after its orders have changed."""
+        self._events.append((account, 'account', self.overview(account)[0]))
 
     def _deliver(self):
         """Looks again after letting go: what was queued meanwhile by one who could not get in is not left behind."""
@@ -5102,6 +5113,9 @@ def _qmt_callback(vendor, put):
 
         def on_stock_trade(self, trade):
             put('trade', trade)
+
+        def on_stock_asset(self, asset):
+            put('asset', asset)
 
         def on_order_error(self, order_error):
             put('order_error', order_error)
@@ -5880,6 +5894,11 @@ class QmtBroker(BrokerAdapter):
         trade = self._convert(row, qmt_trade_row)
         if trade is not None and self._book.fresh_trade(trade):
             self._tell('trade', trade)
+
+    def _on_asset(self, row):
+        account = qmt_account_row(row, self.spec)
+        if not _qmt_all_zero(account):  # right after a connect figures read as zero
+            self._tell('account', account)
 
     def _on_order_error(self, row):
         self._faults.note('order_error', row)
@@ -7233,7 +7252,7 @@ class AccountBook:
 
 # -- journal ---------------------------------------------------------------------------------------------------
 PLACE, CANCEL = 'broker.place_order', 'broker.cancel_order'
-JOURNAL_SCHEMA = 1
+JOURNAL_SCHEMA = 2  # 1 had no events
 JOURNAL_APPLICATION = 0x62716d74  # 'bqmt': marks the file as ours
 JOURNAL_DAYS = 30
 # new: in memory only, nothing is sent. submitting: on disk before the broker is called. The rest: what came of it;
@@ -7249,6 +7268,12 @@ _JOURNAL_TABLE = '''CREATE TABLE IF NOT EXISTS writes (
     action TEXT NOT NULL, idempotency_key TEXT NOT NULL, account_key TEXT NOT NULL, sub_account_id TEXT,
     fingerprint TEXT NOT NULL, tag TEXT NOT NULL UNIQUE, state TEXT NOT NULL, order_id TEXT, request TEXT NOT NULL,
     answer TEXT, day TEXT NOT NULL, deadline_ms INTEGER, PRIMARY KEY (action, idempotency_key))'''
+_EVENT_TABLE = '''CREATE TABLE IF NOT EXISTS events (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, day TEXT NOT NULL, account_key TEXT NOT NULL, sub_account_id TEXT,
+    event TEXT NOT NULL, payload TEXT NOT NULL)'''
+# An order, trade or account event; payload: its row. seq grows with each, over restarts too.
+JournalEvent = namedtuple('JournalEvent', 'seq account_key sub_account_id event payload')
+EVENT_DAYS = 3
 _JOURNAL_COLUMNS = ','.join(JournalEntry._fields)
 _JOURNAL_WRITE = 'INSERT OR REPLACE INTO writes (%s) VALUES (%s)' % (
     _JOURNAL_COLUMNS, ','.join('?' * len(JournalEntry._fields)))
@@ -7293,6 +7318,7 @@ class Journal:
             for pragma in ('journal_mode=WAL', 'synchronous=NORMAL'):
                 db.execute('PRAGMA ' + pragma).fetchall()
         db.execute(_JOURNAL_TABLE)
+        db.execute(_EVENT_TABLE)
         self.id, self._made = self._identity(db)
         self._settle_at_start(db)
         if path:
@@ -7318,7 +7344,7 @@ class Journal:
         tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type='table'")}
         if marked not in (0, JOURNAL_APPLICATION) or (tables and not {'writes', 'identity'} <= tables):
             raise ConfigError('%s 是别的程序的数据库，不是委托日志' % path, '换一个 --state')
-        if version not in (0, JOURNAL_SCHEMA):
+        if version not in (0, 1, JOURNAL_SCHEMA):
             raise ConfigError('委托日志 %s 的版本 %d 不认识' % (path, version), '用写它的那个版本的程序，或换一个 --state')
         db.execute('PRAGMA user_version=%d' % JOURNAL_SCHEMA)
         db.execute('PRAGMA application_id=%d' % JOURNAL_APPLICATION)
@@ -7327,19 +7353,20 @@ class Journal:
         """(id, day made). Kept as long as the entries are: a client repeats a write only to a journal it knows."""
         db.execute('CREATE TABLE IF NOT EXISTS identity (id TEXT NOT NULL, made TEXT NOT NULL)')
         if db.execute('SELECT count(*) FROM identity').fetchone()[0] == 0:
-            db.execute('INSERT INTO identity VALUES (?, ?)', (uuid.uuid4().hex, self._today()))
+            db.execute('INSERT INTO identity VALUES (?, ?)', (uuid.uuid4().hex, self.today()))
         return db.execute('SELECT id, made FROM identity').fetchone()
 
     @property
     def young(self):
-        return self._made == self._today()
+        return self._made == self.today()
 
     def _settle_at_start(self, db):
         """What was being submitted may be at the broker."""
-        oldest = (self.clock.now() - timedelta(days=JOURNAL_DAYS)).date().isoformat()
-        db.execute('DELETE FROM writes WHERE day<?', (oldest,))
+        for table, days in (('writes', JOURNAL_DAYS), ('events', EVENT_DAYS)):
+            oldest = (self.clock.now() - timedelta(days=days)).date().isoformat()
+            db.execute('DELETE FROM %s WHERE day<?' % table, (oldest,))
         db.execute('UPDATE writes SET state=? WHERE state=?', (UNKNOWN, SUBMITTING))
-        for entry in self._select(db, 'action=? AND state!=? AND day=?', (PLACE, REJECTED, self._today())):
+        for entry in self._select(db, 'action=? AND state!=? AND day=?', (PLACE, REJECTED, self.today())):
             self._index(entry)
         self._earlier = frozenset(self._by_tag)
 
@@ -7370,14 +7397,16 @@ class Journal:
                 if sync:
                     self._db.execute('PRAGMA synchronous=NORMAL')
             except sqlite3.Error as error:
+                if self._db.in_transaction:
+                    self._db.rollback()
                 raise JournalError('委托日志写不进去：%s' % error, '检查磁盘空间和 --state 文件')
 
     def entry(self, action, key, route, fingerprint, request):
         """A new entry, in memory only until it is recorded."""
         return JournalEntry(action, key, route.key, route.sub.name if route.sub else None, fingerprint,
-                            make_tag(action, key), NEW, None, request, None, self._today(), None)
+                            make_tag(action, key), NEW, None, request, None, self.today(), None)
 
-    def _today(self):
+    def today(self):
         return self.clock.now().date().isoformat()
 
     def record(self, entry, state, order_id=None, answer=None, deadline_ms=None, sync=False):
@@ -7385,7 +7414,7 @@ class Journal:
         changed = entry._replace(state=state, order_id=order_id or entry.order_id, answer=answer or entry.answer,
                                  deadline_ms=deadline_ms or entry.deadline_ms)
         with self._transaction(sync) as db:
-            if entry.action == PLACE and entry.day == self._today():  # whose order it is holds even if the disk fails
+            if entry.action == PLACE and entry.day == self.today():  # whose order it is holds even if the disk fails
                 self._index(changed)
             db.execute(_JOURNAL_WRITE, changed._replace(request=json.dumps(changed.request),
                                                         answer=json.dumps(changed.answer)))
@@ -7405,7 +7434,33 @@ class Journal:
         """Today's orders in these states. Brokers list a day's orders: of an earlier day nothing can be learnt."""
         with self._transaction() as db:
             return self._select(db, 'action=? AND day=? AND state IN (%s)' % ','.join('?' * len(states)),
-                                (PLACE, self._today()) + tuple(states))
+                                (PLACE, self.today()) + tuple(states))
+
+    # -- events --------------------------------------------------------------------------------------------------
+    def add_events(self, found):
+        """Writes (account key, sub-account, event, payload) in their order; gives them as JournalEvents."""
+        day, added = self.today(), []
+        with self._transaction() as db:
+            db.execute('BEGIN')
+            for account_key, sub, event, payload in found:
+                cursor = db.execute('INSERT INTO events (day, account_key, sub_account_id, event, payload) '
+                                    'VALUES (?, ?, ?, ?, ?)', (day, account_key, sub, event, json.dumps(payload)))
+                added.append(JournalEvent(cursor.lastrowid, account_key, sub, event, payload))
+            db.execute('COMMIT')
+        return added
+
+    def events_after(self, seq, today=False):
+        """JournalEvents with larger numbers, in order; today: only those of this day."""
+        columns = ','.join(JournalEvent._fields)
+        with self._transaction() as db:
+            rows = db.execute('SELECT %s FROM events WHERE seq>? AND day>=? ORDER BY seq' % columns,
+                              (seq, self.today() if today else '')).fetchall()
+        return [JournalEvent(*row)._replace(payload=json.loads(row[4])) for row in rows]
+
+    def last_event(self):
+        with self._transaction() as db:
+            row = db.execute("SELECT seq FROM sqlite_sequence WHERE name='events'").fetchone()
+        return row[0] if row else 0
 
     def of_order(self, account_key, row):
         """The entry that placed this order (or made this trade), or None for one of somebody else.
@@ -7415,12 +7470,12 @@ class Journal:
         entry = self._by_tag.get(row.order_remark)
         if entry is None and not row.order_remark:
             entry = self._by_order.get((account_key, row.order_id))
-            entry = entry if entry is not None and entry.day == self._today() else None
+            entry = entry if entry is not None and entry.day == self.today() else None
         return entry if entry is not None and entry.account_key == account_key else None
 
     def is_earlier(self, entry):
         """Whether the order was placed before this journal was opened: a paper exchange knows nothing of it then."""
-        return entry.tag in self._earlier or entry.day != self._today()
+        return entry.tag in self._earlier or entry.day != self.today()
 
 
 def make_tag(action, key):
@@ -7781,6 +7836,149 @@ class Settler:
             return not self._closed
 
 
+# -- the stream of orders, trades and account figures ------------------------------------------------------------
+class OrderStream:
+    """Numbers what the brokers tell, keeps it in the journal and hands it on, all in one order, from one thread.
+
+    For the caller: tell (by the brokers' listeners, never blocks), look_again (an account was away: what it tells now
+    may be news), hear and leave. hearer(event): called for each JournalEvent that comes after `after`, first those of
+    the journal; it must not block. describe(account key, kind, record) -> (sub-account or None, row).
+    """
+
+    LATEST = 10000  # how many are read again for one that was away; more is a gap
+
+    def __init__(self, journal, describe, snapshot):
+        self._journal, self._describe, self._snapshot = journal, describe, snapshot
+        self._changed = threading.Condition()
+        self._jobs, self._closed, self._hearers = deque(), False, {}
+        self._told, self._day = {}, None  # (account key, kind, id) -> what was last told of it on that day
+        self._thread = threading.Thread(target=self._run, name='order-stream', daemon=True)
+
+    def start(self):
+        self._recall()
+        self._thread.start()
+
+    def close(self):
+        """What was told before is still kept."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def tell(self, account_key, kind, record):
+        self._put(('tell', account_key, kind, record))
+
+    def look_again(self, account_key):
+        self._put(('look', account_key, None, None))
+
+    def hear(self, owner, hearer, after=None):
+        """The number after which the hearer hears; None for `after`: from now on."""
+        last = self._journal.last_event()
+        self._put(('hear', owner, hearer, last if after is None else after))
+        return last
+
+    def leave(self, owner):
+        self._put(('leave', owner, None, None))
+
+    def _put(self, job):
+        with self._changed:
+            if not self._closed:
+                self._jobs.append(job)
+                self._changed.notify()
+
+    # -- the stream's thread ---------------------------------------------------------------------------------------
+    def _recall(self):
+        """What an earlier run has told today is no news."""
+        for event in self._journal.events_after(0, today=True):
+            self._is_news(event.account_key, event.event, event.payload)
+
+    def _run(self):
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._jobs or self._closed)
+                if not self._jobs:
+                    return
+                jobs, self._jobs = self._jobs, deque()
+            try:
+                self._work(jobs)
+            except Exception:  # one bad record must not end the stream
+                LOG.exception('处理委托事件出错')
+
+    def _work(self, jobs):
+        found = []
+        for name, first, second, third in jobs:
+            if name == 'tell':
+                found += self._news(first, second, third)
+            elif name == 'look':
+                found += self._look(first)
+            else:
+                found = self._hand_on(found)
+                self._hearers.pop(first, None)
+                if name == 'hear':
+                    self._begin(first, second, third)
+        self._hand_on(found)
+
+    def _news(self, account_key, kind, record):
+        sub, row = self._describe(account_key, kind, record)
+        return [(account_key, sub, kind, row)] if self._is_news(account_key, kind, row) else []
+
+    def _is_news(self, account_key, kind, row):
+        """A broker tells some things twice, and after a reconnect much that was told before."""
+        if self._day != self._journal.today():  # brokers use their ids again
+            self._day, self._told = self._journal.today(), {}
+        key, said = _essence_of(kind, row)
+        news = self._told.get((account_key, kind, key)) != said
+        self._told[account_key, kind, key] = said
+        return news
+
+    def _look(self, account_key):
+        try:
+            records = self._snapshot(account_key)
+        except BulletError as error:
+            LOG.info('账户 %s 的委托暂时不能核对：%s', account_key, printable(error))
+            return []
+        return [item for kind, record in records for item in self._news(account_key, kind, record)]
+
+    def _hand_on(self, found):
+        """Kept first, told then."""
+        for event in self._kept(found) if found else ():
+            for hearer in list(self._hearers.values()):
+                self._tell_one(hearer, event)
+        return []
+
+    @staticmethod
+    def _tell_one(hearer, event):
+        """One that fails costs the others nothing."""
+        try:
+            hearer(event)
+        except Exception:
+            LOG.exception('委托事件没有送出')
+
+    def _kept(self, found):
+        """A disk that is full costs the numbers, not the news."""
+        try:
+            return self._journal.add_events(found)
+        except JournalError as error:
+            LOG.error('%s', printable(error))
+            return [JournalEvent(None, *item) for item in found]
+
+    def _begin(self, owner, hearer, after):
+        missed = self._journal.events_after(after)
+        for event in missed[-self.LATEST:]:
+            self._tell_one(hearer, event)
+        self._hearers[owner] = hearer
+
+
+def _essence_of(kind, row):
+    """(what it is about, what makes a change of it worth telling)."""
+    if kind == 'order':
+        return row['order_id'], (row['security'], row['status'], row['filled'], row['status_msg'])
+    if kind == 'trade':
+        return (row['trade_id'], row['order_id']), True
+    return '', tuple(sorted((name, value) for name, value in row.items() if name != 'positions'))
+
+
 # -- the desk ----------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def _nothing_sent():
@@ -7817,6 +8015,7 @@ class OrderDesk:
         self.deadline_s = deadline_s
         self._watch, self._keys = OrderWatch(), KeyLocks()
         self._settler = Settler(self.settle_open)
+        self.stream = OrderStream(journal, self._event_of, self._snapshot)
         # When each submission of this run began, by a clock that nobody can set; earlier ones began before the desk.
         self._started, self._begun = clock.monotonic(), {}
         self._strangers = {}  # account key -> what it held when this run first looked at all of it
@@ -7829,7 +8028,25 @@ class OrderDesk:
             if kind == 'order':
                 self._watch.notice(account_key, record)
                 self._doubt_absence(account_key, record)
+            self.stream.tell(account_key, kind, record)
         return listen
+
+    def _event_of(self, account_key, kind, record):
+        """(sub-account or None, row) of what a broker told."""
+        if kind == 'account':
+            row, entry = record.to_wire(), None
+            del row['positions']
+        else:
+            entry = self.journal.of_order(account_key, record)
+            row = (self._dress(account_key, record) if kind == 'order' else record.replace(
+                order_remark=self._remark(account_key, record))).to_wire()
+        sub = entry.sub_account_id if entry else None
+        return sub, dict(row, account_key=account_key, sub_account_id=sub)
+
+    def _snapshot(self, account_key):
+        """[(kind, record)] of the day, as the broker shows it."""
+        broker = self.accounts.brokers[account_key]
+        return [('order', order) for order in broker.orders()] + [('trade', trade) for trade in broker.trades()]
 
     def _doubt_absence(self, account_key, order):
         """An order that was declared absent shows up after all."""
@@ -7843,6 +8060,7 @@ class OrderDesk:
 
     def close(self):
         self._settler.close()
+        self.stream.close()
         self.journal.close()
 
     def _route(self, payload):
@@ -8006,9 +8224,11 @@ class OrderDesk:
     # -- settling in the background --------------------------------------------------------------------------------
     def start(self):
         """Settles what an earlier run or a lost connection left open, now and whenever a broker is back."""
-        for broker in self.accounts.brokers.values():
+        for key, broker in self.accounts.brokers.items():
             broker.on_connected(self._settler.wake)
+            broker.on_connected(lambda key=key: self.stream.look_again(key))
         self._settler.start()
+        self.stream.start()
 
     def settle_open(self):
         """One look at every open entry; whether any is left. In-flight ones belong to those who work on them."""
@@ -8297,7 +8517,7 @@ IN_FLIGHT_LIMIT = 64
 REQUEST_LIMIT = 4 * 1024 * 1024  # bytes of a request: the largest holds some thousand codes
 ORDER_MARGIN_S = 30.0  # what an order may take beside waiting for its outcome
 # Extensions, for clients that name them in their handshake.
-SERVER_FEATURES = frozenset([SETTLED_EVENT, BINARY_FEATURE, BATCH_TICK_FEATURE])
+SERVER_FEATURES = frozenset([SETTLED_EVENT, BINARY_FEATURE, BATCH_TICK_FEATURE, ORDER_STREAM_FEATURE])
 
 
 class AccessLog:
@@ -8404,6 +8624,7 @@ class Service:
     def leave(self, session):
         with self._lock:
             self._hearers.discard(session)
+        self.desk.stream.leave(session)
 
     def _publish(self, event, payload):
         with self._lock:
@@ -8564,6 +8785,34 @@ def _unsubscribe(service, payload, caller):
     return service.hub.unsubscribe(caller.session, list(_asked_codes(payload)))
 
 
+def _subscribe_events(service, payload, caller):
+    """The session hears orders, trades and account figures; after `after` those it missed, if it knows this journal."""
+    named, session = caller.with_defaults({}), caller.session
+    route = service.desk.accounts.route(**named) if named else None
+    after, known = payload.get('after'), payload.get('journal_id')
+    if after is not None:
+        after = check_whole(after, 'after', 0, 1 << 60)
+    same = known is None or known == service.desk.journal.id
+    seq = service.desk.stream.hear(session, lambda event: _post_order_event(session, route, event),
+                                   after if same else None)
+    return {'seq': seq, 'journal_id': service.desk.journal.id, 'gap': after is not None and not same}
+
+
+def _post_order_event(session, route, event):
+    """What concerns the account, and if it is one the sub-account, of the login."""
+    if route is not None and route.key != event.account_key:
+        return
+    if route is not None and route.sub is not None and event.event != 'account' and (
+            event.sub_account_id != route.sub.name):
+        return
+    session.post_event(event.event, event.payload, seq=event.seq)
+
+
+def _unsubscribe_events(service, payload, caller):
+    service.desk.stream.leave(caller.session)
+    return {}
+
+
 def _unsubscribe_all(service, payload, caller):
     return service.hub.unsubscribe_all(caller.session)
 
@@ -8613,6 +8862,8 @@ ACTIONS = {
     'broker.place_order': _action('broker', 'broker', _place, _unless_waiting),
     'broker.cancel_order': _action('broker', 'broker', _desk_call('cancel')),
     'broker.resolve_submission': _action('broker', 'broker', _desk_call('resolve')),
+    'broker.subscribe_events': _action('broker', 'broker', _subscribe_events),
+    'broker.unsubscribe_events': _action('broker', 'broker', _unsubscribe_events),
 }
 
 
@@ -8751,6 +9002,9 @@ class Outbox:
             self._busy, data = True, self._next_ticks()
         with contextlib.suppress(ConnectionLost):  # its session will notice
             self._send_at_once(data)
+
+    def overflows(self):
+        return self._backlog > self.BACKLOG_LIMIT
 
     def flush(self, timeout_s):
         """Waits until the answers are out, or the connection is over."""
@@ -9234,10 +9488,12 @@ class Session:
         """What the login named, for the log."""
         return self._defaults.get('sub_account_id') or self._defaults.get('account_key')
 
-    def post_event(self, event, payload):
-        """Never blocks; a client that does not read its answers misses it, and can ask."""
-        with contextlib.suppress(ConnectionLost, ServerBusy):
-            self.put_answer([encode_frame({'type': 'event', 'event': event, 'payload': payload})])
+    def post_event(self, event, payload, **more):
+        """Never blocks. A client that reads so slowly that too much waits is cut off: it can ask for what it missed."""
+        if self._outbox.overflows():
+            self.abort()
+        with contextlib.suppress(ConnectionLost):
+            self.put_answer([encode_frame(dict(more, type='event', event=event, payload=payload))])
 
     def post(self, tick, symbol):
         """A tick for this session, under the client's spelling of its security; never blocks."""
@@ -9618,7 +9874,7 @@ def serve(settings, clock=None):
 # ======================================================================================================
 WRITES = {'broker.place_order': 'place', 'broker.cancel_order': 'cancel'}
 # An empty list would mark the peer's copy-and-paste helper, which reads tables differently.
-CLIENT_FEATURES = ['tick', 'order_settled', BINARY_FEATURE, BATCH_TICK_FEATURE]
+CLIENT_FEATURES = ['tick', 'order_settled', BINARY_FEATURE, BATCH_TICK_FEATURE, ORDER_STREAM_FEATURE]
 COMPRESS_CHOICES = ('auto', 'always', 'never')
 FAR_ROUND_TRIP_S = 0.005    # a login that took longer did not stay on this machine: a tunnel, if it looks like it
 HISTORY_TIMEOUT_S = 180.0   # where the caller names no timeout of its own
@@ -9748,6 +10004,10 @@ def _with_key(action, payload):
     if action in WRITES and payload.get('idempotency_key') in (None, ''):
         return dict(payload, idempotency_key=new_key(WRITES[action]))
     return payload
+
+
+def _given_values(**values):
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def check_compress(value):
@@ -9948,6 +10208,9 @@ class BaseConnection:
     def add_event_listener(self, event, listener):
         raise NotSupported('这种连接不接收推送', '用 RemoteQmtConnection')
 
+    def follow_orders(self, after=None):
+        raise NotSupported('这种连接不接收推送', '用 RemoteQmtConnection')
+
 
 class PushingConnection(BaseConnection):
     """Subscriptions by key: what several users of one connection asked for is the union of it."""
@@ -9958,7 +10221,7 @@ class PushingConnection(BaseConnection):
         self._subscription_lock = threading.Lock()
 
     def add_event_listener(self, event, listener):
-        """listener(payload) for each event of that name ('tick'), in the dispatcher's thread."""
+        """listener(payload) for each event of that name ('tick', 'order', ...), in the dispatcher's thread."""
         self._events.add(event, listener)
 
     def remove_event_listener(self, event, listener):
@@ -10039,6 +10302,7 @@ class RemoteQmtConnection(PushingConnection):
         self._reader, self._last_active, self._keeper_waits = None, 0.0, False
         self._stop, self._thread, self._starting = threading.Event(), None, threading.Lock()
         self._retry_at = None  # when the subscriptions are to be asked for again; the keeper's own
+        self._follows, self.last_seq, self._stream_journal = False, None, None
 
     # -- for the caller ------------------------------------------------------------------------------------------
     def start(self):
@@ -10086,6 +10350,19 @@ class RemoteQmtConnection(PushingConnection):
         finally:
             with self._lock:
                 self._calls.pop(call.id, None)
+
+    def follow_orders(self, after=None):
+        """From now on orders, trades and account figures come as events 'order', 'trade', 'account', with `seq`.
+
+        after: the number after which what was missed comes first. After a reconnect this goes on where it was; where
+        the server has another journal, an event 'stream_gap' tells that something may be missing. Gives the newest
+        number.
+        """
+        answer = self.request('broker.subscribe_events', _given_values(after=after, journal_id=self._stream_journal))
+        self._follows, self._stream_journal = True, answer.get('journal_id')
+        if self.last_seq is None:
+            self.last_seq = answer['seq'] if after is None else after
+        return answer['seq']
 
     def _packs(self):
         return self.compress == 'always' or (self.compress == 'auto' and self.endpoint.is_far)
@@ -10230,6 +10507,7 @@ class RemoteQmtConnection(PushingConnection):
         channel = self._open()
         try:
             self._resubscribe(channel, list(self._wanted().values()))
+            self._refollow(channel)
         except ConnectionLost:
             self._retire(channel)
             raise
@@ -10292,14 +10570,19 @@ class RemoteQmtConnection(PushingConnection):
         if kind == 'event' and frame.get('event') == 'ticks':
             self._events.emit_ticks(decode_ticks(frame.get('payload')))
         elif kind == 'event' and isinstance(frame.get('event'), str):
-            self._emit(frame['event'], frame.get('payload'))
+            self._emit(frame)
         elif kind in ('response', 'error'):
             return self._answered(channel, kind, str(frame.get('id')), frame)
         return False
 
-    def _emit(self, event, payload):
+    def _emit(self, frame):
+        event, payload, seq = frame['event'], frame.get('payload'), frame.get('seq')
         if event == 'tick' and isinstance(payload, dict):
             self._events.emit_ticks([payload])
+        elif isinstance(seq, int) and isinstance(payload, dict):
+            if self.last_seq is None or seq > self.last_seq:  # what was told already is not told again
+                self.last_seq = seq
+                self._events.emit(event, dict(payload, seq=seq))
         else:
             self._events.emit(event, payload)
 
@@ -10322,6 +10605,16 @@ class RemoteQmtConnection(PushingConnection):
             channel.write_frame({'type': 'request', 'id': _RESUBSCRIBE + name, 'action': 'data.subscribe',
                                  'payload': {'securities': symbols}})
 
+    def _refollow(self, channel):
+        """The stream goes on after the last event that came, if it is the same stream."""
+        if not self._follows:
+            return
+        payload = {'after': self.last_seq, 'journal_id': self._stream_journal}
+        if self.ack.get('journal_id') != self._stream_journal:
+            payload, self._stream_journal, self.last_seq = {}, self.ack.get('journal_id'), None
+            self._events.emit('stream_gap', {'journal_id': self._stream_journal})
+        channel.write_frame({'id': _REFOLLOW, 'action': 'broker.subscribe_events', 'payload': payload})
+
     def _not_resubscribed(self, channel, name, error):
         """QMT that still logs in is asked again; a security that is refused for good does not cost the others."""
         if error.retryable:
@@ -10334,7 +10627,7 @@ class RemoteQmtConnection(PushingConnection):
                 self._resubscribe(channel, [symbol], str(symbol))
 
 
-_RESUBSCRIBE = 'resubscribe:'
+_RESUBSCRIBE, _REFOLLOW = 'resubscribe:', 'refollow'
 RESUBSCRIBE_PAUSE_S = 2.0
 
 
@@ -10494,8 +10787,11 @@ class LocalConnection(PushingConnection):
     def post(self, tick, symbol):
         self._events.emit_ticks([dict(tick.to_wire(), symbol=symbol)])
 
-    def post_event(self, event, payload):
-        self._events.emit(event, payload)
+    def post_event(self, event, payload, seq=None):
+        self._events.emit(event, payload if seq is None else dict(payload, seq=seq))
+
+    def follow_orders(self, after=None):
+        return self.request('broker.subscribe_events', _given_values(after=after))['seq']
 
 
 # ======================================================================================================
@@ -10733,7 +11029,7 @@ class RemoteQmtBroker:
 
     def get_orders(self, order_id=None, security=None, status=None, from_broker=False):
         payload = {'order_id': order_id, 'security': security, 'status': status, 'from_broker': from_broker or None}
-        return self._ask('broker.orders', _given(payload))
+        return self._ask('broker.orders', _given_values(**payload))
 
     def sync_orders(self):
         return self.get_orders(from_broker=True)
@@ -10742,11 +11038,23 @@ class RemoteQmtBroker:
         return [row for row in self.get_orders() if row['status'] not in FINAL_STATUSES]
 
     def get_trades(self, order_id=None, security=None):
-        return self._ask('broker.trades', _given({'order_id': order_id, 'security': security}))
+        return self._ask('broker.trades', _given_values(order_id=order_id, security=security))
 
     def get_order_status(self, order_id):
         """The order's row, {} if the account has none of that id."""
         return self._ask('broker.order_status', {'order_id': order_id})
+
+    def follow(self, on_order=None, on_trade=None, on_account=None, after=None):
+        """Callbacks for orders, trades and account figures as they change, rows with `seq`; needs a long connection.
+
+        after: a `seq` seen earlier; what came since is told first, also what came while nobody was connected, or the
+        server was down. Callbacks run in the connection's event thread. Gives the newest number.
+        """
+        self.connect()
+        for event, callback in (('order', on_order), ('trade', on_trade), ('account', on_account)):
+            if callback is not None:
+                self._connection.add_event_listener(event, callback)
+        return self._connection.follow_orders(after)
 
     # -- writes ----------------------------------------------------------------------------------------------------
     def buy(self, security, amount, price=None, wait_timeout=None, remark=None, market=False, idempotency_key=None):
@@ -10773,7 +11081,7 @@ class RemoteQmtBroker:
         key = idempotency_key or new_key('place')
         payload = {'security': security, 'side': side, 'amount': amount, 'style': style, 'wait_timeout': wait_timeout,
                    'order_remark': remark, 'idempotency_key': key, 'valid_until': valid_until}
-        answer = self._ask('broker.place_order', _given(payload))
+        answer = self._ask('broker.place_order', _given_values(**payload))
         order_id = _order_number(answer)
         if order_id is None or answer.get('status') in _UNSETTLED:
             raise OrderStateUnknown('服务端没有给出确定的结果，委托状态未知', '用同一 idempotency_key 查询', idempotency_key=key)
@@ -10786,7 +11094,7 @@ class RemoteQmtBroker:
         """
         key = idempotency_key or new_key('cancel')
         payload = {'order_id': order_id, 'wait_timeout': wait_timeout, 'idempotency_key': key}
-        answer = self._ask('broker.cancel_order', _given(payload))
+        answer = self._ask('broker.cancel_order', _given_values(**payload))
         status = answer.get('status') if isinstance(answer, dict) and _is_about(answer, order_id) else None
         if status not in FINAL_STATUSES:
             raise OrderStateUnknown('撤单已提交，柜台还没有结果（当前状态 %s）' % brief(status), '稍后用 get_order_status 查询',
@@ -10798,7 +11106,7 @@ class RemoteQmtBroker:
         """What became of a write: dict with submission_state accepted, rejected, reconciling or submit_unknown."""
         payload = {'idempotency_key': idempotency_key, 'write_action': write_action,
                    'request_payload': request_payload or {}, 'order_id': order_id}
-        return self._ask('broker.resolve_submission', _given(payload))
+        return self._ask('broker.resolve_submission', _given_values(**payload))
 
     def wait_order(self, idempotency_key, timeout_s=60.0):
         """The row of the order placed under this key, once that is certain; nothing is sent again.
@@ -10854,10 +11162,6 @@ def _order_number(answer):
 
 
 _UNSETTLED = ('submit_unknown', 'reconciling')
-
-
-def _given(payload):
-    return {name: value for name, value in payload.items() if value is not None}
 
 
 def order_style(price, market):
@@ -11275,7 +11579,7 @@ def _with_account(action, payload, settings):
     if not action.startswith('broker.') and action != 'admin.print_account':
         return payload
     named = {'account_key': settings.account_key, 'sub_account_id': settings.sub_account}
-    return dict(payload, **{name: value for name, value in _given(named).items() if payload.get(name) is None})
+    return dict(payload, **{name: value for name, value in _given_values(**named).items() if payload.get(name) is None})
 
 
 def run_env(args):

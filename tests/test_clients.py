@@ -82,7 +82,7 @@ class ScriptedServer:
         if frame is None:
             self.dropped.set()
             return False
-        if frame['type'] == 'ping':
+        if frame.get('type') == 'ping':
             return self.deaf or send_raw(sock, {'type': 'pong', 'id': frame['id']}) is None
         with self._lock:
             self.requests.append(frame)
@@ -233,7 +233,7 @@ def test_answers_to_others_events_and_oddities_are_skipped(kind):
 
 @KINDS
 def test_an_answer_cut_at_any_byte_is_asked_for_again(kind):
-    whole = bq.encode_frame({'type': 'response', 'id': '0' * 32, 'payload': {'a': '中'}})
+    whole = bq.encode_frame({'type': 'response', 'id': '0', 'payload': {'a': '中'}})  # no id is shorter
     for cut in range(len(whole)):
         def answer(server, frame, number):
             if number > 1:
@@ -504,9 +504,9 @@ def test_a_failing_listener_does_not_stop_the_others():
         client.add_event_listener('tick', fail)
         client.add_event_listener('tick', got.put)
         client.request('x')
-        tick_to(server, 1)
-        tick_to(server, 2)
-        assert [got.get(timeout=10)['last_price'] for _ in range(2)] == [1, 2]
+        for price in (1, 2):
+            tick_to(server, price)
+            assert got.get(timeout=10)['last_price'] == price
         client.remove_event_listener('tick', got.put)
         client.add_event_listener('tick', lambda tick: got.put('other'))
         tick_to(server, 3)
@@ -557,11 +557,120 @@ def test_connections_without_push_say_so():
 
 
 # -- short connection ----------------------------------------------------------------------------------------
-def test_one_connection_per_call():
+def test_a_connection_is_kept_for_the_next_call(monkeypatch):
     with scripted() as server:
         client = scripted_short(server)
         assert [client.request('x') for _ in range(3)] == [{'order_id': 'o1'}] * 3
-        assert server.logins == 3
+        assert server.logins == 1
+        monkeypatch.setattr(bq.ShortConnection, 'KEEP_S', -1)
+        assert [client.request('x') for _ in range(3)] == [{'order_id': 'o1'}] * 3
+        assert server.logins in (3, 4)
+        client.close()
+        assert client._kept is None
+
+
+@pytest.mark.parametrize('action', ['data.snapshot', 'broker.place_order'])
+def test_a_kept_connection_that_has_died_costs_no_attempt(action):
+    with scripted() as server:
+        client = scripted_short(server, retries=0)
+        client.request('x')
+        server.drop()
+        assert server.dropped.wait(10)
+        assert client.request(action, dict(ORDER)) == {'order_id': 'o1'} and server.logins == 2
+
+
+def test_an_order_cut_off_on_a_kept_connection_is_sent_again_with_its_key():
+    def answer(server, frame, number):
+        return [CUT] if number == 2 else [reply(frame)]
+    with scripted(answer) as server:
+        client = scripted_short(server, retries=0)
+        client.request('x')
+        assert client.request('broker.place_order', dict(ORDER)) == {'order_id': 'o1'}
+        keys = [frame['payload'].get('idempotency_key') for frame in server.requests[1:]]
+        assert len(keys) == 2 and keys[0] == keys[1]
+
+
+def test_calls_of_several_threads_have_connections_of_their_own():
+    go = threading.Barrier(4)
+
+    def answer(server, frame, number):
+        go.wait(10)
+        return [reply(frame)]
+    with scripted(answer) as server:
+        client, answers = scripted_short(server), queue.Queue()
+        threads = [threading.Thread(target=lambda: answers.put(client.request('x'))) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        assert [answers.get(timeout=10) for _ in threads] == [{'order_id': 'o1'}] * 4 and server.logins == 4
+        client.close()
+
+
+# -- who reads ---------------------------------------------------------------------------------------------------
+def test_many_threads_share_a_connection_and_each_gets_its_own_answer():
+    def answer(server, frame, number):
+        return [{'type': 'event', 'event': 'tick', 'payload': {'symbol': 's%d' % number}},
+                reply(frame, {'echo': frame['payload']['n']})]
+    with scripted(answer) as server, scripted_client(server) as client:
+        wrong, ticks = queue.Queue(), queue.Queue()
+        client.add_event_listener('tick', ticks.put)
+
+        def ask(number):
+            for turn in range(50):
+                n = '%d-%d' % (number, turn)
+                if client.request('x', {'n': n}) != {'echo': n}:
+                    wrong.put(n)
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert wrong.empty() and len(server.requests) == 400
+        assert len({ticks.get(timeout=10)['symbol'] for _ in range(400)}) == 400
+
+
+def test_answers_that_overtake_reach_their_callers():
+    held = []
+
+    def answer(server, frame, number):
+        held.append(reply(frame, {'n': number}))
+        return held[::-1] if len(held) == 5 else []
+    with scripted(answer) as server, scripted_client(server) as client:
+        answers = queue.Queue()
+        threads = [threading.Thread(target=lambda: answers.put(client.request('x')['n'])) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        assert sorted(answers.get(timeout=10) for _ in threads) == [1, 2, 3, 4, 5]
+
+
+def test_the_keeper_reads_again_when_nobody_asks():
+    ticks = queue.Queue()
+    with scripted() as server, scripted_client(server) as client:
+        client.add_event_listener('tick', ticks.put)
+        for number in range(20):
+            client.request('x')
+            tick_to(server, number)
+            assert ticks.get(timeout=10)['last_price'] == number
+
+
+def test_a_slow_call_that_gives_up_leaves_the_reading_to_others():
+    release = threading.Event()
+
+    def answer(server, frame, number):
+        return [] if frame['action'] == 'slow' else [reply(frame, {'n': number})]
+    with scripted(answer) as server, scripted_client(server) as client:
+        errors = queue.Queue()
+
+        def ask():
+            try:
+                client.request('slow', timeout=0.3)
+            except bq.BulletError as error:
+                errors.put(error)
+        slow = threading.Thread(target=ask)
+        slow.start()
+        server.seen.get(timeout=10)
+        assert client.request('x') == {'n': 2} and isinstance(errors.get(timeout=10), bq.RequestTimeout)
+        assert client.request('x') == {'n': 3}
+        release.set()
 
 
 @pytest.mark.parametrize('retries, attempts', [(0, 1), (2, 3)])
@@ -634,6 +743,7 @@ READS = [
     ('broker.trades', {}), ('broker.order_status', {'order_id': 'x'}), ('admin.print_account', {'limit': 3}),
     ('broker.place_order', dict(ORDER, amount=150)), ('broker.cancel_order', {'order_id': 'x'}),
     ('broker.resolve_submission', {'write_action': 'broker.place_order', 'idempotency_key': 'k'}),
+    ('broker.unsubscribe_events', {}),
     ('data.snapshot', {'security': 'odd'}), ('data.history', {'security': [], 'count': 1}), ('no.such', {}),
     ('broker.account', {'account_key': 'nobody'})]
 
@@ -650,13 +760,14 @@ def both():
 
 def outcome(connection, action, payload):
     try:
-        return connection.request(action, dict(payload))
+        answer = connection.request(action, dict(payload))
+        return answer.to_wire() if isinstance(answer, bq.Table) else answer
     except bq.BulletError as error:
         return type(error), error.to_wire()
 
 
 def test_every_action_is_compared():
-    assert {action for action, _ in READS} | {'admin.health'} >= set(bq.ACTIONS)
+    assert {action for action, _ in READS} | {'admin.health', 'broker.subscribe_events'} >= set(bq.ACTIONS)
 
 
 @pytest.mark.parametrize('action, payload', READS, ids=lambda value: str(value)[:40])

@@ -598,7 +598,7 @@ class FailingDb:
     """The journal's connection, failing at statements that `fails(sql, parameters)` picks."""
 
     def __init__(self, db, fails):
-        self.db, self.fails = db, fails
+        self.db, self.fails, self.in_transaction = db, fails, False
 
     def execute(self, sql, parameters=()):
         if self.fails(sql, parameters):

@@ -61,7 +61,12 @@ class Bench:
         self.ledger = self.broker._account.ledger
         self.events = []
         for broker in self.brokers:
-            broker.set_listener(lambda kind, record: self.events.append((kind, record)))
+            broker.set_listener(self.note)
+
+    def note(self, kind, record):
+        """Account figures follow whatever happens; a test that wants them listens itself."""
+        if kind != 'account':
+            self.events.append((kind, record))
 
     def send(self, side, amount, price, code=STOCK, market=False, broker=None, **more):
         bound = {'protect_price': price, 'style': 'market'} if market else {'price': price}
@@ -500,7 +505,17 @@ def test_events_come_in_order_and_without_any_lock(bench):
     bench.broker.set_listener(listen)
     bench.market.set(STOCK, ask_volume=300)
     bench.trade('BUY', 500, 10.0)
-    assert seen == [('order', 'submitted'), ('trade', None), ('order', 'filling')] and len(asked) == 3
+    assert seen == [('order', 'submitted'), ('trade', None), ('order', 'filling'), ('account', None)] and len(asked) == 4
+
+
+def test_account_figures_follow_what_happened(bench):
+    told = []
+    bench.broker.set_listener(lambda kind, record: told.append(record) if kind == 'account' else None)
+    bench.trade('BUY', 100, 10.0)
+    assert told[-1] == bench.broker.account() and told[-1].available_cash == 998994.99
+    count = len(told)
+    bench.exchange.match_now()
+    assert len(told) == count, 'nothing happened, nothing is told'
 
 
 def test_a_failing_listener_stops_nothing(bench, caplog):

@@ -1,0 +1,262 @@
+"""Orders, trades and account figures as events: numbered, kept, told again from any number on."""
+import queue
+from datetime import datetime
+
+import pytest
+
+import bullet_qmt as bq
+from tests.base import ask_raw, login_raw, long_client, raw_socket, read_raw, serving
+from tests.fakes import FakeClock
+from tests.resources import becomes
+from tests.test_desk import CODE, Shop
+
+NOW = datetime(2026, 5, 13, 10, 0)
+
+
+class Heard:
+    """A client that follows the stream; the rows that came, in order."""
+
+    def __init__(self, client, after=None):
+        self.rows = queue.Queue()
+        for event in ('order', 'trade', 'account', 'stream_gap'):
+            client.add_event_listener(event, lambda row, event=event: self.rows.put((event, row)))
+        self.first = client.follow_orders(after)
+
+    def next(self, *kinds):
+        """The next row of one of these kinds."""
+        while True:
+            event, row = self.rows.get(timeout=20)
+            if event in kinds:
+                return row
+
+    def until(self, status):
+        rows = [self.next('order')]
+        while rows[-1]['status'] != status:
+            rows.append(self.next('order'))
+        return rows
+
+
+def buy(client, key, **more):
+    return client.request('broker.place_order', dict({
+        'security': '000001.XSHE', 'side': 'BUY', 'amount': 100, 'style': {'type': 'market'}, 'idempotency_key': key,
+        'order_remark': 'note ' + key}, **more))
+
+
+def resting(client, key, **more):
+    low = client.request('data.live_current', {'security': '000001.XSHE'})['low_limit']
+    return buy(client, key, style={'type': 'limit', 'price': low}, **more)
+
+
+# -- end to end --------------------------------------------------------------------------------------------------
+def test_what_happens_to_an_order_is_told_in_order_and_numbered():
+    with serving(FakeClock(NOW)) as server, long_client(server) as client:
+        heard = Heard(client)
+        placed = buy(client, 'k')
+        rows = heard.until('filled')
+        assert {row['order_id'] for row in rows} == {placed['order_id']} and rows[-1]['filled'] == 100
+        assert (rows[-1]['order_remark'], rows[-1]['idempotency_key'], rows[-1]['account_key']) == ('note k', 'k', 'default')
+        trade = client.request('broker.trades')[0]
+        order_id = resting(client, 'r')['order_id']
+        client.request('broker.cancel_order', {'order_id': order_id})
+        rows = heard.until('canceled')
+        everything = [heard_row['seq'] for heard_row in rows]
+        assert everything == sorted(set(everything)) and everything[0] > heard.first
+        assert trade['order_id'] == placed['order_id']
+
+
+def test_trades_and_account_figures_are_told_too():
+    with serving(FakeClock(NOW)) as server, long_client(server) as client:
+        heard = Heard(client)
+        placed = buy(client, 'k')
+        trade, account = heard.next('trade'), heard.next('account')
+        assert (trade['order_id'], trade['amount'], trade['order_remark']) == (placed['order_id'], 100, 'note k')
+        assert account['available_cash'] < 1000000 and account['account_key'] == 'default' and 'positions' not in account
+
+
+def test_a_broker_facade_follows():
+    with serving(FakeClock(NOW)) as server, long_client(server) as client:
+        broker, rows = bq.RemoteQmtBroker(connection=client), queue.Queue()
+        assert broker.follow(on_order=rows.put) == 0
+        broker.buy('000001.XSHE', 100)
+        assert rows.get(timeout=20)['security'] == '000001.XSHE'
+
+
+def test_a_short_connection_cannot_follow():
+    with pytest.raises(bq.NotSupported):
+        bq.ShortConnection('127.0.0.1', 1, 'token').follow_orders()
+
+
+def test_what_was_missed_is_told_after_a_reconnect():
+    with serving(FakeClock(NOW)) as server, long_client(server, backoff_s=(0.05, 0.2)) as client, \
+            long_client(server) as other:
+        heard = Heard(client)
+        first = buy(client, 'one')
+        seen = heard.until('filled')
+        client.endpoint.port, port = 1, client.endpoint.port  # nobody answers there
+        with client._lock:
+            client._channel.abort()
+        assert becomes(lambda: not client.connected)
+        missed = buy(other, 'two')
+        client.endpoint.port = port
+        rows = heard.until('filled')
+        assert {row['order_id'] for row in rows} == {missed['order_id']} != {first['order_id']}
+        assert min(row['seq'] for row in rows) > max(row['seq'] for row in seen), 'nothing twice'
+
+
+def test_what_was_missed_is_told_after_the_server_came_back(tmp_path):
+    state = str(tmp_path / 'orders.sqlite')
+    with serving(FakeClock(NOW), state=state) as server, long_client(server) as client:
+        start = client.follow_orders()
+        order_id = buy(client, 'one')['order_id']
+        assert becomes(lambda: client.last_seq and client.last_seq > start + 2)
+        last = client.last_seq
+    with serving(FakeClock(NOW), state=state) as server, long_client(server) as client:
+        heard = Heard(client, after=start)
+        rows = heard.until('filled')
+        assert {row['order_id'] for row in rows} == {order_id} and rows[-1]['seq'] <= last + 1
+        buy(client, 'two')
+        assert heard.next('order')['seq'] > rows[-1]['seq'], 'the numbers go on'
+
+
+def test_a_server_with_another_journal_is_a_gap():
+    with serving(FakeClock(NOW)) as first, serving(FakeClock(NOW)) as second, \
+            long_client(first, backoff_s=(0.05, 0.2)) as client:
+        heard = Heard(client)
+        buy(client, 'one')
+        heard.until('filled')
+        client.endpoint.port = second.address[1]
+        with client._lock:
+            client._channel.abort()
+        assert heard.next('stream_gap')['journal_id'] == second.service.desk.journal.id
+        assert becomes(lambda: second.service.desk.stream._hearers)
+        buy(client, 'two')
+        assert heard.until('filled')
+
+
+def test_a_sub_account_hears_of_its_own_orders():
+    subs = (bq.SubAccountSpec('mine', 'default', None), bq.SubAccountSpec('other', 'default', None))
+    with serving(FakeClock(NOW), sub_accounts=subs) as server, long_client(server) as all_of_it, \
+            raw_socket(server) as sock:
+        login_raw(sock, sub_account_id='mine')
+        ask_raw(sock, 'broker.subscribe_events')
+        orders = [buy(all_of_it, name, sub_account_id=name)['order_id'] for name in ('other', 'mine')]
+        while True:
+            frame = read_raw(sock)
+            if frame['event'] != 'account':
+                break
+        assert frame['payload']['order_id'] == orders[1] and frame['payload']['sub_account_id'] == 'mine'
+        assert frame['seq'] > 0 and frame['payload']['account_key'] == 'default'
+
+
+def test_after_unsubscribing_nothing_comes():
+    with serving(FakeClock(NOW)) as server, long_client(server) as client, raw_socket(server) as sock:
+        login_raw(sock)
+        ask_raw(sock, 'broker.subscribe_events')
+        assert becomes(lambda: server.service.desk.stream._hearers)
+        ask_raw(sock, 'broker.unsubscribe_events')
+        assert becomes(lambda: not server.service.desk.stream._hearers)
+        buy(client, 'k')
+        assert ask_raw(sock, 'admin.health')['type'] == 'response'
+    assert becomes(lambda: not server.service.desk.stream._hearers)
+
+
+@pytest.mark.parametrize('after', [-1, 1.5, 'x', True])
+def test_a_number_that_is_none_is_refused(after):
+    with serving() as server, long_client(server) as client, pytest.raises(bq.BadRequest):
+        client.request('broker.subscribe_events', {'after': after})
+
+
+def test_one_that_does_not_read_is_cut_off_and_can_ask_again(monkeypatch):
+    monkeypatch.setattr(bq.Outbox, 'BACKLOG_LIMIT', 200)
+    with serving(FakeClock(NOW)) as server, long_client(server) as client, raw_socket(server) as deaf:
+        login_raw(deaf)
+        ask_raw(deaf, 'broker.subscribe_events')
+        session = next(item for item in server._sessions if item.id != client.ack['session_id'])
+        monkeypatch.setattr(session._channel, 'try_write', lambda data: 0)
+        monkeypatch.setattr(session._channel, 'write', lambda data: server.stopping.wait(20))
+        for number in range(10):
+            buy(client, 'k%d' % number)
+        assert becomes(lambda: session not in server._sessions)
+        assert client.request('broker.account')['value']['account_id'] == '10000001', 'costs the others nothing'
+
+
+# -- at the desk --------------------------------------------------------------------------------------------------
+@pytest.fixture
+def shop():
+    shop = Shop()
+    shop.desk.start()
+    yield shop
+    shop.desk.close()
+
+
+def hear(shop, after=None):
+    heard = queue.Queue()
+    shop.desk.stream.hear('me', heard.put, after)
+    return heard
+
+
+def test_the_same_told_twice_is_told_once(shop):
+    heard = hear(shop)
+    order_id = shop.place(idempotency_key='k')['order_id']
+    for _ in range(3):
+        shop.main.become(order_id, 'open')
+    shop.main.become(order_id, 'filled')
+    assert [heard.get(timeout=20).payload['status'] for _ in range(2)] == ['open', 'filled'] and heard.empty()
+
+
+def test_what_changed_while_the_broker_was_away_is_told_when_it_is_back(shop):
+    heard = hear(shop)
+    order_id = shop.place(idempotency_key='k')['order_id']
+    shop.main.rows[order_id] = shop.main.rows[order_id].replace(status='filled', filled=100)  # pushed to nobody
+    shop.desk.stream.look_again('main')
+    events = [heard.get(timeout=20) for _ in range(2)]
+    assert [(event.event, event.payload['order_id']) for event in events] == [('order', order_id), ('trade', order_id)]
+    shop.desk.stream.look_again('main')
+    shop.main.become(order_id, 'filled')
+    assert heard.empty() or heard.get(timeout=0.1) is None
+
+
+def test_a_new_day_begins_with_nothing_told(shop):
+    heard = hear(shop)
+    order_id = shop.place(idempotency_key='k')['order_id']
+    shop.main.become(order_id, 'open')
+    assert heard.get(timeout=20)
+    shop.clock.advance(86400)
+    shop.main.become(order_id, 'open')
+    assert heard.get(timeout=20).payload['status'] == 'open'
+
+
+def test_a_full_disk_costs_the_numbers_not_the_news(shop):
+    heard = hear(shop)
+    order_id = shop.place(idempotency_key='k')['order_id']
+    shop.journal.add_events = lambda found: (_ for _ in ()).throw(bq.JournalError('写不进去'))
+    shop.main.become(order_id, 'filled')
+    event = heard.get(timeout=20)
+    assert (event.seq, event.payload['status']) == (None, 'filled')
+
+
+def test_a_hearer_that_fails_and_a_broker_that_cannot_be_asked_end_nothing(shop):
+    shop.desk.stream.hear('bad', lambda event: 1 / 0)
+    heard = hear(shop)
+    shop.main.blind = bq.QmtUnavailable('断开')
+    shop.desk.stream.look_again('main')
+    shop.main.blind = None
+    order_id = shop.place(idempotency_key='k', security=CODE)['order_id']
+    shop.main.become(order_id, 'open')
+    shop.desk.stream.leave('bad')
+    shop.main.become(order_id, 'filled')
+    statuses = [heard.get(timeout=20).payload['status']]
+    while statuses[-1] != 'filled':
+        statuses.append(heard.get(timeout=20).payload['status'])
+
+
+def test_an_older_journal_is_taken_over(tmp_path):
+    path = str(tmp_path / 'old.sqlite')
+    shop = Shop(path=path)
+    shop.place(idempotency_key='k')
+    shop.journal._db.execute('DROP TABLE events')
+    shop.journal._db.execute('PRAGMA user_version=1')
+    shop.restart()
+    assert shop.place(idempotency_key='k')['order_id'] == 'o1' and shop.journal.last_event() == 0
+    assert shop.journal._db.execute('PRAGMA user_version').fetchone()[0] == bq.JOURNAL_SCHEMA
+    shop.desk.close()
