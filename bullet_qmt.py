@@ -763,6 +763,8 @@ OPTIONS = [
            'server', metavar='N'),
     Option('max_subscriptions', 'QMT_SERVER_MAX_SUBSCRIPTIONS', '200', whole(1, 100000), '每个会话的订阅数上限',
            'server', metavar='N'),
+    Option('allow_full_market', 'QMT_SERVER_ALLOW_FULL_MARKET', '0', parse_bool, '是否允许订阅全市场的行情推送', 'server',
+           ('--allow-full-market', '--no-full-market')),
     Option('log_file', 'QMT_SERVER_LOG_FILE', None, parse_text, '日志文件（10 MB 一个，保留 5 个）', 'server',
            metavar='FILE'),
     Option('access_log', 'QMT_SERVER_ACCESS_LOG', '1', parse_bool, '每个请求记一行日志', 'server',
@@ -1000,9 +1002,24 @@ def normalize_codes(securities, name='security', maximum=6000):
 
 
 def qmt_code(code):
-    """'600519.XSHG' -> '600519.SH'."""
-    number, _, market = code.partition('.')
-    return '%s.%s' % (number, _QMT_SUFFIX[market])
+    """'600519.XSHG' -> '600519.SH'; a whole market 'XSHG' -> 'SH'."""
+    number, dot, market = code.rpartition('.')
+    return number + dot + _QMT_SUFFIX[market]
+
+
+MARKETS = tuple(_QMT_SUFFIX)
+
+
+def market_of(code):
+    return code.rpartition('.')[2]
+
+
+def as_markets(text):
+    """The markets that '*', 'SH', 'XSHG', ... name, for subscriptions; () for anything else."""
+    if not isinstance(text, str):
+        return ()
+    name = text.strip().upper()
+    return MARKETS if name == '*' else (_SUFFIXES[name],) if name in _SUFFIXES else ()
 
 
 @lru_cache(maxsize=16384)
@@ -1718,6 +1735,7 @@ KEEPALIVE_S = 20
 DEPTH_LIMIT = 64
 SLOWEST_BYTES_S = 4096  # a peer that reads a large frame more slowly than this is given up
 BINARY_FEATURE, BATCH_TICK_FEATURE, ORDER_STREAM_FEATURE = 'binary1', 'batch_tick1', 'order_stream1'
+PROGRESS_FEATURE = 'progress1'
 _BINARY_BIT, _PART_BIT, _LENGTH_MASK = 1 << 31, 1 << 30, (1 << 30) - 1
 _LENGTH = struct.Struct('>I')
 _PART_HEAD = struct.Struct('>II')
@@ -2989,14 +3007,20 @@ class DataAdapter:
         return factor_steps(self._daily(code, -1 << 60, 1 << 60))
 
     def subscribe(self, codes):
-        """Ticks of these codes go to the tick listener until unsubscribe. Only called for codes not yet subscribed."""
+        """Ticks of these codes go to the tick listener until unsubscribe. Only called for codes not yet subscribed.
+
+        A code may also be one of MARKETS: all that is traded there.
+        """
         raise NotSupported('这个行情源不推送')
 
     def unsubscribe(self, codes):
         raise NotSupported('这个行情源不推送')
 
-    def ensure_cache(self, query, download=True):
-        """Fetches what history(query) needs, or only looks for it, without `download`. Dict of figures."""
+    def ensure_cache(self, query, download=True, progress=lambda figures: None):
+        """Fetches what history(query) needs, or only looks for it, without `download`. Dict of figures.
+
+        progress: called meanwhile with a dict of `finished` and `total`.
+        """
         return {'ok': True, 'downloaded': 0}
 
     # -- for the caller -------------------------------------------------------------------------------------
@@ -4149,7 +4173,8 @@ class StubData(DataAdapter):
     # -- push -------------------------------------------------------------------------------------------------
     def subscribe(self, codes):
         for code in codes:
-            self._info(code)
+            if code not in MARKETS:
+                self._info(code)
         with self._lock:
             self._subscribed.update(codes)
             if self._thread is None and not self._stop.is_set():
@@ -4170,11 +4195,17 @@ class StubData(DataAdapter):
 
     def _push_loop(self):
         while not self._stop.is_set():
-            with self._lock:
-                codes = sorted(self._subscribed)
-            for code in codes:
+            for code in self._pushed():
                 self._push(code)
             self._stop.wait(self.tick_interval_s)
+
+    def _pushed(self):
+        """Codes of which ticks are due; of a whole market those that are listed here."""
+        with self._lock:
+            wanted = set(self._subscribed)
+        if not wanted.isdisjoint(MARKETS):
+            wanted.update(code for code in self.source.codes() if market_of(code) in wanted)
+        return sorted(wanted.difference(MARKETS))
 
     def _push(self, code):
         """Whatever fails for one security, in the listener most likely, must not silence the others."""
@@ -6601,7 +6632,7 @@ class _QmtStore:
 class _QmtFeed:
     """Subscriptions at the terminal and the thread `qmt-ticks` that hands on what is pushed.
 
-    Up to SINGLES codes have a subscription each; beyond that one of the whole market covers them all.
+    Up to SINGLES codes have a subscription each; beyond that, and for whole markets, one covers them all.
     deliver(code, record): called in that thread for codes that are wanted. A newer record of a code replaces one that
     was not handed on yet.
     """
@@ -6659,7 +6690,7 @@ class _QmtFeed:
     # -- subscriptions ----------------------------------------------------------------------------------------
     def _apply(self):
         """Brings what is subscribed in line with what is wanted; the new before the old, so that nothing is missed."""
-        if len(self._wanted) > self.SINGLES:
+        if len(self._wanted) > self.SINGLES or not self._wanted.isdisjoint(MARKETS):
             self._cover()
             self._drop_singles(list(self._singles))
             return
@@ -6671,9 +6702,12 @@ class _QmtFeed:
 
     def _cover(self):
         if self._whole is None or self._whole[1] != self._wanted:
-            symbols = [qmt_code(code) for code in sorted(self._wanted)]
+            symbols = [qmt_code(code) for code in sorted(self._wanted) if code in MARKETS or not self._covers(code)]
             seq = self._subscribe(self.link.xtdata.subscribe_whole_quote, symbols, self._receive)
             self._replace_whole((seq, self._wanted))
+
+    def _covers(self, code):
+        return market_of(code) in self._wanted
 
     def _replace_whole(self, new):
         old, self._whole = self._whole, new
@@ -6725,7 +6759,7 @@ class _QmtFeed:
         """Whatever fails for one security must not silence the others."""
         try:
             code = normalize_code(symbol)
-            if code in self._wanted and not self._closed:
+            if (code in self._wanted or self._covers(code)) and not self._closed:
                 self._deliver(code, record)
         except Exception:
             LOG.exception('行情回调失败：%s', printable(symbol))
@@ -6985,7 +7019,7 @@ class QmtData(DataAdapter):
         return _QmtNeed(code, '1m', days, days[-1] + label * 60000, self._is_latest(days[-1]))
 
     # -- downloads --------------------------------------------------------------------------------------------
-    def ensure_cache(self, query, download=True):
+    def ensure_cache(self, query, download=True, progress=lambda figures: None):
         """Downloads what history(query) needs and is not local. An explicit wish: it holds without auto_download too.
 
         Without `download` it only looks: what is missing counts as failed.
@@ -6999,7 +7033,7 @@ class QmtData(DataAdapter):
             needs = [self._need_of(code, period, query) for code in codes if code not in failed]
             needs = [need for need in needs if need is not None]
             if download:
-                self._fetch_all(needs, fetched, failed)
+                self._fetch_all(needs, fetched, failed, progress)
             else:
                 failed.update((need.code, None) for need in needs if self._store.lacking(need, certain=False))
         return {'ok': not failed, 'total': len(codes), 'finished': len(codes) - len(failed),
@@ -7015,12 +7049,13 @@ class QmtData(DataAdapter):
         count = None if query.count is None else int(math.ceil(query.count * query.step / MINUTES_A_DAY)) + 2
         return self._minute_need(code, self.trade_days(first, last, count))
 
-    def _fetch_all(self, needs, fetched, failed):
+    def _fetch_all(self, needs, fetched, failed, progress):
         lacking = [(days[0], need) for need, days in ((need, self._lacking(need)) for need in needs) if days]
         lacking.sort(key=lambda item: (item[0], item[1].code))
         for i in range(0, len(lacking), self._store.BATCH):
             batch = lacking[i:i + self._store.BATCH]
             self._fetch_batch([need for _, need in batch], batch[0][0], fetched, failed)
+            progress({'finished': i + len(batch), 'total': len(lacking)})
             LOG.info('历史数据下载 %d / %d', i + len(batch), len(lacking))
         self._store.heal()
 
@@ -7091,7 +7126,8 @@ class QmtData(DataAdapter):
 
     def subscribe(self, codes):
         for code in codes:
-            self._detail(code)
+            if code not in MARKETS:
+                self._detail(code)
         self._feed.add(codes)
 
     def unsubscribe(self, codes):
@@ -8517,7 +8553,8 @@ IN_FLIGHT_LIMIT = 64
 REQUEST_LIMIT = 4 * 1024 * 1024  # bytes of a request: the largest holds some thousand codes
 ORDER_MARGIN_S = 30.0  # what an order may take beside waiting for its outcome
 # Extensions, for clients that name them in their handshake.
-SERVER_FEATURES = frozenset([SETTLED_EVENT, BINARY_FEATURE, BATCH_TICK_FEATURE, ORDER_STREAM_FEATURE])
+SERVER_FEATURES = frozenset([SETTLED_EVENT, BINARY_FEATURE, BATCH_TICK_FEATURE, ORDER_STREAM_FEATURE,
+                             PROGRESS_FEATURE])
 
 
 class AccessLog:
@@ -8586,7 +8623,7 @@ class Service:
 
     def __init__(self, settings, backend, desk, clock):
         self.settings, self.backend, self.desk, self.clock = settings, backend, desk, clock
-        self.hub = TickHub(backend.data, settings.max_subscriptions)
+        self.hub = TickHub(backend.data, settings.max_subscriptions, settings.allow_full_market)
         self.scopes = [name for name, on in (('data', settings.enable_data), ('broker', settings.enable_broker)) if on]
         self.started = clock.monotonic()
         self._lock, self._hearers = threading.Lock(), set()  # sessions that named SETTLED_EVENT
@@ -8750,7 +8787,7 @@ def _security_info(service, payload, caller):
 def _ensure_cache(service, payload, caller):
     known = {name: value for name, value in payload.items() if name != 'auto_download'}
     query = parse_history(dict(known, panel=False), service.clock.now())
-    return _as_dict(service.backend.data.ensure_cache(query, _flag(payload, 'auto_download', True)))
+    return _as_dict(service.backend.data.ensure_cache(query, _flag(payload, 'auto_download', True), caller.progress))
 
 
 def _all_securities(service, payload, caller):
@@ -8818,11 +8855,14 @@ def _unsubscribe_all(service, payload, caller):
 
 
 def _asked_codes(payload):
-    """{canonical code: the spelling that the client used and will look for in ticks}."""
+    """{canonical code: the spelling that the client used and will look for in ticks}; whole markets by their names."""
     asked = _first(payload, 'securities', 'symbols')
-    codes = normalize_codes(asked, 'securities')
-    spelling = {normalize_code(text): text for text in ([asked] if isinstance(asked, str) else asked)}
-    return OrderedDict((code, spelling[code]) for code in codes)
+    items = [asked] if isinstance(asked, str) else asked if isinstance(asked, list) else []
+    markets = OrderedDict((market, market) for text in items for market in as_markets(text))
+    texts = [text for text in items if not as_markets(text)]
+    codes = normalize_codes(texts, 'securities') if texts or not markets else []
+    spelling = {normalize_code(text): text for text in texts}
+    return OrderedDict(list(markets.items()) + [(code, spelling[code]) for code in codes])
 
 
 def _place(service, payload, caller):
@@ -8869,10 +8909,13 @@ ACTIONS = {
 
 # -- ticks: newest per symbol, an outbox per session --------------------------------------------------------------
 class TickHub:
-    """Who wants ticks of what. The source is subscribed once for all sessions and released with the last."""
+    """Who wants ticks of what. The source is subscribed once for all sessions and released with the last.
 
-    def __init__(self, data, limit):
-        self.data, self.limit = data, limit
+    What is wanted are codes, and whole markets where the server allows that.
+    """
+
+    def __init__(self, data, limit, whole_markets=False):
+        self.data, self.limit, self.whole_markets = data, limit, whole_markets
         self._lock = threading.Lock()          # guards the two dicts; never held while anything blocks
         self._source_lock = threading.Lock()   # one change at a time at the source
         self._wanted = {}                      # code -> set of sessions
@@ -8899,6 +8942,8 @@ class TickHub:
 
     def _check_new(self, session, spelling):
         """Codes that nobody had yet; refused as a whole when the session would have too many."""
+        if not self.whole_markets and not set(spelling).isdisjoint(MARKETS):
+            raise SubscriptionLimit('服务端没有开放全市场行情', '列出要订阅的证券，或由服务端加上 --allow-full-market')
         with self._lock:
             total = len(set(self._spelling.get(session, ())) | set(spelling))
             if total > self.limit:
@@ -8935,8 +8980,9 @@ class TickHub:
     def deliver(self, tick):
         """Called by the source; never blocks."""
         with self._lock:
-            sessions = [(session, self._spelling[session][tick.sid]) for session in self._wanted.get(tick.sid, ())]
-        for session, symbol in sessions:
+            sessions = {session: tick.sid for session in self._wanted.get(market_of(tick.sid), ())}
+            sessions.update((session, self._spelling[session][tick.sid]) for session in self._wanted.get(tick.sid, ()))
+        for session, symbol in sessions.items():
             session.post(tick, symbol)
 
     def close(self):
@@ -9510,14 +9556,15 @@ def _plain_id(value):
 class Job:
     """One request: runs its action, answers exactly once, writes the access log. Callable, for a worker.
 
-    For the action, as its caller: session, legacy_helper, binary, with_defaults(payload), wanted().
+    For the action, as its caller: session, legacy_helper, binary, with_defaults(payload), wanted(), progress(figures).
+    moved: when it last made progress.
     """
 
     def __init__(self, session, id, action, payload, compact=False):
         self.session, self.id, self.action, self.payload, self._compact = session, id, action, payload, compact
         self.owner, self.legacy_helper, self.what = session, session.legacy_helper, None  # what: the Action
         self.airborne = False  # counted among the session's requests in flight
-        self._started = time.monotonic()
+        self._started = self.moved = time.monotonic()
         self._lock, self.answered, self._begun = threading.Lock(), False, False
 
     def __call__(self):
@@ -9544,6 +9591,12 @@ class Job:
     def wanted(self):
         """Whether anybody still waits for the answer."""
         return not (self.answered or self.session.ended)
+
+    def progress(self, figures):
+        """Tells a client that wants to hear it; the request's time counts from here again."""
+        self.moved = time.monotonic()
+        if PROGRESS_FEATURE in self.session.features and self.wanted():
+            self.session.post_event('progress', dict(figures, action=self.action), id=self.id)
 
     def _doubt(self):
         """An unforeseen failure of a write may have come after the broker was called."""
@@ -9665,8 +9718,12 @@ class Timekeeper:
     def _late(self):
         late = []
         while self._due and (self._due[0][2].answered or self._due[0][0] <= time.monotonic()):
-            late.append(heapq.heappop(self._due)[2:])
-        return [item for item in late if not item[0].answered]
+            _, number, job, limit_s = heapq.heappop(self._due)
+            if job.moved + limit_s > time.monotonic():
+                heapq.heappush(self._due, (job.moved + limit_s, number, job, limit_s))
+            elif not job.answered:
+                late.append((job, limit_s))
+        return late
 
 
 # -- the listening socket ------------------------------------------------------------------------------------------
@@ -9874,7 +9931,8 @@ def serve(settings, clock=None):
 # ======================================================================================================
 WRITES = {'broker.place_order': 'place', 'broker.cancel_order': 'cancel'}
 # An empty list would mark the peer's copy-and-paste helper, which reads tables differently.
-CLIENT_FEATURES = ['tick', 'order_settled', BINARY_FEATURE, BATCH_TICK_FEATURE, ORDER_STREAM_FEATURE]
+CLIENT_FEATURES = ['tick', 'order_settled', BINARY_FEATURE, BATCH_TICK_FEATURE, ORDER_STREAM_FEATURE,
+                   PROGRESS_FEATURE]
 COMPRESS_CHOICES = ('auto', 'always', 'never')
 FAR_ROUND_TRIP_S = 0.005    # a login that took longer did not stay on this machine: a tunnel, if it looks like it
 HISTORY_TIMEOUT_S = 180.0   # where the caller names no timeout of its own
@@ -10031,7 +10089,7 @@ class _Call:
         self.id = '%x' % next(_call_numbers)
         self.action, self.payload = action, _with_key(action, payload)
         self.sent, self.doubt, self.journal, self.channel = False, False, None, None
-        self.finished, self._event = False, None
+        self.finished, self._event, self.moved = False, None, None  # moved: when the server last told of progress
         self._answer, self._error = None, None
         self.encode()
 
@@ -10412,6 +10470,8 @@ class RemoteQmtConnection(PushingConnection):
     # -- reading by turns ------------------------------------------------------------------------------------------
     def _await(self, call, deadline, timeout_s):
         while not call.finished:
+            if call.moved is not None:
+                deadline, call.moved = max(deadline, call.moved + timeout_s), None
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 raise call.lost('等待 %g 秒' % timeout_s)
@@ -10432,7 +10492,7 @@ class RemoteQmtConnection(PushingConnection):
 
     def _read_for(self, call, channel, deadline):
         try:
-            while not call.finished:
+            while not call.finished and call.moved is None:
                 frame = _next_frame(channel, deadline - time.monotonic())
                 if frame is None:
                     return
@@ -10577,6 +10637,8 @@ class RemoteQmtConnection(PushingConnection):
 
     def _emit(self, frame):
         event, payload, seq = frame['event'], frame.get('payload'), frame.get('seq')
+        if event == 'progress':
+            self._note_progress(str(frame.get('id')))
         if event == 'tick' and isinstance(payload, dict):
             self._events.emit_ticks([payload])
         elif isinstance(seq, int) and isinstance(payload, dict):
@@ -10585,6 +10647,13 @@ class RemoteQmtConnection(PushingConnection):
                 self._events.emit(event, dict(payload, seq=seq))
         else:
             self._events.emit(event, payload)
+
+    def _note_progress(self, id):
+        with self._lock:
+            call = self._calls.get(id)
+            if call is not None:
+                call.moved = time.monotonic()
+                call.wake()
 
     def _answered(self, channel, kind, id, frame):
         with self._lock:
@@ -10784,6 +10853,9 @@ class LocalConnection(PushingConnection):
     def wanted(self):
         return not self.ended
 
+    def progress(self, figures):
+        self._events.emit('progress', figures)
+
     def post(self, tick, symbol):
         self._events.emit_ticks([dict(tick.to_wire(), symbol=symbol)])
 
@@ -10858,10 +10930,12 @@ class RemoteQmtProvider:
         """
         many = not isinstance(security, str)
         as_panel = many and panel and _has_panel()
-        payload = {'security': list(security) if many else security, 'start': start_date, 'end': end_date,
-                   'frequency': frequency, 'fields': list(fields) if isinstance(fields, tuple) else fields,
-                   'skip_paused': skip_paused, 'fq': fq, 'count': count, 'panel': as_panel,
-                   'fill_paused': fill_paused, 'pre_factor_ref_date': pre_factor_ref_date}
+        payload = _given_values(
+            security=list(security) if many else security, start=start_date, end=end_date, frequency=frequency,
+            fields=list(fields) if isinstance(fields, tuple) else fields, skip_paused=skip_paused or None, count=count,
+            panel=as_panel, fill_paused=None if fill_paused is True else fill_paused,
+            pre_factor_ref_date=pre_factor_ref_date)
+        payload['fq'] = fq  # None means unadjusted, and says so
         table = Table.from_wire(self._connection.request('data.history', payload))
         return _to_panel(table) if as_panel else _to_frame(table)
 
@@ -10916,11 +10990,27 @@ class RemoteQmtProvider:
     def get_last_price(self, security):
         return self.get_current_tick(security)['last_price']
 
-    def ensure_cache(self, security, frequency='daily', start_date=None, end_date=None, count=None, auto_download=True):
-        """Has the server fetch what get_price of the same arguments needs. Dict of figures."""
-        payload = {'security': security, 'frequency': frequency, 'start': start_date, 'end': end_date, 'count': count,
-                   'auto_download': auto_download}
-        return self._connection.request('data.ensure_cache', payload)['value']
+    def ensure_cache(self, security, frequency='daily', start_date=None, end_date=None, count=None, auto_download=True,
+                     on_progress=None):
+        """Has the server fetch what get_price of the same arguments needs. Dict of figures.
+
+        on_progress: called meanwhile with dicts of `finished` and `total`, on a long connection.
+        """
+        payload = _given_values(security=security, frequency=frequency, start=start_date, end=end_date, count=count,
+                                auto_download=auto_download)
+        with self._hearing('progress', on_progress):
+            return self._connection.request('data.ensure_cache', payload)['value']
+
+    @contextlib.contextmanager
+    def _hearing(self, event, listener):
+        if listener is None:
+            yield
+            return
+        self._connection.add_event_listener(event, listener)
+        try:
+            yield
+        finally:
+            self._connection.remove_event_listener(event, listener)
 
     # -- ticks -----------------------------------------------------------------------------------------------------
     def set_tick_callback(self, callback, context=None):

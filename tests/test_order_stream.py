@@ -54,7 +54,8 @@ def test_what_happens_to_an_order_is_told_in_order_and_numbered():
         placed = buy(client, 'k')
         rows = heard.until('filled')
         assert {row['order_id'] for row in rows} == {placed['order_id']} and rows[-1]['filled'] == 100
-        assert (rows[-1]['order_remark'], rows[-1]['idempotency_key'], rows[-1]['account_key']) == ('note k', 'k', 'default')
+        told = [rows[-1][name] for name in ('order_remark', 'idempotency_key', 'account_key')]
+        assert told == ['note k', 'k', 'default']
         trade = client.request('broker.trades')[0]
         order_id = resting(client, 'r')['order_id']
         client.request('broker.cancel_order', {'order_id': order_id})
@@ -70,7 +71,8 @@ def test_trades_and_account_figures_are_told_too():
         placed = buy(client, 'k')
         trade, account = heard.next('trade'), heard.next('account')
         assert (trade['order_id'], trade['amount'], trade['order_remark']) == (placed['order_id'], 100, 'note k')
-        assert account['available_cash'] < 1000000 and account['account_key'] == 'default' and 'positions' not in account
+        assert account['available_cash'] < 1000000 and account['account_key'] == 'default'
+        assert 'positions' not in account
 
 
 def test_a_broker_facade_follows():

@@ -505,7 +505,8 @@ def test_events_come_in_order_and_without_any_lock(bench):
     bench.broker.set_listener(listen)
     bench.market.set(STOCK, ask_volume=300)
     bench.trade('BUY', 500, 10.0)
-    assert seen == [('order', 'submitted'), ('trade', None), ('order', 'filling'), ('account', None)] and len(asked) == 4
+    assert seen == [('order', 'submitted'), ('trade', None), ('order', 'filling'), ('account', None)]
+    assert len(asked) == 4
 
 
 def test_account_figures_follow_what_happened(bench):
