@@ -1340,7 +1340,7 @@ def _tag(name, *content, **attributes):
 
 def _lines_of(text):
     """Text of several lines, for an element that keeps them."""
-    return Markup('\n'.join(_markup(line.expandtabs(4)) for line in str(text).splitlines()))
+    return Markup('\n'.join(_markup(line.expandtabs(4)) for line in str(text).replace('\r\n', '\n').split('\n')))
 
 
 def write_html(result, metrics, path):

@@ -73,8 +73,8 @@ def requested_urls(driver):
             if message['method'] == 'Network.requestWillBeSent']
 
 
-def console_errors(driver):
-    """Lines of the console since this was called last, of any level."""
+def console_lines(driver):
+    """Lines of the console since this was called last, of any level, as they came."""
     return ['%s %s' % (entry['level'], entry['message']) for entry in driver.get_log('browser')]
 
 

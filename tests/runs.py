@@ -137,3 +137,38 @@ def long_run(days=2430, names=NAMES, seed=7, start=date(2015, 1, 5), **more):
     for name, value in more.items():
         setattr(result, name, value)
     return result
+
+
+EVIL = '</script><script>window.evil=1</script><img src=x onerror="window.evil=2">\'"&<!--\u202e\u2028\x00\ud800'
+
+
+def evil_run():
+    """A run in which every text that comes from a strategy or from data wants to be markup."""
+    result = long_run(60, OrderedDict((code, EVIL) for code in list(NAMES)[:4]))
+    result.name, result.source, result.messages = EVIL, EVIL, [EVIL + '\n' + EVIL]
+    result.finished, result.params = False, OrderedDict([(EVIL, EVIL), ('frequency', EVIL), ('benchmark', EVIL)])
+    result.prices = OrderedDict((EVIL + code, prices) for code, prices in result.prices.items())
+    for row in result.trades + result.orders + result.positions + result.dividends:
+        row.update(security=EVIL + row['security'], order_id=EVIL)
+    for row in result.orders:
+        row.update(status=EVIL, message=EVIL, side=EVIL)
+    result.records = [(day, OrderedDict((EVIL + name, value) for name, value in values.items()))
+                      for day, values in result.records]
+    return result
+
+
+def busy_run(securities=20, trades=20000, days=2430):
+    """Ten years with so many securities and trades; its figures need not agree."""
+    names = OrderedDict(('%06d.XSHE' % number, '证券%d' % number) for number in range(1, securities + 1))
+    result, chance = long_run(days, names), random.Random(1)
+    codes = list(names)
+    for number in range(trades):
+        code, day = chance.choice(codes), chance.randrange(days)
+        price = result.prices[code][1][day]
+        both = dict(order_id=str(number), security=code, name=names[code], side=chance.choice(['BUY', 'SELL']))
+        time = datetime.combine(result.days[day], datetime.min.time()).replace(hour=10)
+        result.trades.append(dict(both, time=time, amount=100, price=price, value=100 * price, commission=5.0, tax=0.0,
+                                  profit=1.5 if both['side'] == 'SELL' else None))
+        result.orders.append(dict(both, add_time=time, amount=100, filled=100, order_price=price, avg_price=price,
+                                  status='held', message=''))
+    return result
