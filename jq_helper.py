@@ -1725,7 +1725,7 @@ def _setting_section(result):
     if result.source:
         cut = '（只显示前 %d 个字符）' % SOURCE_CHARS if len(result.source) > SOURCE_CHARS else ''
         parts.append(_tag('details', _tag('summary', '策略源码' + cut), _tag(
-            'pre', _lines_of(result.source[:SOURCE_CHARS]), tabindex='0')))
+            'pre', _lines_of(result.source[:SOURCE_CHARS]), tabindex='0', role='region', aria_label='策略源码')))
     return _section('设置', *parts) if parts else ''
 
 
@@ -2032,7 +2032,9 @@ class Chart {
     this.high = firstFrom(at, view.to + 1) - 1;
     this.layer.textContent = '';
     this.overlay = null;
-    this.empty = this.low > this.high;
+    this.width = this.svg.clientWidth;
+    this.height = this.svg.clientHeight;
+    this.empty = this.low > this.high || this.width <= EDGE.left + EDGE.right;
     if (!this.empty) {
       this.measure();
       this.drawGrid();
@@ -2044,8 +2046,6 @@ class Chart {
 
   measure() {
     const at = this.spec.at, byRun = this.spec.id !== 'price';
-    this.width = this.svg.clientWidth;
-    this.height = this.svg.clientHeight;
     this.from = byRun ? view.from : at[this.low];
     this.to = byRun ? view.to : at[this.high];
     this.values = this.spec.series.map(series => this.valuesOf(series));
@@ -2258,6 +2258,10 @@ if (DATA.prices.length) {
   charts.push(chart);
   list.addEventListener('change', () => chart.show(DATA.prices[Number(list.value)]));
 }
-window.addEventListener('resize', drawAll);
+let width = document.body.clientWidth;
+new ResizeObserver(() => {
+  if (document.body.clientWidth !== width) requestAnimationFrame(drawAll);
+  width = document.body.clientWidth;
+}).observe(document.body);
 })();
 '''

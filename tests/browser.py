@@ -67,10 +67,12 @@ def set_colours(driver, scheme):
 
 
 def requested_urls(driver):
-    """Addresses that pages asked for since this was called last."""
+    """Addresses that pages asked for since this was called last, but for what the browser itself kept from leaving."""
     messages = [json.loads(entry['message'])['message'] for entry in driver.get_log('performance')]
+    blocked = {message['params']['requestId'] for message in messages
+               if message['method'] == 'Network.loadingFailed' and message['params'].get('blockedReason')}
     return [message['params']['request']['url'] for message in messages
-            if message['method'] == 'Network.requestWillBeSent']
+            if message['method'] == 'Network.requestWillBeSent' and message['params']['requestId'] not in blocked]
 
 
 def console_lines(driver):

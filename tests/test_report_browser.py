@@ -13,7 +13,7 @@ pytest.importorskip('selenium')
 from selenium.webdriver import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.ui import Select  # noqa: E402
+from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
 
 SIZES = {'phone': (360, 740, True), 'tablet': (768, 1024, True), 'desktop': (1280, 900, False)}
 
@@ -244,9 +244,9 @@ def test_a_curve_can_be_switched_off(page):
 def test_charts_follow_the_width_of_the_window(page):
     wide = page.paths('equity')
     b.set_screen(page.driver, *SIZES['phone'])
-    page.run('return new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))')
+    WebDriverWait(page.driver, 20).until(lambda driver: page.paths('equity') != wide)
     points = [point.split() for point in page.paths('equity')[0].strip('M').split('L')]
-    assert page.paths('equity') != wide and float(points[-1][0]) < 360
+    assert float(points[-1][0]) < 360
 
 
 def test_what_can_be_used_has_a_name(page):
