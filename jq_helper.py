@@ -1098,6 +1098,7 @@ CURVE_POINTS = 3000    # of a curve over the run: more than pixels
 PRICE_POINTS = 150000  # of all price charts together
 PRICE_CHARTS = 300     # securities with a chart, those with the most traded first
 SOURCE_CHARS = 200000
+MESSAGES = 50          # in the page and the terminal
 
 # Columns as (name, label, kind). Kinds as in METRIC_GROUPS, and text, time, price, profit (coloured), side, status.
 _SECURITY = (('security', '代码', 'text'), ('name', '名称', 'text'))
@@ -1175,7 +1176,13 @@ def shown_value(value, kind):
 # -- terminal ------------------------------------------------------------------------------------------------------
 def summary_lines(result, metrics):
     """Lines that tell a trader how the run went; `metrics` of compute_metrics()."""
-    return _head_lines(result) + [''] + _metric_lines(metrics) + ['注意：' + _plain(text) for text in result.messages]
+    return _head_lines(result) + [''] + _metric_lines(metrics) + [
+        '注意：' + _plain(text) for text in _some_messages(result)]
+
+
+def _some_messages(result):
+    more = len(result.messages) - MESSAGES
+    return result.messages[:MESSAGES] + (['另有 %d 条提醒没有列出' % more] if more > 0 else [])
 
 
 def _head_lines(result):
@@ -1399,7 +1406,7 @@ def _page_top(result):
 
 
 def _message_box(result):
-    texts = list(result.messages)
+    texts = _some_messages(result)
     if not result.finished:
         texts.insert(0, '回测没有走完（被中断或出错），下面的数字只到最后一个完整的交易日。')
     items = [_tag('li', _lines_of(text)) for text in texts]
@@ -1576,7 +1583,7 @@ def _record_chart(result, place):
     kept = _extremes(curves, CURVE_POINTS)
     return {'id': 'records', 'at': [place[days[number]] for number in kept], 'axis': 'number', 'series': [
         {'name': _plain(name), 'color': 'pen%d' % (number % 8), 'draw': 'line',
-         'y': [_short(curve[day], 8) for day in kept]} for number, (name, curve) in enumerate(zip(names, curves))]}
+         'y': [_short(curve[day]) for day in kept]} for number, (name, curve) in enumerate(zip(names, curves))]}
 
 
 def _price_charts(result, place):
@@ -1606,7 +1613,7 @@ def _trade_marks(result, place):
     return marks
 
 
-def _short(value, digits=6):
+def _short(value, digits=8):
     """The figure in that many digits, an int where it is whole; None for what is no number."""
     if _missing(value):
         return None
@@ -1674,18 +1681,19 @@ def _metric_section(metrics):
 # -- tables --------------------------------------------------------------------------------------------------------
 def _table_section(result):
     last = [row for row in result.positions if result.days and _day_of(row['date']) == result.days[-1]]
-    return _section('明细', _folded('期末持仓', 'positions', last, is_open=True),
-                    _folded('成交', 'trades', result.trades), _folded('委托', 'orders', result.orders),
+    held = _folded('期末持仓', 'positions', last, is_open=True, columns=REPORT_TABLES['positions'][1:])
+    return _section('明细', held, _folded('成交', 'trades', result.trades), _folded('委托', 'orders', result.orders),
                     _folded('分红送转', 'dividends', result.dividends))
 
 
-def _folded(title, name, rows, is_open=False):
+def _folded(title, name, rows, is_open=False, columns=None):
     """A table that opens on a click; of many rows the last ones."""
     shown = rows[-TABLE_ROWS:]
     count = '%s 行' % _digits(len(rows), 0)
     if len(rows) > len(shown):
         count = '最后 %d 行，共 %s；全部在 %s.csv' % (len(shown), count, name)
-    body = _scroll(title, _table(title, REPORT_TABLES[name], shown)) if rows else _tag('p', '没有', class_='quiet')
+    table = _table(title, columns or REPORT_TABLES[name], shown)
+    body = _scroll(title, table) if rows else _tag('p', '没有', class_='quiet')
     return _tag('details', _tag('summary', title, ' ', _tag('small', count)), body, open='open' if is_open else None)
 
 
@@ -1797,7 +1805,8 @@ select, button { padding: 3px 8px; border: 1px solid var(--rule); border-radius:
   color: inherit; font: inherit; font-size: 13px; }
 select { max-width: 100%; }
 button { cursor: pointer; }
-.pick { display: inline-flex; gap: 6px; align-items: center; max-width: 100%; color: var(--quiet); font-size: 13px; }
+.pick { display: inline-flex; gap: 6px; align-items: center; max-width: 100%; color: var(--quiet); font-size: 13px;
+  white-space: nowrap; }
 .pick select { min-width: 0; color: var(--text); }
 .switch { display: flex; }
 .switch button { border-radius: 0; color: var(--quiet); }
@@ -1899,7 +1908,7 @@ const FORMATS = {
   percent: value => figure(value * 100, 2, 2) + '%',
   money: value => figure(value, 2, 2),
   price: value => figure(value, 3, 2),
-  number: value => value.toLocaleString('zh-CN', {maximumSignificantDigits: 7}),
+  number: value => value.toLocaleString('zh-CN', {maximumSignificantDigits: 6}),
 };
 const SHORT_FORMATS = {
   growth: value => figure(value * 100, 2) + '%',
@@ -2227,6 +2236,7 @@ class Chart {
     for (const button of this.root.querySelectorAll('[data-scale]'))
       button.setAttribute('aria-pressed', String(button.dataset.scale === name));
     this.draw();
+    this.note.textContent = this.log && !this.logged ? '有曲线到了零或以下，只能用线性轴。' : this.hint;
   }
 }
 

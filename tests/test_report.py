@@ -347,6 +347,14 @@ def test_messages_are_shown(page):
     assert '第二条\n提醒' in page.text_of('li')
 
 
+def test_of_many_messages_the_first_are_shown():
+    result = curve_result([1.0], messages=['提醒 %d' % number for number in range(jq.MESSAGES + 7)])
+    metrics = jq.compute_metrics(result)
+    lines = jq.summary_lines(result, metrics)
+    assert lines[-2:] == ['注意：提醒 %d' % (jq.MESSAGES - 1), '注意：另有 7 条提醒没有列出']
+    assert Page(jq.report_html(result, metrics)).text_of('li')[-1] == '另有 7 条提醒没有列出'
+
+
 def test_a_run_without_trades_has_no_prices_and_says_no_rows():
     page = page_of(curve_result([1.1, 1.2], [1.0, 1.1]))
     assert page.data['prices'] == [] and len(page.all('svg')) == 3

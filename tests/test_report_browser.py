@@ -82,8 +82,8 @@ class Report:
         return self.find('#%s time' % name).text, {key.strip(): value.strip() for key, value in pairs}
 
     def paths(self, name, kind='curve'):
-        return [path.get_attribute('d') for path in self.driver.find_elements(
-            By.CSS_SELECTOR, '#%s path.%s' % (name, kind))]
+        return self.run('return [...document.querySelectorAll(arguments[0])].map(path => path.getAttribute("d"))',
+                        '#%s path.%s' % (name, kind))
 
     def crosses(self):
         return len(self.driver.find_elements(By.CSS_SELECTOR, 'line.cross'))
@@ -192,6 +192,13 @@ def test_the_scale_switch(page):
     assert page.find('[data-scale=linear]').get_attribute('aria-pressed') == 'false'
     page.find('[data-scale=linear]').click()
     assert page.paths('equity') == linear
+
+
+def test_no_log_scale_for_what_fell_below_nothing(driver, files):
+    page = Report(driver, files['ruin'])
+    linear = page.paths('equity')
+    page.find('[data-scale=log]').click()
+    assert page.paths('equity') == linear and '只能用线性轴' in page.find('#equity .note').text
 
 
 def test_a_year_counts_from_its_start_in_every_chart(page):
