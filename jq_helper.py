@@ -1095,7 +1095,7 @@ def _differences(values, others):
 # ======================================================================================================
 TABLE_ROWS = 500       # of a table in the page; the CSV file has them all
 CURVE_POINTS = 3000    # of a curve over the run: more than pixels
-PRICE_POINTS = 150000  # of all price charts together
+PRICE_POINTS = 200000  # of all price charts together
 PRICE_CHARTS = 300     # securities with a chart, those with the most traded first
 SOURCE_CHARS = 200000
 MESSAGES = 50          # in the page and the terminal
@@ -1495,12 +1495,21 @@ def _price_section(result):
     names, counts = _names_of(result), _trade_counts(result)
     options = [_tag('option', '%s %s（%d 笔）' % (code, names.get(code, ''), counts.get(code, 0)), value=number)
                for number, code in enumerate(codes)]
-    dropped = len(result.prices) - len(codes)
-    note = '图只收成交额最大的 %d 只，另有 %d 只没有画出。' % (len(codes), dropped) if dropped else ''
     return _section('买卖点', _tag('label', '证券 ', _tag('select', *options, id='security'), class_='pick'),
                     _chart('price', '收盘价与成交', '所选证券的收盘价，以及买入、卖出的位置。',
                            note='▲ 买入、▼ 卖出，尖端在当日成交均价；光标移到那里可看明细。'),
-                    _tag('p', note, class_='note') if note else '', tools=_range_list(result))
+                    _tag('p', _price_remark(result, codes), class_='note'), tools=_range_list(result))
+
+
+def _price_remark(result, codes):
+    """What the price charts leave out; '' if nothing."""
+    dropped, longest = len(result.prices) - len(codes), max(len(result.prices[code][0]) for code in codes)
+    return ''.join(['图只收成交额最大的 %d 只，另有 %d 只没有画出。' % (len(codes), dropped) if dropped else '',
+                    '证券多，曲线只画了各段的最高、最低和有成交的日子。' if longest > _price_limit(codes) else ''])
+
+
+def _price_limit(codes):
+    return max(100, PRICE_POINTS // len(codes))
 
 
 def _record_section(result):
@@ -1588,8 +1597,7 @@ def _record_chart(result, place):
 
 def _price_charts(result, place):
     codes, marks = _charted_codes(result), _trade_marks(result, place)
-    limit = max(100, PRICE_POINTS // max(1, len(codes)))
-    return [_price_chart(result.prices[code], marks.get(code, []), place, limit) for code in codes]
+    return [_price_chart(result.prices[code], marks.get(code, []), place, _price_limit(codes)) for code in codes]
 
 
 def _price_chart(prices, marks, place, limit):

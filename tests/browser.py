@@ -28,14 +28,18 @@ def _found():
 
 
 def _install():
-    environment = dict(os.environ, DEBIAN_FRONTEND='noninteractive')
-    for command in (['apt-get', 'update', '-qq'], ['apt-get', 'install', '-y', '-qq', '--no-install-recommends']
-                    + PACKAGES):
-        done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, timeout=900)
-        if done.returncode:
-            return '%s failed: %s' % (' '.join(command), done.stdout.decode('utf-8', 'replace')[-500:])
-    return '' if _found() else 'chromium was installed and is still not on the path'
+    install = ['apt-get', 'install', '-y', '-qq', '--no-install-recommends'] + PACKAGES
+    try:
+        return _failure_of(['apt-get', 'update', '-qq']) or _failure_of(install) or (
+            '' if _found() else 'chromium was installed and is still not on the path')
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return 'chromium cannot be installed: %s' % error
+
+
+def _failure_of(command):
+    done = subprocess.run(command, env=dict(os.environ, DEBIAN_FRONTEND='noninteractive'), stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=900)
+    return '%s: %s' % (' '.join(command), done.stdout.decode('utf-8', 'replace')[-500:]) if done.returncode else ''
 
 
 @contextlib.contextmanager

@@ -472,6 +472,15 @@ def test_more_securities_than_charts_are_counted():
     result = busy_run(jq.PRICE_CHARTS + 5, 2000, 60)
     page = page_of(result)
     assert len(page.data['prices']) == jq.PRICE_CHARTS and '另有 5 只没有画出' in ''.join(page.text_of('p'))
+    assert '曲线只画了' not in ''.join(page.text_of('p'))
+
+
+def test_thinned_price_curves_say_so_and_keep_the_days_of_trades(monkeypatch):
+    monkeypatch.setattr(jq, 'PRICE_POINTS', 1200)
+    page = page_of(long_run(600))
+    assert '曲线只画了' in ''.join(page.text_of('p'))
+    for chart in page.data['prices']:
+        assert len(chart['at']) < 200 and {mark[0] for mark in chart['marks']} <= set(chart['at'])
 
 
 # -- colours -----------------------------------------------------------------------------------------------------------
