@@ -287,6 +287,12 @@ def keep_send_queue_short(sock):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * UNSENT_BYTES)
 
 
+def plain_address(address):
+    """An IPv4 client on an IPv6 socket is an IPv4 client; a zone index is not part of an address."""
+    ip = ipaddress.ip_address(address.partition('%')[0])
+    return getattr(ip, 'ipv4_mapped', None) or ip
+
+
 def host_and_port(host, port):
     """'127.0.0.1:58620', '[::1]:58620'."""
     return ('[%s]:%s' if ':' in host else '%s:%s') % (host, port)
@@ -1030,7 +1036,7 @@ def instrument(security):
     code = normalize_code(security)
     kind, board = _kind_of(code)
     tick = 0.01 if kind in ('stock', 'index', 'other') else 0.001
-    lot, step = _lot_of(code, kind, board)
+    lot, step = _lot_of(kind, board)
     return Instrument(code, kind, board, tick, lot, step, kind == 'bond' or bool(_T0_FUND.fullmatch(code)))
 
 
@@ -1041,7 +1047,7 @@ def _kind_of(code):
     return 'other', ''
 
 
-def _lot_of(code, kind, board):
+def _lot_of(kind, board):
     if board == 'star':
         return 200, 1
     if board == 'bse':
@@ -1754,6 +1760,7 @@ DEPTH_LIMIT = 64
 SLOWEST_BYTES_S = 4096  # a peer that reads a large frame more slowly than this is given up
 BINARY_FEATURE, BATCH_TICK_FEATURE, ORDER_STREAM_FEATURE = 'binary1', 'batch_tick1', 'order_stream1'
 PROGRESS_FEATURE = 'progress1'
+SETTLED_FEATURE = 'order_settled'  # what became of an order whose outcome was unknown; its event has the same name
 _BINARY_BIT, _PART_BIT, _LENGTH_MASK = 1 << 31, 1 << 30, (1 << 30) - 1
 _LENGTH = struct.Struct('>I')
 _PART_HEAD = struct.Struct('>II')
@@ -2174,7 +2181,7 @@ def _read_text(data, rows, parameters, numpy):
 
 def _read_json(data, rows, parameters, numpy):
     values = json.loads(str(data, 'utf-8'))
-    if len(values) != rows or not all(isinstance(value, int) for value in values):
+    if not isinstance(values, list) or len(values) != rows or not all(type(value) is int for value in values):
         raise ProtocolError('表格的列长度不符')
     return values
 
@@ -2265,19 +2272,21 @@ def decode_table_frame(body):
     frame = decode_frame(body[4:4 + length], lenient=True)
     try:
         return dict(frame, payload=_decode_table(frame['payload'], body[4 + length + -(4 + length) % 8:]))
-    except (ValueError, TypeError, KeyError, IndexError, OverflowError, struct.error) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError, struct.error) as error:
         raise ProtocolError('二进制表格损坏：%s' % brief(str(error)))
 
 
 def _decode_table(payload, raw):
     numpy = optional_import('numpy') if optional_import('pandas') is not None else None
     rows, described = _bounded(payload['rows'], PARTED_LIMIT), payload['columns']
-    _bounded(8 * rows * max(1, len(described)), 4 * PARTED_LIMIT)
+    _bounded(8 * rows * max(1, len(described)), PARTED_LIMIT)
     if rows and not described:
         raise ProtocolError('表格没有列')
     columns, types, place = OrderedDict(), {}, 0
     for name, kind, codec, size, *parameters in described:
         _bounded(size, len(raw) - place)
+        if len(parameters) > 1 or not all(isinstance(item, dict) for item in parameters):
+            raise ProtocolError('表格的描述不合理')
         if name in columns:
             raise ProtocolError('表格的列 %s 出现了两次' % brief(name))
         columns[name] = _read_block(kind, codec, raw[place:place + size], rows, (parameters or [{}])[0], numpy)
@@ -2323,8 +2332,8 @@ class _Spin:
         if self._rest:
             self._rest -= 1
             return False
-        end = time.monotonic() + self.MOMENT_S
-        while time.monotonic() < end:
+        end = time.perf_counter() + self.MOMENT_S  # monotonic() moves in steps of 16 ms on older Pythons of Windows
+        while time.perf_counter() < end:
             if is_there(0):
                 self._misses = 0
                 return True
@@ -2374,9 +2383,10 @@ class Channel:
             if body is not None:
                 return self._decode(body)
 
-    def has_input(self):
-        """Whether more was read from the socket than was asked for: then the socket need not become readable again."""
-        return bool(self._buffer) or (self._tls_lock is not None and self.sock.pending() > 0)
+    def is_quiet(self):
+        """Whether nothing has come in, in whole or in part, that was not asked for yet."""
+        behind = self._buffer or self._body or self._streams or (self._tls_lock is not None and self.sock.pending())
+        return not behind and not self._wait_for_input(0)
 
     def _begin(self, limit, deadline):
         """Reads the word of the next frame. False at a clean end."""
@@ -2481,12 +2491,19 @@ class Channel:
     def write_frame(self, frame):
         self.write(encode_frame(frame))
 
-    def write(self, data):
-        """All of data, or ConnectionLost: a peer that takes nothing for write_timeout_s is given up."""
-        with self._write_lock:
+    def write(self, data, wait_s=-1):
+        """All of data, or ConnectionLost: a peer that takes nothing for write_timeout_s is given up.
+
+        wait_s: for another's long frame to be out; RequestTimeout, and nothing was sent, if it takes longer.
+        """
+        if not self._write_lock.acquire(timeout=wait_s):
+            raise RequestTimeout('线路被别的请求占用')
+        try:
             sent = self._send_some(data)
             if sent < len(data):
                 self._send_rest(memoryview(data)[sent:])
+        finally:
+            self._write_lock.release()
 
     def try_write(self, data):
         """How much of data the socket took at once. What is left must be the next that is written."""
@@ -3039,6 +3056,8 @@ class DataAdapter:
 
         progress: called meanwhile with a dict of `finished` and `total`.
         """
+        for code in query.securities:
+            self.security_info(code)
         return {'ok': True, 'downloaded': 0}
 
     # -- for the caller -------------------------------------------------------------------------------------
@@ -6793,6 +6812,7 @@ class QmtData(DataAdapter):
     """
 
     DETAIL_S, CALENDAR_S, CHUNK = 30.0, 60.0, 200
+    PUSH_DETAIL_S = 300.0  # of pushed ticks: a whole market's would be hundreds of questions a second
 
     def __init__(self, vendor, clock, auto_download=True, call_timeout_s=10.0, quote_max_age_s=15.0, stall_s=60.0,
                  probe_s=3.0, backoff_s=(1.0, 2.0, 5.0, 10.0, 30.0)):
@@ -7153,7 +7173,7 @@ class QmtData(DataAdapter):
 
     def _push(self, code, record):
         try:
-            detail = self._detail(code, self.DETAIL_S)
+            detail = self._detail(code, self.PUSH_DETAIL_S)
         except BulletError as error:  # the quote itself is good; the day's limits come from its previous close then
             LOG.info('没有 %s 的合约信息：%s', code, printable(error))
             detail = {}
@@ -7271,6 +7291,11 @@ ADAPTERS['qmt'] = open_qmt
 Route = namedtuple('Route', 'key broker sub')  # account key, BrokerAdapter, SubAccountSpec or None
 
 
+def concerns(route, account_key, sub_account_id):
+    """Whether one who logged in for this Route (None: for all) may know of an order of that account and sub-account."""
+    return route is None or (route.key == account_key and (route.sub is None or route.sub.name == sub_account_id))
+
+
 class AccountBook:
     """Which account and sub-account a payload means. Anything unknown is refused, nothing is guessed."""
 
@@ -7314,7 +7339,7 @@ JOURNAL_DAYS = 30
 NEW, SUBMITTING, ACCEPTED, REJECTED, UNKNOWN, ABSENT = (
     'new', 'submitting', 'accepted', 'rejected', 'unknown', 'absent')
 OPEN_STATES = (SUBMITTING, UNKNOWN)
-SETTLED_EVENT = 'order_settled'  # what became of an order whose outcome was unknown
+SETTLED_EVENT = 'order_settled'
 
 JournalEntry = namedtuple('JournalEntry', 'action idempotency_key account_key sub_account_id fingerprint tag state '
                                           'order_id request answer day deadline_ms')
@@ -7325,9 +7350,9 @@ _JOURNAL_TABLE = '''CREATE TABLE IF NOT EXISTS writes (
 _EVENT_TABLE = '''CREATE TABLE IF NOT EXISTS events (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, day TEXT NOT NULL, account_key TEXT NOT NULL, sub_account_id TEXT,
     event TEXT NOT NULL, payload TEXT NOT NULL)'''
-# An order, trade or account event; payload: its row. seq grows with each, over restarts too.
+# An order, trade or account event; payload: its row. seq grows with each, over restarts and over journals.
 JournalEvent = namedtuple('JournalEvent', 'seq account_key sub_account_id event payload')
-EVENT_DAYS = 3
+EVENT_DAYS, EVENTS_AT_ONCE = 10, 10000  # how long they are kept, how many are told again: what is beyond is a gap
 _JOURNAL_COLUMNS = ','.join(JournalEntry._fields)
 _JOURNAL_WRITE = 'INSERT OR REPLACE INTO writes (%s) VALUES (%s)' % (
     _JOURNAL_COLUMNS, ','.join('?' * len(JournalEntry._fields)))
@@ -7374,6 +7399,7 @@ class Journal:
         db.execute(_JOURNAL_TABLE)
         db.execute(_EVENT_TABLE)
         self.id, self._made = self._identity(db)
+        self._number_on(db)
         self._settle_at_start(db)
         if path:
             self._sign(path)
@@ -7396,7 +7422,8 @@ class Journal:
         """Somebody else's database is left as it is."""
         version, marked = [db.execute('PRAGMA %s' % name).fetchone()[0] for name in ('user_version', 'application_id')]
         tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type='table'")}
-        if marked not in (0, JOURNAL_APPLICATION) or (tables and not {'writes', 'identity'} <= tables):
+        begun = marked == JOURNAL_APPLICATION  # perhaps the first start was interrupted
+        if marked not in (0, JOURNAL_APPLICATION) or (tables and not begun and not {'writes', 'identity'} <= tables):
             raise ConfigError('%s 是别的程序的数据库，不是委托日志' % path, '换一个 --state')
         if version not in (0, 1, JOURNAL_SCHEMA):
             raise ConfigError('委托日志 %s 的版本 %d 不认识' % (path, version), '用写它的那个版本的程序，或换一个 --state')
@@ -7410,19 +7437,46 @@ class Journal:
             db.execute('INSERT INTO identity VALUES (?, ?)', (uuid.uuid4().hex, self.today()))
         return db.execute('SELECT id, made FROM identity').fetchone()
 
+    def _number_on(self, db):
+        """The next event gets a number that none has had, in this journal or in an earlier one.
+
+        What was not synced may be lost with the machine and its numbers with it, though clients have seen them. So
+        numbers go on from the time, a thousand for each millisecond.
+        """
+        db.execute('CREATE TABLE IF NOT EXISTS floor (seq INTEGER NOT NULL)')  # all up to there may be missing here
+        last, begin = self._last_event(db), max(0, to_ms(self.clock.now()) - _EVENT_EPOCH_MS) * 1000
+        if begin > last:
+            db.execute("DELETE FROM sqlite_sequence WHERE name='events'")
+            db.execute("INSERT INTO sqlite_sequence VALUES ('events', ?)", (begin,))
+        if db.execute('SELECT count(*) FROM floor').fetchone()[0] == 0:
+            db.execute('INSERT INTO floor VALUES (?)', (0 if last else begin,))
+
+    @staticmethod
+    def _last_event(db):
+        row = db.execute("SELECT seq FROM sqlite_sequence WHERE name='events'").fetchone()
+        return row[0] if row else 0
+
     @property
     def young(self):
         return self._made == self.today()
 
     def _settle_at_start(self, db):
         """What was being submitted may be at the broker."""
-        for table, days in (('writes', JOURNAL_DAYS), ('events', EVENT_DAYS)):
-            oldest = (self.clock.now() - timedelta(days=days)).date().isoformat()
-            db.execute('DELETE FROM %s WHERE day<?' % table, (oldest,))
+        self._prune(db)
         db.execute('UPDATE writes SET state=? WHERE state=?', (UNKNOWN, SUBMITTING))
         for entry in self._select(db, 'action=? AND state!=? AND day=?', (PLACE, REJECTED, self.today())):
             self._index(entry)
         self._earlier = frozenset(self._by_tag)
+
+    def _prune(self, db):
+        db.execute('DELETE FROM writes WHERE day<?', (self._days_ago(JOURNAL_DAYS),))
+        gone = db.execute('SELECT max(seq) FROM events WHERE day<?', (self._days_ago(EVENT_DAYS),)).fetchone()[0]
+        if gone is not None:
+            db.execute('UPDATE floor SET seq=max(seq, ?)', (gone,))
+            db.execute('DELETE FROM events WHERE seq<=?', (gone,))
+
+    def _days_ago(self, days):
+        return (self.clock.now() - timedelta(days=days)).date().isoformat()
 
     def _index(self, entry):
         """With the lock held. Only the day's: brokers list no others, and use their ids again."""
@@ -7442,18 +7496,21 @@ class Journal:
             self._db.close()
 
     @contextlib.contextmanager
-    def _transaction(self, sync=False):
+    def _database(self, sync=False):
+        """The connection, for one thread. sync: a statement inside is on disk when it has been executed."""
         with self._lock:
             try:
                 if sync:
                     self._db.execute('PRAGMA synchronous=FULL')
-                yield self._db
-                if sync:
-                    self._db.execute('PRAGMA synchronous=NORMAL')
+                try:
+                    yield self._db
+                finally:
+                    if self._db.in_transaction:  # whatever broke it off
+                        self._db.rollback()
+                    if sync:
+                        self._db.execute('PRAGMA synchronous=NORMAL')
             except sqlite3.Error as error:
-                if self._db.in_transaction:
-                    self._db.rollback()
-                raise JournalError('委托日志写不进去：%s' % error, '检查磁盘空间和 --state 文件')
+                raise JournalError('委托日志不能读写：%s' % error, '检查磁盘空间和 --state 文件')
 
     def entry(self, action, key, route, fingerprint, request):
         """A new entry, in memory only until it is recorded."""
@@ -7467,7 +7524,7 @@ class Journal:
         """The entry in its new state."""
         changed = entry._replace(state=state, order_id=order_id or entry.order_id, answer=answer or entry.answer,
                                  deadline_ms=deadline_ms or entry.deadline_ms)
-        with self._transaction(sync) as db:
+        with self._database(sync) as db:
             if entry.action == PLACE and entry.day == self.today():  # whose order it is holds even if the disk fails
                 self._index(changed)
             db.execute(_JOURNAL_WRITE, changed._replace(request=json.dumps(changed.request),
@@ -7476,17 +7533,17 @@ class Journal:
 
     def forget(self, entry):
         """An entry of which nothing was sent after all, so that the key can be used again."""
-        with self._transaction() as db:
+        with self._database() as db:
             self._by_tag.pop(entry.tag, None)
             db.execute('DELETE FROM writes WHERE tag=? AND state=?', (entry.tag, SUBMITTING))
 
     def find(self, action, key):
-        with self._transaction() as db:
+        with self._database() as db:
             return next(iter(self._select(db, 'action=? AND idempotency_key=?', (action, key))), None)
 
     def open_places(self, states=OPEN_STATES):
         """Today's orders in these states. Brokers list a day's orders: of an earlier day nothing can be learnt."""
-        with self._transaction() as db:
+        with self._database() as db:
             return self._select(db, 'action=? AND day=? AND state IN (%s)' % ','.join('?' * len(states)),
                                 (PLACE, self.today()) + tuple(states))
 
@@ -7494,27 +7551,45 @@ class Journal:
     def add_events(self, found):
         """Writes (account key, sub-account, event, payload) in their order; gives them as JournalEvents."""
         day, added = self.today(), []
-        with self._transaction() as db:
+        rows = [(day,) + item[:3] + (json.dumps(item[3]),) for item in found]
+        with self._database() as db:
             db.execute('BEGIN')
-            for account_key, sub, event, payload in found:
+            for item, row in zip(found, rows):
                 cursor = db.execute('INSERT INTO events (day, account_key, sub_account_id, event, payload) '
-                                    'VALUES (?, ?, ?, ?, ?)', (day, account_key, sub, event, json.dumps(payload)))
-                added.append(JournalEvent(cursor.lastrowid, account_key, sub, event, payload))
+                                    'VALUES (?, ?, ?, ?, ?)', row)
+                added.append(JournalEvent(cursor.lastrowid, *item))
             db.execute('COMMIT')
         return added
 
-    def events_after(self, seq, today=False):
-        """JournalEvents with larger numbers, in order; today: only those of this day."""
+    def events_after(self, seq, limit=-1, today=False):
+        """The first `limit` (-1: all) JournalEvents with larger numbers; today: only those of this day."""
         columns = ','.join(JournalEvent._fields)
-        with self._transaction() as db:
-            rows = db.execute('SELECT %s FROM events WHERE seq>? AND day>=? ORDER BY seq' % columns,
-                              (seq, self.today() if today else '')).fetchall()
+        with self._database() as db:
+            rows = db.execute('SELECT %s FROM events WHERE seq>? AND day>=? ORDER BY seq LIMIT ?' % columns,
+                              (seq, self.today() if today else '', limit)).fetchall()
         return [JournalEvent(*row)._replace(payload=json.loads(row[4])) for row in rows]
 
+    def newest_after(self, seq):
+        """The number after which at most EVENTS_AT_ONCE of those after `seq` come."""
+        with self._database() as db:
+            row = db.execute('SELECT seq FROM events WHERE seq>? ORDER BY seq DESC LIMIT 1 OFFSET ?',
+                             (seq, EVENTS_AT_ONCE)).fetchone()
+        return row[0] if row else seq
+
     def last_event(self):
-        with self._transaction() as db:
-            row = db.execute("SELECT seq FROM sqlite_sequence WHERE name='events'").fetchone()
-        return row[0] if row else 0
+        with self._database() as db:
+            return self._last_event(db)
+
+    def misses_after(self, seq):
+        """Whether events with larger numbers may have been that are not kept, or are too many to be told again."""
+        with self._database() as db:
+            floor, last = db.execute('SELECT seq FROM floor').fetchone()[0], self._last_event(db)
+        return seq < floor or seq > last or self.newest_after(seq) != seq
+
+    def prune(self):
+        """Lets go what is too old."""
+        with self._database() as db:
+            self._prune(db)
 
     def of_order(self, account_key, row):
         """The entry that placed this order (or made this trade), or None for one of somebody else.
@@ -7530,6 +7605,9 @@ class Journal:
     def is_earlier(self, entry):
         """Whether the order was placed before this journal was opened: a paper exchange knows nothing of it then."""
         return entry.tag in self._earlier or entry.day != self.today()
+
+
+_EVENT_EPOCH_MS = to_ms(datetime(2024, 1, 1))
 
 
 def make_tag(action, key):
@@ -7899,12 +7977,12 @@ class OrderStream:
     the journal; it must not block. describe(account key, kind, record) -> (sub-account or None, row).
     """
 
-    LATEST = 10000  # how many are read again for one that was away; more is a gap
+    SLICE = 200  # events of the journal that are told at once
 
     def __init__(self, journal, describe, snapshot):
         self._journal, self._describe, self._snapshot = journal, describe, snapshot
         self._changed = threading.Condition()
-        self._jobs, self._closed, self._hearers = deque(), False, {}
+        self._jobs, self._closed, self._hearers, self._joining = deque(), False, {}, {}
         self._told, self._day = {}, None  # (account key, kind, id) -> what was last told of it on that day
         self._thread = threading.Thread(target=self._run, name='order-stream', daemon=True)
 
@@ -7927,10 +8005,11 @@ class OrderStream:
         self._put(('look', account_key, None, None))
 
     def hear(self, owner, hearer, after=None):
-        """The number after which the hearer hears; None for `after`: from now on."""
+        """(the newest number, whether events after `after` are missing here). None for `after`: from now on."""
         last = self._journal.last_event()
-        self._put(('hear', owner, hearer, last if after is None else after))
-        return last
+        gap = after is not None and self._journal.misses_after(after)
+        self._put(('hear', owner, hearer, last if after is None else self._journal.newest_after(after)))
+        return last, gap
 
     def leave(self, owner):
         self._put(('leave', owner, None, None))
@@ -7944,7 +8023,7 @@ class OrderStream:
     # -- the stream's thread ---------------------------------------------------------------------------------------
     def _recall(self):
         """What an earlier run has told today is no news."""
-        for event in self._journal.events_after(0, today=True):
+        for event in self._journal.events_after(self._journal.newest_after(0), today=True):
             self._is_news(event.account_key, event.event, event.payload)
 
     def _run(self):
@@ -7954,37 +8033,54 @@ class OrderStream:
                 if not self._jobs:
                     return
                 jobs, self._jobs = self._jobs, deque()
-            try:
-                self._work(jobs)
-            except Exception:  # one bad record must not end the stream
-                LOG.exception('处理委托事件出错')
+            self._work(jobs)
 
     def _work(self, jobs):
         found = []
-        for name, first, second, third in jobs:
-            if name == 'tell':
-                found += self._news(first, second, third)
-            elif name == 'look':
-                found += self._look(first)
-            else:
-                found = self._hand_on(found)
-                self._hearers.pop(first, None)
-                if name == 'hear':
-                    self._begin(first, second, third)
+        for job in jobs:
+            try:
+                found = self._do(found, *job)
+            except Exception:  # one bad record costs the others nothing
+                LOG.exception('处理委托事件出错')
         self._hand_on(found)
+
+    def _do(self, found, name, first, second, third):
+        """What is found and not handed on yet."""
+        if name == 'tell':
+            return found + self._news(first, second, third)
+        if name == 'look':
+            return found + self._look(first)
+        found = self._hand_on(found)
+        if name == 'on' and self._joining.get(first) is not second:
+            return found  # it has left, or asked anew
+        self._hearers.pop(first, None)
+        self._joining.pop(first, None)
+        if name != 'leave':
+            self._begin(first, second, third)
+        return found
 
     def _news(self, account_key, kind, record):
         sub, row = self._describe(account_key, kind, record)
+        json.dumps(row)  # what cannot be kept fails here, alone
         return [(account_key, sub, kind, row)] if self._is_news(account_key, kind, row) else []
 
     def _is_news(self, account_key, kind, row):
         """A broker tells some things twice, and after a reconnect much that was told before."""
         if self._day != self._journal.today():  # brokers use their ids again
             self._day, self._told = self._journal.today(), {}
+            self._let_go()
         key, said = _essence_of(kind, row)
-        news = self._told.get((account_key, kind, key)) != said
+        before = self._told.get((account_key, kind, key))
+        if before == said or (kind == 'order' and before is not None and _goes_back(before, said)):
+            return False
         self._told[account_key, kind, key] = said
-        return news
+        return True
+
+    def _let_go(self):
+        try:
+            self._journal.prune()
+        except JournalError as error:
+            LOG.error('%s', printable(error))
 
     def _look(self, account_key):
         try:
@@ -7992,7 +8088,13 @@ class OrderStream:
         except BulletError as error:
             LOG.info('账户 %s 的委托暂时不能核对：%s', account_key, printable(error))
             return []
-        return [item for kind, record in records for item in self._news(account_key, kind, record)]
+        found = []
+        for kind, record in records:
+            try:
+                found += self._news(account_key, kind, record)
+            except Exception:
+                LOG.exception('处理委托事件出错')
+        return found
 
     def _hand_on(self, found):
         """Kept first, told then."""
@@ -8018,19 +8120,30 @@ class OrderStream:
             return [JournalEvent(None, *item) for item in found]
 
     def _begin(self, owner, hearer, after):
-        missed = self._journal.events_after(after)
-        for event in missed[-self.LATEST:]:
+        """Some at a time, so that it holds up nobody's news; once it knows all that is kept it hears the rest live."""
+        missed = self._journal.events_after(after, limit=self.SLICE)
+        for event in missed:
             self._tell_one(hearer, event)
-        self._hearers[owner] = hearer
+        if len(missed) < self.SLICE:
+            self._hearers[owner] = hearer
+        else:
+            self._joining[owner] = hearer
+            self._put(('on', owner, hearer, missed[-1].seq))
 
 
 def _essence_of(kind, row):
     """(what it is about, what makes a change of it worth telling)."""
     if kind == 'order':
-        return row['order_id'], (row['security'], row['status'], row['filled'], row['status_msg'])
+        said = row['security'], row['status'], row['filled'], row['status_msg']
+        return (row['order_id'], row.get('idempotency_key')), said
     if kind == 'trade':
         return (row['trade_id'], row['order_id']), True
     return '', tuple(sorted((name, value) for name, value in row.items() if name != 'positions'))
+
+
+def _goes_back(before, said):
+    """A push that waited while the orders were read is older than what was read."""
+    return said[2] < before[2] or (before[1] in FINAL_STATUSES and said[1] not in FINAL_STATUSES)
 
 
 # -- the desk ----------------------------------------------------------------------------------------------------
@@ -8041,6 +8154,13 @@ def _nothing_sent():
         yield
     except Exception as error:
         raise _as_not_sent(error)
+
+
+def _is_order_of(order, ticket):
+    """Whether a broker's order is what the ticket asks for; legacy clients' amounts were rounded down to lots."""
+    same_price = ticket.style != 'limit' or ticket.price is None or abs(order.order_price - ticket.price) < 1e-6
+    return ((order.security, order.side) == (ticket.security, ticket.side) and same_price
+            and 0 <= ticket.amount - order.amount < instrument(ticket.security).lot)
 
 
 def _as_not_sent(error):
@@ -8158,22 +8278,30 @@ class OrderDesk:
         if not self.journal.young:
             return None
         with _nothing_sent():
-            order = self._strange_orders(route).get(entry.tag)
+            strange, complete = self._strange_orders(route)
+            order = strange.get(entry.tag)
+            if order is None and not complete:
+                raise QmtUnavailable('当日委托还没有到齐，不能确定这个 key 是否已经用过，没有提交', '几秒后用同一 key 重试',
+                                     retry_after_s=2)
         if order is None:
             return None
-        if (order.security, order.side) != (ticket.security, ticket.side):
+        if not _is_order_of(order, ticket):
             raise IdempotencyConflict('idempotency_key %s 已用于另一笔委托' % brief(entry.idempotency_key), '每笔新委托用新的 key')
         return self.journal.record(entry, ACCEPTED, order.order_id)
 
     def _strange_orders(self, route):
-        """Tag -> order of what the account held when this run first looked: another journal may know of it."""
+        """(tag -> order of what the account held when this run first looked, whether that is certainly all).
+
+        Another journal may know of these.
+        """
         known = self._strangers.get(route.key)
-        if known is None:
-            orders, complete = route.broker.orders_known()
-            known = {order.order_remark: order for order in orders}
-            if complete:
-                self._strangers[route.key] = known
-        return known
+        if known is not None:
+            return known, True
+        orders, complete = route.broker.orders_known()
+        known = {order.order_remark: order for order in orders}
+        if complete:
+            self._strangers[route.key] = known
+        return known, complete
 
     def _approve(self, entry, ticket, route, floor_lots):
         """A refusal is the answer to this key for good; any other failure leaves the key as if never used."""
@@ -8281,16 +8409,19 @@ class OrderDesk:
         for key, broker in self.accounts.brokers.items():
             broker.on_connected(self._settler.wake)
             broker.on_connected(lambda key=key: self.stream.look_again(key))
-        self._settler.start()
         self.stream.start()
+        self._settler.start()
 
     def settle_open(self):
         """One look at every open entry; whether any is left. In-flight ones belong to those who work on them."""
         found = self.journal.open_places(OPEN_STATES + (ABSENT,))
         for account_key, broker in self.accounts.brokers.items():
             entries = [entry for entry in found if entry.account_key == account_key]
-            if entries:
-                self._settle_account(entries, Route(account_key, broker, None))
+            try:
+                if entries:
+                    self._settle_account(entries, Route(account_key, broker, None))
+            except Exception:  # the other accounts are settled all the same
+                LOG.exception('核对账户 %s 的未知委托时出错', account_key)
         return bool(self.journal.open_places())
 
     def _settle_account(self, entries, route):
@@ -8410,7 +8541,7 @@ class OrderDesk:
             if entry is None:
                 return self._resolve_unseen(action, key, route, abandon)
         if not self._same_owner(entry, route):
-            return self._resolution(action, key, None, 'submit_unknown')
+            return self._resolution(action, key, None, 'submit_unknown', status_msg='这个 key 属于别的账户或子账户，在那里查询')
         return (self._resolve_place if action == PLACE else self._resolve_cancel)(entry, route, payload)
 
     def _same_owner(self, entry, route):
@@ -8423,12 +8554,12 @@ class OrderDesk:
         if action == PLACE and not absent:
             orders, absent = route.broker.orders_known()
             order = next((order for order in orders if order.order_remark == entry.tag), None)
-            if order is not None and self._visible(route, order):
+            if order is not None:  # the tag follows from the key: who has the key may know
                 return self._resolution(PLACE, key, order.replace(order_remark='').to_wire(), 'accepted')
         told = '服务端没有收到过这个 key 的请求'
         if action == PLACE and abandon and absent:
             error = OrderRejected('%s；它已作废，迟到的副本不会被提交' % told, '确认无误后可用新的 key 重新委托', broker_called=False)
-            self._refused(entry, error)
+            self.journal.record(entry, REJECTED, answer=error.to_wire(), sync=True)  # or else it is not void
             return self._resolution(action, key, None, 'rejected', status_msg=error.message)
         return self._resolution(action, key, None, 'submit_unknown', seen=False, status_msg=told)
 
@@ -8440,7 +8571,8 @@ class OrderDesk:
         except BulletError as error:
             return self._resolution(PLACE, entry.idempotency_key, None, 'rejected', status_msg=error.message)
         row = _as_asked(self._outcome(entry, route, 0).to_wire(), payload.get('request_payload'))
-        return self._resolution(PLACE, entry.idempotency_key, row, 'accepted')
+        gone = row['status'] == 'submit_unknown'  # it was accepted, and the broker lists it no more
+        return self._resolution(PLACE, entry.idempotency_key, row, 'submit_unknown' if gone else 'accepted')
 
     def _resolve_cancel(self, entry, route, payload):
         order = route.broker.order(entry.order_id) if entry.order_id else None
@@ -8644,7 +8776,7 @@ class Service:
         self.hub = TickHub(backend.data, settings.max_subscriptions, settings.allow_full_market)
         self.scopes = [name for name, on in (('data', settings.enable_data), ('broker', settings.enable_broker)) if on]
         self.started = clock.monotonic()
-        self._lock, self._hearers = threading.Lock(), set()  # sessions that named SETTLED_EVENT
+        self._lock, self._hearers = threading.Lock(), {}  # session that named SETTLED_EVENT -> Route of its login
         self.access_log = AccessLog() if settings.access_log else None
         desk.publish = self._publish
         self.session_count = lambda: 0
@@ -8671,19 +8803,22 @@ class Service:
             raise BadRequest('payload 应为 JSON 对象，收到 %s' % brief(payload))
         return action.run(self, payload, caller)
 
-    def hear(self, session):
-        """From now on the session gets events of the desk, by its post_event; until leave."""
+    def hear(self, session, named):
+        """From now on the session hears what became of unknown orders; named: account and sub-account of its login."""
+        route = self.desk.accounts.route(**named) if named else None
         with self._lock:
-            self._hearers.add(session)
+            self._hearers[session] = route
 
     def leave(self, session):
+        """It hears no orders any more, of neither kind."""
         with self._lock:
-            self._hearers.discard(session)
+            self._hearers.pop(session, None)
         self.desk.stream.leave(session)
 
     def _publish(self, event, payload):
         with self._lock:
-            sessions = list(self._hearers)
+            sessions = [session for session, route in self._hearers.items()
+                        if concerns(route, payload['account_key'], payload['sub_account_id'])]
         for session in sessions:
             session.post_event(event, payload)
 
@@ -8706,6 +8841,7 @@ def open_service(settings, clock=None):
         undo.callback(journal.close)
         accounts = AccountBook(backend.brokers, settings.sub_accounts)
         desk = OrderDesk(accounts, backend.data, journal, clock, settings.request_timeout)
+        undo.callback(desk.close)
         service = Service(settings, backend, desk, clock)
         desk.start()
         undo.pop_all()
@@ -8841,26 +8977,24 @@ def _unsubscribe(service, payload, caller):
 
 
 def _subscribe_events(service, payload, caller):
-    """The session hears orders, trades and account figures; after `after` those it missed, if it knows this journal."""
+    """The session hears orders, trades and account figures; first those after `after`. gap: not all of these."""
     named, session = caller.with_defaults({}), caller.session
     route = service.desk.accounts.route(**named) if named else None
-    after, known = payload.get('after'), payload.get('journal_id')
+    after = payload.get('after')
     if after is not None:
         after = check_whole(after, 'after', 0, 1 << 60)
-    same = known is None or known == service.desk.journal.id
-    seq = service.desk.stream.hear(session, lambda event: _post_order_event(session, route, event),
-                                   after if same else None)
-    return {'seq': seq, 'journal_id': service.desk.journal.id, 'gap': after is not None and not same}
+    stream = service.desk.stream
+    seq, gap = stream.hear(session, lambda event: _post_order_event(session, route, event), after)
+    if session.ended:  # it may have left before it came
+        stream.leave(session)
+    return {'seq': seq, 'gap': gap}
 
 
 def _post_order_event(session, route, event):
-    """What concerns the account, and if it is one the sub-account, of the login."""
-    if route is not None and route.key != event.account_key:
-        return
-    if route is not None and route.sub is not None and event.event != 'account' and (
-            event.sub_account_id != route.sub.name):
-        return
-    session.post_event(event.event, event.payload, seq=event.seq)
+    """The account's figures are for its sub-accounts, too."""
+    sub = route.sub.name if route is not None and route.sub and event.event == 'account' else event.sub_account_id
+    if concerns(route, event.account_key, sub):
+        session.post_event(event.event, event.payload, seq=event.seq)
 
 
 def _unsubscribe_events(service, payload, caller):
@@ -9032,10 +9166,12 @@ class Outbox:
 
     Whoever has something to send sends it, if the line is free and takes it at once; otherwise it is left to a thread,
     and nobody but this thread ever waits for a client that reads slowly. part_size: None for a client that knows no
-    parts; ticks_of(ticks): the frame of some ticks. A large answer is refused while too much waits.
+    parts. frame_of_ticks(ticks): the frame of some ticks, of one alone without `batch`. A large answer is refused while
+    too much waits.
     """
 
     LARGE, BACKLOG_LIMIT, TICKS_A_FRAME = 65536, 64 * 1024 * 1024, 500
+    SMALL_LIMIT = 8 * 1024 * 1024  # of answers that are not large: who lets that wait is cut off
 
     def __init__(self, name, channel, part_size, frame_of_ticks, batch=False):
         self.name, self._channel, self._part_size, self._frame_of_ticks = name, channel, part_size, frame_of_ticks
@@ -9043,7 +9179,8 @@ class Outbox:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._rest, self._frames, self._bulk, self._ticks = None, deque(), deque(), OrderedDict()
-        self._backlog, self._streams, self._bulk_next = 0, 0, False  # backlog: bytes of answers
+        self._backlog, self._small = 0, 0  # bytes of answers that wait, and those of them that are not large
+        self._streams, self._bulk_next = 0, False
         self._busy, self._closed, self._thread = False, False, None
 
     def put(self, pieces):
@@ -9088,6 +9225,9 @@ class Outbox:
     def _admit(self, size):
         if self._closed or not self._channel.alive:
             raise ConnectionLost('连接已关闭')
+        if size <= self.LARGE and self._small + size > self.SMALL_LIMIT:
+            self._channel.abort()
+            raise ConnectionLost('对方不读回答，连接已断开')
         if self._backlog and size > self.LARGE and self._backlog + size > self.BACKLOG_LIMIT:
             raise ServerBusy('前面的回答还没有读走', '读完前面的回答再请求', retry_after_s=5)
 
@@ -9100,6 +9240,7 @@ class Outbox:
             self._bulk.append(_Bulk(self._streams, pieces))
         else:
             self._frames.append(b''.join(pieces))
+            self._small += size if size <= self.LARGE else 0
         self._backlog += size
         self._wake()
 
@@ -9121,6 +9262,7 @@ class Outbox:
             return data, len(data)
         if self._frames:
             data = self._frames.popleft()
+            self._small -= len(data) if len(data) <= self.LARGE else 0
             return data, len(data)
         self._bulk_next = bool(self._bulk) and (self._bulk_next or not self._ticks)
         if not self._bulk_next:
@@ -9151,6 +9293,8 @@ class Outbox:
                     self._backlog += len(self._rest)
                 if self._waiting():
                     self._wake()
+                else:
+                    self._changed.notify_all()  # for flush()
 
     def _run(self):
         with contextlib.suppress(ConnectionLost):
@@ -9323,20 +9467,14 @@ class Gate:
                 self._failures.popitem(last=False)
 
 
-def _plain_address(address):
-    """An IPv4 client on an IPv6 socket is an IPv4 client; a zone index is not part of an address."""
-    ip = ipaddress.ip_address(address.partition('%')[0])
-    return getattr(ip, 'ipv4_mapped', None) or ip
-
-
 def _in_network(address, network):
-    ip = _plain_address(address)
+    ip = plain_address(address)
     return ip.version == network.version and ip in network
 
 
 def _guess_source(address):
     """One guesser: an IPv4 address, or an IPv6 /64, which one machine has whole."""
-    ip = _plain_address(address)
+    ip = plain_address(address)
     return str(ip) if ip.version == 4 else str(ipaddress.ip_network('%s/64' % ip, strict=False))
 
 
@@ -9433,14 +9571,14 @@ class Session:
                    'features': self.service.scopes + sorted(self.features),
                    'journal_id': self.service.desk.journal.id})
         if SETTLED_EVENT in self.features:
-            self.service.hear(self)
+            self.service.hear(self, self._defaults)
         LOG.info('客户端登录：%s 会话 %s', self.address, self.id)
 
     def _part_size(self):
         """A part is what another frame may have to wait for: a second on the thinnest line, little on this machine."""
         if BINARY_FEATURE not in self.features:
             return None
-        return 4 * 1024 * 1024 if _plain_address(self.address).is_loopback else 65536
+        return 4 * 1024 * 1024 if plain_address(self.address).is_loopback else 65536
 
     def _frame_of_ticks(self, ticks):
         """A tick that cannot be encoded costs no other."""
@@ -9516,7 +9654,7 @@ class Session:
             self._in_flight -= 1
 
     def send(self, frame):
-        """From the session's own thread, before there is an outbox and for what must not wait in it."""
+        """From the session's own thread, also before there is an outbox."""
         data = encode_frame(frame)
         if self._outbox is None:
             self._channel.write(data)
@@ -9582,17 +9720,17 @@ class Job:
         self.session, self.id, self.action, self.payload, self._compact = session, id, action, payload, compact
         self.owner, self.legacy_helper, self.what = session, session.legacy_helper, None  # what: the Action
         self.airborne = False  # counted among the session's requests in flight
-        self._started = self.moved = time.monotonic()
+        self._started, self.moved = time.perf_counter(), time.monotonic()
         self._lock, self.answered, self._begun = threading.Lock(), False, False
 
     def __call__(self):
         with self._lock:
             if self._begun or self.answered:  # its time was over before its turn came
                 return
-            self._begun = True
+            self._begun, payload = True, self.payload
         try:
             self._answer({'type': 'response', 'id': self.id,
-                          'payload': self.session.service.run(self.what, self.payload, self)}, 'OK')
+                          'payload': self.session.service.run(self.what, payload, self)}, 'OK')
         except BulletError as error:
             self.fail(error)
         except Exception as error:
@@ -9622,8 +9760,12 @@ class Job:
 
     def wait_s(self):
         """How long a write may wait for its outcome, beside being carried out."""
-        wait = self.payload.get('wait_timeout') if isinstance(self.payload, dict) else None
+        wait = self._given('wait_timeout')
         return min(wait, WAIT_LIMIT_S) if isinstance(wait, (int, float)) and wait > 0 else 0
+
+    def _given(self, name):
+        payload = self.payload  # once: another thread may finish the job meanwhile
+        return payload.get(name) if isinstance(payload, dict) else None
 
     def fail(self, error):
         self._answer(dict(error.to_wire(), type='error', id=self.id), error.code)
@@ -9635,9 +9777,8 @@ class Job:
         if self.action in (PLACE, CANCEL) and waiting:
             self.fail(ServerBusy('排队 %g 秒仍未轮到，没有提交' % limit_s, '稍后用同一 idempotency_key 重试', retry_after_s=1))
         elif self.action in (PLACE, CANCEL):
-            key = self.payload.get('idempotency_key') if isinstance(self.payload, dict) else None
             self.fail(OrderStateUnknown('%g 秒内没有结果，状态未知' % limit_s, '用同一 idempotency_key 重试或查询',
-                                        idempotency_key=key))
+                                        idempotency_key=self._given('idempotency_key')))
         else:
             self.fail(RequestTimeout('%s 超过 %g 秒没有完成' % (self.action, limit_s), '缩小请求，或调大 --request-timeout'))
 
@@ -9680,13 +9821,11 @@ class Job:
             self.session.landed()
         log = self.session.service.access_log
         if log is not None:
-            log.note(self.session, self.id, self.action, self._account(), status, time.monotonic() - self._started)
+            log.note(self.session, self.id, self.action, self._account(), status, time.perf_counter() - self._started)
         self.payload = None  # the timekeeper may remember the job for a while
 
     def _account(self):
-        named = isinstance(self.payload, dict) and (
-            self.payload.get('sub_account_id') or self.payload.get('account_key'))
-        return named or self.session.account or '-'
+        return self._given('sub_account_id') or self._given('account_key') or self.session.account or '-'
 
 
 class Timekeeper:
@@ -9728,7 +9867,14 @@ class Timekeeper:
                 self._changed.wait(self._pause())
                 late = self._late()
             for job, limit_s in late:
-                job.expire(limit_s)
+                self._expire(job, limit_s)
+
+    @staticmethod
+    def _expire(job, limit_s):
+        try:
+            job.expire(limit_s)
+        except Exception:  # the others are still to be told
+            LOG.exception('超时的请求没有答复')
 
     def _pause(self):
         return max(0.0, self._due[0][0] - time.monotonic()) if self._due else None
@@ -9951,7 +10097,7 @@ def serve(settings, clock=None):
 # ======================================================================================================
 WRITES = {'broker.place_order': 'place', 'broker.cancel_order': 'cancel'}
 # An empty list would mark the peer's copy-and-paste helper, which reads tables differently.
-CLIENT_FEATURES = ['tick', 'order_settled', BINARY_FEATURE, BATCH_TICK_FEATURE, ORDER_STREAM_FEATURE,
+CLIENT_FEATURES = ['tick', SETTLED_FEATURE, BINARY_FEATURE, BATCH_TICK_FEATURE, ORDER_STREAM_FEATURE,
                    PROGRESS_FEATURE]
 COMPRESS_CHOICES = ('auto', 'always', 'never')
 FAR_ROUND_TRIP_S = 0.005    # a login that took longer did not stay on this machine: a tunnel, if it looks like it
@@ -9984,23 +10130,32 @@ class Endpoint:
         timeout_s = self.connect_timeout if timeout_s is None else min(self.connect_timeout, timeout_s)
         channel = Channel(self.secure(self.open_socket(timeout_s), timeout_s), decode=decode_lenient)
         try:
-            begun = time.monotonic()
+            begun = time.perf_counter()
             channel.write_frame({'type': 'handshake', 'token': self._token, 'protocol': PROTOCOL,
                                  'features': CLIENT_FEATURES})
             ack = self._read_ack(channel, timeout_s)
-            channel.binary = BINARY_FEATURE in (ack.get('features') or ())
+            ack['features'] = [name for name in ack.get('features') or () if isinstance(name, str)] if isinstance(
+                ack.get('features'), list) else []
+            channel.binary = BINARY_FEATURE in ack['features']
             channel.decode = decode_sound if channel.binary else decode_lenient  # a server of this kind sends no NaN
-            self.is_far = self._is_far(channel, time.monotonic() - begun)
+            self.is_far = self._is_far(channel, time.perf_counter() - begun)
             return channel, ack
         except BaseException:
             channel.close()
             raise
 
+    def packs(self, compress):
+        """Whether long answers are worth packing on the way from there."""
+        return compress == 'always' or (compress == 'auto' and self.is_far)
+
     @staticmethod
     def _is_far(channel, round_trip_s):
         """Whether bytes are dearer than the time to pack them."""
-        peer = channel.sock.getpeername()[0].partition('%')[0]
-        return not ipaddress.ip_address(peer).is_loopback or round_trip_s > FAR_ROUND_TRIP_S
+        try:
+            peer = channel.sock.getpeername()[0]
+        except OSError as error:
+            raise ConnectionLost('连接中断：%s' % error)
+        return not plain_address(peer).is_loopback or round_trip_s > FAR_ROUND_TRIP_S
 
     def open_socket(self, timeout_s=None):
         try:
@@ -10078,8 +10233,11 @@ def new_key(prefix):
 
 
 def _with_key(action, payload):
-    """A write always carries a key: without one it could never be asked about."""
-    if action in WRITES and payload.get('idempotency_key') in (None, ''):
+    """A write always carries a key: without one it could never be asked about. An empty one is somebody's mistake."""
+    key = payload.get('idempotency_key')
+    if action in WRITES and isinstance(key, str) and not key.strip():
+        raise BadRequest('idempotency_key 是空的，没有发出', '给出一个 key，或完全不给，由程序生成', broker_called=False)
+    if action in WRITES and key is None:
         return dict(payload, idempotency_key=new_key(WRITES[action]))
     return payload
 
@@ -10106,12 +10264,13 @@ class _Call:
     moved:   when the server last told of progress, until the waiting thread has seen that.
     """
 
-    def __init__(self, action, payload, on_progress=None):
+    def __init__(self, action, payload, on_progress=None, timeout_s=None):
+        self.timeout_s, self.deadline = timeout_s, math.inf
         self.id = '%x' % next(_call_numbers)
         self.action, self.payload = action, _with_key(action, payload)
         self.sent, self.doubt, self.journal, self.channel = False, False, None, None
         self.finished, self._event, self.moved = False, None, None
-        self._on_progress, self._told = on_progress, deque()
+        self._on_progress, self._told, self.poisoned = on_progress, deque(), 0
         self._answer, self._error = None, None
         self.encode()
 
@@ -10131,8 +10290,12 @@ class _Call:
         """
         if self.action in WRITES and self.sent and (journal is None or journal != self.journal):
             return False
-        self.sent, self.doubt, self.journal = True, self.sent, journal
+        self.sent, self.doubt, self.journal = True, self.sent, journal  # see not_sent
         return True
+
+    def not_sent(self):
+        """After about_to_send: it was not sent after all."""
+        self.sent, self.doubt = self.doubt, False
 
     def take(self, frame):
         if frame.get('type') == 'error':
@@ -10403,7 +10566,8 @@ class RemoteQmtConnection(PushingConnection):
         self._reader, self._last_active, self._keeper_waits = None, 0.0, False
         self._stop, self._thread, self._starting = threading.Event(), None, threading.Lock()
         self._retry_at = None  # when the subscriptions are to be asked for again; the keeper's own
-        self._follows, self.last_seq, self._stream_journal = False, None, None
+        self._follows, self.last_seq, self._pid = False, None, os.getpid()
+        self._refollow_at, self._refollows_after, self._next_ping = None, None, 0.0  # the keeper's own
 
     # -- for the caller ------------------------------------------------------------------------------------------
     def start(self):
@@ -10421,6 +10585,8 @@ class RemoteQmtConnection(PushingConnection):
         self._thread.start()
 
     def close(self):
+        if os.getpid() != self._pid:  # the other process goes on with it
+            return
         self._stop.set()
         with self._lock:
             if self._channel is not None:
@@ -10439,8 +10605,8 @@ class RemoteQmtConnection(PushingConnection):
     def request(self, action, payload=None, timeout=None, on_progress=None):
         call = _Call(action, dict(payload or {}), on_progress)
         timeout_s = _request_timeout(action, call.payload, timeout, self.request_timeout)
-        deadline = time.monotonic() + timeout_s
-        if action == 'data.history' and self._packs():
+        deadline = call.deadline = time.monotonic() + timeout_s
+        if action == 'data.history' and self.endpoint.packs(self.compress):
             call.encode(compact=True)
         self._enter(call)
         try:
@@ -10455,21 +10621,32 @@ class RemoteQmtConnection(PushingConnection):
     def follow_orders(self, after=None):
         """From now on orders, trades and account figures come as events 'order', 'trade', 'account', with `seq`.
 
-        after: the number after which what was missed comes first. After a reconnect this goes on where it was; where
-        the server has another journal, an event 'stream_gap' tells that something may be missing. Gives the newest
-        number.
+        after: the number after which what was missed comes first; BadRequest for one who follows already. After a
+        reconnect this goes on where it was. Where something may be missing (another journal, too long ago, too much),
+        an event 'stream_gap' tells so. Gives the number after which they come.
         """
-        answer = self.request('broker.subscribe_events', _given_values(after=after, journal_id=self._stream_journal))
-        self._follows, self._stream_journal = True, answer.get('journal_id')
-        if self.last_seq is None:
-            self.last_seq = answer['seq'] if after is None else after
-        return answer['seq']
+        if ORDER_STREAM_FEATURE not in self.ack.get('features', ()):
+            raise NotSupported('服务端没有回报流', '换成新的服务端，或轮询 get_orders')
+        if self._follows and after is not None:
+            raise BadRequest('这个连接已经在接收回报，不能再给 after', '新建一个连接，或不给 after')
+        if not self._follows:
+            self._followed(self.request('broker.subscribe_events', _given_values(after=after)), after)
+        return self.last_seq
 
-    def _packs(self):
-        return self.compress == 'always' or (self.compress == 'auto' and self.endpoint.is_far)
+    def _followed(self, answer, after):
+        """What the server says to one who follows from now on."""
+        newest, gap = answer['seq'], answer.get('gap')
+        if gap:
+            self._events.emit('stream_gap', {'after': after, 'seq': newest})
+        with self._lock:
+            self._follows, self._refollow_at = True, None
+            if self.last_seq is None or (after is not None and newest < after):  # the latter: numbers began anew
+                self.last_seq = newest if after is None else min(newest, after)
 
     # -- calls ---------------------------------------------------------------------------------------------------
     def _enter(self, call):
+        if os.getpid() != self._pid:  # its threads are there, and two readers would take each other's answers
+            raise ConnectionLost('连接属于另一个进程', '在子进程里新建连接', retryable=False, broker_called=False)
         with self._lock:
             if self._fatal is not None:
                 raise error_from_wire(self._fatal.to_wire())  # a new one for each: tracebacks are not shared
@@ -10487,8 +10664,9 @@ class RemoteQmtConnection(PushingConnection):
             self._write(channel, call)
 
     def _about_to_send(self, channel, call):
-        """With the lock held: whether the call is to be sent on this channel, which happens once."""
-        if channel is None or channel is not self._channel or call.channel is channel:
+        """With the lock held: whether the call, which somebody waits for, is to be sent on this channel; only once."""
+        waited_for = self._calls.get(call.id) is call and not call.finished
+        if channel is None or channel is not self._channel or call.channel is channel or not waited_for:
             return False
         call.channel = channel
         if call.about_to_send(self.ack.get('journal_id')):
@@ -10496,13 +10674,15 @@ class RemoteQmtConnection(PushingConnection):
         call.fail(call.lost('连接中断'))
         return False
 
-    @staticmethod
-    def _write(channel, call):
+    def _write(self, channel, call):
         """A failed send only ends the channel: the keeper sends again on the next what may be."""
         try:
-            channel.write(call.data)
+            channel.write(call.data, max(0.0, min(call.deadline - time.monotonic(), threading.TIMEOUT_MAX)))
         except ConnectionLost as error:
             LOG.debug('没有发出：%s', printable(error))
+        except RequestTimeout as error:
+            call.not_sent()
+            self._withdraw(call, error.message)
 
     def _fail_all(self, reason, error=None):
         with self._lock:
@@ -10516,18 +10696,26 @@ class RemoteQmtConnection(PushingConnection):
             deadline = call.later(deadline, timeout_s)
             left_s = deadline - time.monotonic()
             if left_s <= 0:
-                raise call.lost('等待 %g 秒' % timeout_s)
+                self._withdraw(call, '等待 %g 秒' % timeout_s)
+                return
             channel = self._take_turn(call)
-            if channel is None:
-                call.wait(left_s)
-            else:
+            if channel is not None:
                 self._read_for(call, channel, deadline)
+            elif not call.finished:
+                call.wait(left_s)
+
+    def _withdraw(self, call, reason):
+        """Ends a call whose time is over, for good: what is said of it now, sent or not, holds."""
+        with self._lock:
+            self._calls.pop(call.id, None)
+            if not call.finished:
+                call.fail(call.lost(reason))
 
     def _take_turn(self, call):
         """The channel, if the call's thread is to read now."""
         with self._lock:
-            if call.finished or (self._reader is None and self._channel is not None):
-                self._reader = self._reader or call
+            if not call.finished and self._reader is None and self._channel is not None:
+                self._reader = call
                 return self._channel
             call.prepare_to_wait()
             return None
@@ -10539,18 +10727,32 @@ class RemoteQmtConnection(PushingConnection):
                 if frame is None:
                     return
                 self._handle(channel, frame)
-        except BulletError as error:
-            LOG.info('与 %s 的连接中断：%s', self.endpoint, printable(error))
-            channel.abort()
+        except Exception as error:
+            self._spoilt(channel, error)
         finally:
             self._leave_turn(call)
 
-    def _leave_turn(self, reader):
+    def _spoilt(self, channel, error):
+        """The connection has ended, or something came that makes no sense: perhaps the answer to one that waits."""
+        channel.abort()
+        if isinstance(error, ConnectionLost):
+            LOG.info('与 %s 的连接中断：%s', self.endpoint, printable(error))
+            return
+        LOG.error('%s 发来的内容不能识别，重新连接', self.endpoint, exc_info=not isinstance(error, BulletError) and error)
+        with self._lock:
+            for call in list(self._calls.values()):
+                if call.channel is channel:
+                    call.poisoned += 1
+                    if call.poisoned > 1:  # once may be chance
+                        self._calls.pop(call.id)
+                        call.fail(call.verdict(error_from_wire(ProtocolError('服务端的回答不能识别').to_wire())))
+
+    def _leave_turn(self, reader, answered=True):
         """To the next call that waits, else to the keeper."""
         with self._lock:
             if self._reader is not reader:
                 return
-            self._reader, self._last_active = None, time.monotonic()
+            self._reader, self._last_active = None, time.monotonic() if answered else 0.0
             for call in self._calls.values():
                 if call.waits:
                     call.wake()
@@ -10563,10 +10765,8 @@ class RemoteQmtConnection(PushingConnection):
         while channel is not None:
             try:
                 self._attend(channel)
-            except BulletError as error:
-                LOG.info('与 %s 的连接中断：%s', self.endpoint, printable(error))
-            except Exception:
-                LOG.exception('读取 %s 时出错', self.endpoint)
+            except Exception as error:
+                self._spoilt(channel, error)
             self._retire(channel)
             channel = self._reopen()
 
@@ -10599,6 +10799,8 @@ class RemoteQmtConnection(PushingConnection):
                     return None
                 pause = max(pause, _retry_after(error))
                 LOG.info('重连 %s 失败：%s', self.endpoint, printable(error))
+            except Exception:  # whatever the other side said: as long as it is not final, this goes on
+                LOG.exception('重连 %s 失败', self.endpoint)
         return None
 
     def _give_up(self, error):
@@ -10622,28 +10824,34 @@ class RemoteQmtConnection(PushingConnection):
     def _attend(self, channel):
         """Until the connection ends. A peer that is silent for three heartbeats is dead."""
         beat = self._heartbeat_s or max(_keepalive(self.ack) / 2.0, 5.0)
-        next_ping = time.monotonic() + beat
+        next_ping = self._next_ping = time.monotonic() + beat
         while not self._stop.is_set():
-            due = next_ping if self._retry_at is None else min(next_ping, self._retry_at)
-            if self._take_keepers_turn(channel, due):
-                self._read_between(channel, due)
+            if self._take_keepers_turn(channel):
+                self._read_between(channel)
             if not channel.alive:
                 raise ConnectionLost('连接中断')
             if self._retry_at is not None and time.monotonic() >= self._retry_at:
                 self._resubscribe(channel, list(self._wanted().values()))
+            if self._refollow_at is not None and time.monotonic() >= self._refollow_at:
+                self._refollow(channel)
             if time.monotonic() >= next_ping:
                 if time.monotonic() - channel.last_read > 3 * beat:
                     raise ConnectionLost('对方 %g 秒没有声音' % (3 * beat))
                 channel.write_frame({'type': 'ping', 'id': '%x' % next(_call_numbers)})
-                next_ping = time.monotonic() + beat
+                next_ping = self._next_ping = time.monotonic() + beat
 
-    def _take_keepers_turn(self, channel, due):
+    def _idle_s(self):
+        """How long the keeper has nothing to send; what a caller reads may change that."""
+        due = min(at for at in (self._next_ping, self._retry_at, self._refollow_at) if at is not None)
+        return due - time.monotonic()
+
+    def _take_keepers_turn(self, channel):
         """Whether the keeper is to read now. Callers that follow each other closely read for themselves meanwhile."""
         with self._lock:
-            while channel.alive and not self._stop.is_set() and time.monotonic() < due:
+            while channel.alive and not self._stop.is_set() and self._idle_s() > 0:
                 if self._reader is not None:
                     self._keeper_waits = True
-                    self._changed.wait(due - time.monotonic())
+                    self._changed.wait(self._idle_s())
                     self._keeper_waits = False
                 elif time.monotonic() - self._last_active >= self.PARK_S:
                     self._reader = _KEEPER
@@ -10652,19 +10860,17 @@ class RemoteQmtConnection(PushingConnection):
                     self._changed.wait(self.PARK_S)
             return False
 
-    def _read_between(self, channel, due):
+    def _read_between(self, channel):
         """Until somebody got an answer: he may read the next one himself."""
         answered = False
         try:
             while not answered and not self._stop.is_set():
-                frame = _next_frame(channel, due - time.monotonic())
+                frame = _next_frame(channel, self._idle_s())
                 if frame is None:
                     return
                 answered = self._handle(channel, frame)
         finally:
-            self._leave_turn(_KEEPER)
-            if not answered:
-                self._last_active = 0.0
+            self._leave_turn(_KEEPER, answered)
 
     def _handle(self, channel, frame):
         """Whether it was the answer to a call."""
@@ -10702,7 +10908,9 @@ class RemoteQmtConnection(PushingConnection):
             if call is not None:
                 call.take(frame)
                 return True
-        if id.startswith(_RESUBSCRIBE) and kind == 'error':
+        if id == _REFOLLOW:
+            self._refollowed(kind, frame)
+        elif id.startswith(_RESUBSCRIBE) and kind == 'error':
             self._not_resubscribed(channel, id[len(_RESUBSCRIBE):], error_from_wire(frame))
         elif kind == 'error':
             LOG.warning('服务端报告：%s', printable(error_from_wire(frame)))
@@ -10716,14 +10924,25 @@ class RemoteQmtConnection(PushingConnection):
                                  'payload': {'securities': symbols}})
 
     def _refollow(self, channel):
-        """The stream goes on after the last event that came, if it is the same stream."""
-        if not self._follows:
+        """The stream goes on after the last event that came."""
+        self._refollow_at, self._refollows_after = None, self.last_seq
+        if self._follows:
+            channel.write_frame({'id': _REFOLLOW, 'action': 'broker.subscribe_events',
+                                 'payload': {'after': self._refollows_after}})
+
+    def _refollowed(self, kind, frame):
+        """The answer to that: asked again if the server cannot now, told if it never will."""
+        answer = frame.get('payload')
+        if kind == 'response' and isinstance(answer, dict) and isinstance(answer.get('seq'), int):
+            self._followed(answer, self._refollows_after)
             return
-        payload = {'after': self.last_seq, 'journal_id': self._stream_journal}
-        if self.ack.get('journal_id') != self._stream_journal:
-            payload, self._stream_journal, self.last_seq = {}, self.ack.get('journal_id'), None
-            self._events.emit('stream_gap', {'journal_id': self._stream_journal})
-        channel.write_frame({'id': _REFOLLOW, 'action': 'broker.subscribe_events', 'payload': payload})
+        error = error_from_wire(frame)
+        if error.retryable:
+            LOG.warning('回报流还没有恢复，稍后再试：%s', printable(error))
+            self._refollow_at = time.monotonic() + max(RESUBSCRIBE_PAUSE_S, _retry_after(error))
+        else:
+            LOG.error('回报流没有恢复：%s', printable(error))
+            self._events.emit('stream_gap', {'after': self.last_seq, 'error': error.to_wire()})
 
     def _not_resubscribed(self, channel, name, error):
         """QMT that still logs in is asked again; a security that is refused for good does not cost the others."""
@@ -10778,7 +10997,7 @@ class ShortConnection(BaseConnection):
         self.endpoint, self.compress = Endpoint(host, port, token, tls_cert, connect_timeout), check_compress(compress)
         self.request_timeout, self.retries, self.retry_interval = request_timeout, retries, retry_interval
         self._pause, self._lock = threading.Event(), threading.Lock()
-        self._kept = None  # (channel, handshake_ack, until when) of the last call
+        self._kept = None  # (channel, handshake_ack, until when, process) of the last call
 
     def close(self):
         kept = self._take_kept()
@@ -10789,7 +11008,7 @@ class ShortConnection(BaseConnection):
         """timeout: for all attempts together, connecting included."""
         call = _Call(action, dict(payload or {}), on_progress)
         timeout_s = _request_timeout(action, call.payload, timeout, self.request_timeout)
-        call.timeout_s, deadline = timeout_s, time.monotonic() + timeout_s
+        deadline, call.timeout_s = time.monotonic() + timeout_s, timeout_s
         for attempt in range(self.retries + 1):
             try:
                 return self._attempt(call, deadline)
@@ -10822,26 +11041,26 @@ class ShortConnection(BaseConnection):
     def _exchange(self, channel, ack, call, deadline):
         if not call.about_to_send(ack.get('journal_id')):
             raise call.lost('连接中断')
-        if call.action == 'data.history' and self._packs():
+        if call.action == 'data.history' and self.endpoint.packs(self.compress):
             call.encode(compact=True)
         channel.write(call.data)
         self._await(channel, call, deadline)
-
-    _packs = RemoteQmtConnection._packs
 
     def _take_kept(self):
         """The kept connection, if it is good still: whatever came in on it meanwhile is its end, or nobody's answer."""
         with self._lock:
             kept, self._kept = self._kept, None
-        if kept is not None and (time.monotonic() > kept[2] or wait_for_socket(kept[0].sock, 0)):
+        if kept is None or kept[3] != os.getpid():  # after a fork the other process goes on with it
+            return None
+        if time.monotonic() > kept[2] or not kept[0].is_quiet():
             kept[0].close()
             return None
         return kept
 
     def _keep(self, channel, ack):
         with self._lock:
-            old, self._kept = self._kept, (channel, ack, time.monotonic() + self.KEEP_S)
-        if old is not None:
+            old, self._kept = self._kept, (channel, ack, time.monotonic() + self.KEEP_S, os.getpid())
+        if old is not None and old[3] == os.getpid():
             old[0].close()
 
     def _await(self, channel, call, deadline):
@@ -10878,7 +11097,8 @@ class _LocalCaller:
 
 
 class LocalConnection(PushingConnection):
-    """The same calls without a socket, in the same process. Payloads pass through the codec, so types are the wire's.
+    """The same calls without a socket, in the same process. Payloads pass through the codec, so types are the wire's;
+    tables are handed over as they are. timeout is not looked at: the caller's own thread does the work.
 
     `service` has call(action, payload, caller) and close(); it sees this object as its session.
     """
@@ -10888,7 +11108,7 @@ class LocalConnection(PushingConnection):
     def __init__(self, service):
         super().__init__('local')
         self._service = service
-        service.hear(self)
+        service.hear(self, {})
 
     def request(self, action, payload=None, timeout=None, on_progress=None):
         if self.ended:
@@ -11108,12 +11328,13 @@ class RemoteQmtBroker:
         self._settings = client_settings(config)
         self.account_key, self.sub_account_id = self._settings.account_key, self._settings.sub_account
         self._connection, self._owned = connection, connection is None
-        self._connecting, self._checked = threading.Lock(), not _is_account_number(account_id)
+        self._connecting, self._checked = threading.Lock(), account_id in (None, '')
 
     def connect(self):
         """Also makes sure, where account_id is a number, that the server trades for that account. AccountNotFound.
 
-        Programs written for other remote brokers give a key or a word like 'remote' there; these say nothing.
+        Programs written for other remote brokers give a word like 'remote' there, which says nothing; but one that
+        names another account of the server does.
         """
         with self._connecting:
             if self._connection is None:
@@ -11123,12 +11344,23 @@ class RemoteQmtBroker:
         return True
 
     def _check_account_id(self):
-        answer = self._connection.request('broker.account', self._account())
-        served = (answer.get('value') or answer).get('account_id')
-        if str(served) != str(self.account_id):
+        served, given = self._served(self._account()), str(self.account_id)
+        other = given if _is_account_number(given) else served  # what is meant unless it is a name
+        if given != served and (self._named_account(given) or other) != served:
             raise AccountNotFound('服务端的账户是 %s，不是 %s' % (brief(served), brief(self.account_id)),
                                   '核对 account_id、account_key 和服务端的 --accounts')
         self._checked = True
+
+    def _served(self, named):
+        """The number of the account that the server trades for under these names."""
+        answer = self._connection.request('broker.account', named)
+        return str((answer.get('value') or answer).get('account_id'))
+
+    def _named_account(self, name):
+        """The number of the account whose key or sub-account this is; None if it is none of either."""
+        for field in ('account_key', 'sub_account_id'):
+            with contextlib.suppress(AccountNotFound):
+                return self._served({field: name})
 
     def disconnect(self):
         with self._connecting:
@@ -11179,13 +11411,20 @@ class RemoteQmtBroker:
         """Callbacks for orders, trades and account figures as they change, rows with `seq`; needs a long connection.
 
         after: a `seq` seen earlier; what came since is told first, also what came while nobody was connected, or the
-        server was down. Callbacks run in the connection's event thread. Gives the newest number.
+        server was down. Callbacks run in the connection's event thread. Gives the number after which they come. Errors
+        as of RemoteQmtConnection.follow_orders.
         """
         self.connect()
-        for event, callback in (('order', on_order), ('trade', on_trade), ('account', on_account)):
-            if callback is not None:
-                self._connection.add_event_listener(event, callback)
-        return self._connection.follow_orders(after)
+        listeners = [(event, callback) for event, callback in (
+            ('order', on_order), ('trade', on_trade), ('account', on_account)) if callback is not None]
+        for event, callback in listeners:
+            self._connection.add_event_listener(event, callback)
+        try:
+            return self._connection.follow_orders(after)
+        except BaseException:
+            for event, callback in listeners:
+                self._connection.remove_event_listener(event, callback)
+            raise
 
     # -- writes ----------------------------------------------------------------------------------------------------
     def buy(self, security, amount, price=None, wait_timeout=None, remark=None, market=False, idempotency_key=None):
@@ -11209,7 +11448,7 @@ class RemoteQmtBroker:
         style: {'type': 'limit', 'price': p} or {'type': 'market', 'protect_price': p}. valid_until: Beijing time after
         which the server must not submit it any more.
         """
-        key = idempotency_key or new_key('place')
+        key = new_key('place') if idempotency_key is None else idempotency_key
         payload = {'security': security, 'side': side, 'amount': amount, 'style': style, 'wait_timeout': wait_timeout,
                    'order_remark': remark, 'idempotency_key': key, 'valid_until': valid_until}
         answer = self._ask('broker.place_order', _given_values(**payload))
@@ -11223,7 +11462,7 @@ class RemoteQmtBroker:
 
         Raises OrderStateUnknown while the broker has not decided.
         """
-        key = idempotency_key or new_key('cancel')
+        key = new_key('cancel') if idempotency_key is None else idempotency_key
         payload = {'order_id': order_id, 'wait_timeout': wait_timeout, 'idempotency_key': key}
         answer = self._ask('broker.cancel_order', _given_values(**payload))
         status = answer.get('status') if isinstance(answer, dict) and _is_about(answer, order_id) else None
@@ -11271,7 +11510,7 @@ class RemoteQmtBroker:
 
 
 def _is_account_number(account_id):
-    return account_id is not None and re.fullmatch(r'\d{4,}', str(account_id), re.ASCII) is not None
+    return re.fullmatch(r'\d+', account_id, re.ASCII) is not None
 
 
 UNSEEN_S = 3.0
@@ -11370,7 +11609,12 @@ def main(argv=None):
     make_console_safe()
     args = build_parser().parse_args(argv)
     try:
-        return args.run(args)
+        outcome = args.run(args)
+        sys.stdout.flush()
+        return outcome
+    except BrokenPipeError:  # whoever read it has seen enough; nothing more can be said there
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.FAILED
     except BulletError as error:
         print('错误 [%s] %s' % (error.code, error.message), file=sys.stderr)
         if error.hint:
@@ -11533,7 +11777,7 @@ def safety_warnings(settings):
 
 def _is_loopback(host):
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return plain_address(host).is_loopback
     except ValueError:
         return host == 'localhost'
 
@@ -11543,8 +11787,10 @@ def _is_loopback(host):
 def _client(args):
     """(settings, a connection that opens on the first request)."""
     settings = settings_from(args)
-    yield settings, ShortConnection(settings.host, settings.port, settings.token, settings.tls_cert,
-                                    request_timeout=settings.rpc_timeout, compress=settings.compress)
+    connection = ShortConnection(settings.host, settings.port, settings.token, settings.tls_cert,
+                                 request_timeout=settings.rpc_timeout, compress=settings.compress)
+    with contextlib.closing(connection):
+        yield settings, connection
 
 
 @contextlib.contextmanager
@@ -11652,9 +11898,9 @@ def run_order(args):
     if args.protect_price is not None and not args.market:
         raise ConfigError('--protect-price 只用于市价委托', '限价委托的最差价格就是 --price')
     style = order_style(args.protect_price if args.market else args.price, args.market)
-    key = args.key or new_key('cli')
-    print('提交委托，idempotency_key=%s' % key, flush=True)
+    key = new_key('cli') if args.key is None else args.key
     with _broker(args) as broker, _key_in_mind(key):
+        print('提交委托，idempotency_key=%s' % key, flush=True)
         answer = broker.place_order(args.security, args.side.upper(), args.amount, style, args.wait, args.remark, key)
     _print_rows([answer], _ORDER_COLUMNS)
     return Exit.OK if answer.get('status') != 'rejected' else Exit.FAILED
@@ -11671,7 +11917,7 @@ def _key_in_mind(key):
 
 
 def run_cancel(args):
-    key = args.key or new_key('cli')
+    key = new_key('cli') if args.key is None else args.key
     with _broker(args) as broker, _key_in_mind(key):
         canceled = broker.cancel_order(args.order_id, idempotency_key=key)
     print('已撤单 %s' % args.order_id if canceled else '没有撤成：委托 %s 已经是最终状态，用 orders 命令查看' % args.order_id)
@@ -11701,7 +11947,8 @@ def run_call(args):
         raise ConfigError('PAYLOAD 应为 JSON 对象', '例如 \'{"security": "000001.XSHE"}\'')
     with _client(args) as (settings, connection):
         payload = _with_account(args.action, payload, settings)
-        print(json.dumps(connection.request(args.action, payload), ensure_ascii=False, indent=2))
+        answer = connection.request(args.action, payload)
+        print(json.dumps(answer.to_wire() if isinstance(answer, Table) else answer, ensure_ascii=False, indent=2))
     return Exit.OK
 
 

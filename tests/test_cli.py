@@ -210,6 +210,8 @@ def test_call(run):
     code, out, _ = run('call', 'data.snapshot', '{"security": "000001.XSHE"}')
     assert code == bq.Exit.OK and json.loads(out)['sid'] == CODE
     assert json.loads(run('call', 'admin.health')[1])['value']['process_alive'] is True
+    table = json.loads(run('call', 'data.history', '{"security": "000001.XSHE", "count": 2}')[1])
+    assert table['dtype'] == 'dataframe' and len(table['records']) == 2
     for wrong in ('{', '[]', '5', 'null'):
         code, _, err = run('call', 'data.snapshot', wrong)
         assert code == bq.Exit.USAGE and 'PAYLOAD' in err

@@ -1,5 +1,6 @@
 """Long, short and in-process connections, against our server and against servers that misbehave on purpose."""
 import contextlib
+import os
 import queue
 import socket
 import struct
@@ -11,6 +12,7 @@ import pytest
 import bullet_qmt as bq
 from tests.base import TOKEN, long_client, read_raw, send_raw, serving, server_settings, short_client
 from tests.fakes import FakeClock
+from tests.resources import becomes
 
 ORDER = {'security': '000001.XSHE', 'side': 'BUY', 'amount': 100, 'style': {'type': 'market'}}
 CUT = object()  # in a script: end the connection
@@ -556,6 +558,122 @@ def test_connections_without_push_say_so():
             call()
 
 
+# -- what is said of a call holds --------------------------------------------------------------------------
+def test_an_order_of_which_it_was_said_that_it_was_not_sent_never_is(monkeypatch):
+    """Connected anew, the keeper sends one by one what waits; the order's time ends before its turn comes."""
+    again, held, over, outcome = threading.Event(), threading.Event(), threading.Event(), queue.Queue()
+    with scripted() as server, scripted_client(server) as client:
+        send, open_ = client._send, client._open
+
+        def slow_send(channel, call):
+            held.set()
+            assert over.wait(20)
+            send(channel, call)
+
+        monkeypatch.setattr(client, '_send', slow_send)
+        monkeypatch.setattr(client, '_open', lambda: again.wait(20) and open_())
+        server.drop()
+        assert becomes(lambda: not client.connected)
+        ordering = threading.Thread(target=lambda: outcome.put(error_of(
+            lambda: client.request('broker.place_order', dict(ORDER), timeout=1.0))))
+        ordering.start()
+        assert becomes(lambda: len(client._calls) == 1)
+        again.set()
+        assert held.wait(20)
+        error = outcome.get(timeout=20)
+        assert isinstance(error, bq.ConnectionLost) and error.broker_called is False
+        over.set()
+        client.request('data.snapshot', {'security': 'x'})
+        assert [frame['action'] for frame in server.requests] == ['data.snapshot']
+        ordering.join()
+
+
+def error_of(call):
+    try:
+        call()
+    except bq.BulletError as error:
+        return error
+
+
+def test_an_order_does_not_wait_beyond_its_time_for_the_line():
+    with scripted() as server, scripted_client(server) as client:
+        with client._channel._write_lock:  # another's long frame
+            error = error_of(lambda: client.request('broker.place_order', dict(ORDER), timeout=0.2))
+        assert isinstance(error, bq.ConnectionLost) and error.broker_called is False
+        assert client.request('data.snapshot', {'security': 'x'})
+        assert [frame['action'] for frame in server.requests] == ['data.snapshot']
+
+
+def test_a_call_answered_before_its_turn_while_the_connection_ends(monkeypatch):
+    with scripted() as server, scripted_client(server) as client:
+        take_turn, once = client._take_turn, []
+
+        def late(call):
+            if not once:
+                once.append(call)
+                assert becomes(lambda: call.finished)
+                with client._lock:
+                    client._channel.abort()
+                assert becomes(lambda: server.logins == 2)
+            return take_turn(call)
+
+        monkeypatch.setattr(client, '_take_turn', late)
+        assert client.request('broker.place_order', dict(ORDER)) == {'order_id': 'o1'}
+        assert client.request('broker.place_order', dict(ORDER)) == {'order_id': 'o1'}
+        assert becomes(lambda: client._reader in (None, bq._KEEPER))
+
+
+@KINDS
+@pytest.mark.parametrize('bad', [b'\xc0\0\0\x01x', struct.pack('>I', 4) + b'null', struct.pack('>I', 2) + b'[]',
+                                 struct.pack('>I', 2) + b'{"'])
+def test_an_answer_that_makes_no_sense_twice_fails_a_read_and_leaves_a_write_unknown(kind, bad):
+    def answer(server, frame, number):
+        return [reply(frame)] if frame['action'] == 'good' else [bad]
+
+    with scripted(answer, [ack(features=['binary1'])]) as server, client_of(kind, server) as client:
+        assert isinstance(error_of(lambda: client.request('data.snapshot', {}, timeout=5)), bq.BulletError)
+        assert isinstance(error_of(lambda: client.request('broker.place_order', dict(ORDER), timeout=5)),
+                          bq.OrderStateUnknown)
+        assert len(server.requests) <= 6, 'not again and again'
+        assert client.request('good') == {'order_id': 'o1'}
+
+
+def test_ticks_that_make_no_sense_end_no_call():
+    def answer(server, frame, number):
+        bad = {'type': 'event', 'event': 'tick', 'payload': {'symbol': ['a'], 'sid': {}}}
+        return [bad, reply(frame)] if number == 1 else [reply(frame)]
+
+    with scripted(answer) as server, scripted_client(server) as client:
+        assert client.request('broker.place_order', dict(ORDER)) == {'order_id': 'o1'}
+        assert client.request('x') == {'order_id': 'o1'}
+
+
+@pytest.mark.parametrize('features', [5, 'binary1', {'a': 1}, [1, None], None])
+def test_features_of_another_type_are_none(features):
+    with scripted(acks=[ack(features=features)]) as server, scripted_client(server) as client:
+        assert client.request('x') == {'order_id': 'o1'}
+        server.drop()
+        assert client.request('y') == {'order_id': 'o1'}
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork here')
+@KINDS
+def test_a_forked_process_neither_uses_nor_ends_the_connection(kind):
+    with scripted() as server, client_of(kind, server) as client:
+        client.request('x')
+        child = os.fork()
+        if child == 0:
+            with contextlib.suppress(BaseException):
+                error = error_of(lambda: client.request('y'))
+                client.close()
+                fine = isinstance(error, bq.ConnectionLost) if kind == 'long' else error is None
+                os._exit(0 if fine else 1)
+            os._exit(2)
+        assert os.waitpid(child, 0)[1] == 0
+        assert client.request('z') == {'order_id': 'o1'}
+        assert server.logins == (1 if kind == 'long' else 2)
+
+
 # -- short connection ----------------------------------------------------------------------------------------
 def test_a_connection_is_kept_for_the_next_call(monkeypatch):
     with scripted() as server:
@@ -567,6 +685,17 @@ def test_a_connection_is_kept_for_the_next_call(monkeypatch):
         assert server.logins in (3, 4)
         client.close()
         assert client._kept is None
+
+
+def test_a_kept_connection_on_which_something_came_in_is_not_used_again():
+    """Behind the last answer, or in part: it answers no later call."""
+    with scripted() as server:
+        client = scripted_short(server, retries=0)
+        client.request('x')
+        client._kept[0]._buffer += b'\0'
+        assert client.request('x') == {'order_id': 'o1'} and server.logins == 2
+        client._kept[0]._streams[1] = b'half a frame'
+        assert client.request('x') == {'order_id': 'o1'} and server.logins == 3
 
 
 @pytest.mark.parametrize('action', ['data.snapshot', 'broker.place_order'])

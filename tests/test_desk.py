@@ -1,5 +1,6 @@
 """The order desk: shape, routing, rules, idempotency, journal, waiting, cancelling, resolving."""
 import collections
+import contextlib
 import itertools
 import json
 import os
@@ -45,6 +46,9 @@ class FakeBroker(bq.BrokerAdapter):
         self.script, self.cancel_script = collections.deque(), collections.deque()
         self.listener, self.numbers, self.blind = None, itertools.count(1), None
         self.on_read = lambda order_id: None
+
+    def orders_known(self):
+        return self.orders(), True
 
     def set_listener(self, listener):
         self.listener = listener
@@ -494,7 +498,66 @@ def test_a_key_that_never_came_can_be_declared_void(shop, young, complete, state
             shop.place(idempotency_key='k')
         assert not shop.main.submits
     else:
+        with pytest.raises(bq.QmtUnavailable) as caught:
+            shop.place(idempotency_key='k')
+        assert caught.value.broker_called is False and caught.value.retryable and not shop.main.submits
+        complete = True
         assert shop.place(idempotency_key='k')['order_id'] == 'o1'
+
+
+def test_a_sub_account_cannot_void_what_its_broker_has(shop):
+    shop.place(idempotency_key='k', sub_account_id='free')
+    shop.open(young=True)
+    answer = shop.resolve('k', sub_account_id='free', abandon_unseen=True)
+    assert (answer['submission_state'], answer['order_id']) == ('accepted', 'o1')
+    assert shop.place(idempotency_key='k', sub_account_id='free')['order_id'] == 'o1' and len(shop.main.submits) == 1
+
+
+def test_a_key_is_not_void_before_that_is_on_disk(shop, monkeypatch):
+    def full(*args, **kwargs):
+        raise bq.JournalError('磁盘满')
+
+    monkeypatch.setattr(shop.journal, 'record', full)
+    with pytest.raises(bq.JournalError):
+        shop.resolve('k', abandon_unseen=True)
+    monkeypatch.undo()
+    assert shop.place(idempotency_key='k')['order_id'] == 'o1'
+
+
+@pytest.mark.parametrize('change', [dict(amount=700), dict(amount=200), dict(style={'type': 'limit', 'price': 9.9}),
+                                    dict(side='SELL')])
+def test_a_key_of_a_lost_journal_is_good_for_the_same_order_only(shop, change):
+    first = dict(idempotency_key='k', style={'type': 'limit', 'price': 9.8})
+    shop.place(**first)
+    shop.open(young=True)
+    with pytest.raises(bq.IdempotencyConflict):
+        shop.place(**dict(first, **change))
+    assert shop.place(**first)['order_id'] == 'o1' and len(shop.main.submits) == 1
+
+
+def test_an_account_in_trouble_keeps_no_other_from_being_settled(shop):
+    entries = []
+    for name, account in (('a', 'main'), ('b', 'hedge')):
+        broker = shop.main if account == 'main' else shop.brokers['hedge']
+        broker.script.append(bq.OrderStateUnknown('没有回应'))
+        with pytest.raises(bq.OrderStateUnknown):
+            shop.place(idempotency_key=name, account_key=account)
+        entries.append(shop.journal.find(bq.PLACE, name))
+    shop.main.orders_known = lambda: 1 // 0
+    order = bq.Order(order_id='o9', security=CODE, amount=100, status='open', order_remark=entries[1].tag)
+    shop.brokers['hedge'].rows['o9'] = order
+    shop.desk.settle_open()
+    assert [shop.journal.find(bq.PLACE, name).state for name in 'ab'] == [bq.UNKNOWN, bq.ACCEPTED]
+
+
+def test_a_first_start_that_was_interrupted_is_gone_on_with(tmp_path):
+    path = str(tmp_path / 'orders.sqlite')
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        for statement in ('PRAGMA user_version=2', 'PRAGMA application_id=%d' % bq.JOURNAL_APPLICATION,
+                          bq._JOURNAL_TABLE):
+            db.execute(statement)
+        db.commit()
+    bq.Journal(path, FakeClock(OPEN_HOUR)).close()
 
 
 def test_a_key_that_came_cannot_be_declared_void(shop):

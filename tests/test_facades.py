@@ -9,7 +9,7 @@ from datetime import date, datetime
 import pytest
 
 import bullet_qmt as bq
-from tests.base import TOKEN, long_client, server_settings
+from tests.base import TOKEN, long_client, server_settings, serving
 from tests.fakes import FakeClock
 
 pandas = pytest.importorskip('pandas')
@@ -158,6 +158,8 @@ def test_quotes(provider):
         provider.get_current_tick(CODE, df=True)
     assert provider.get_snapshot(CODE)['sid'] == CODE
     assert 'ok' in provider.ensure_cache(CODE, count=1)
+    with pytest.raises(bq.SecurityNotFound):
+        provider.ensure_cache('999999.XSHE', count=1)
 
 
 @pytest.mark.parametrize('symbol', ['000001.SZ', '000001.XSHE'])
@@ -377,6 +379,31 @@ def test_the_account_is_the_one_that_was_meant(connection):
             getattr(broker, call)()
     with pytest.raises(bq.AccountNotFound):
         bq.RemoteQmtBroker('10000002', connection=connection).buy(CODE, 100)
+
+
+def test_a_name_that_means_another_account_is_refused():
+    accounts = tuple(bq.AccountSpec(key, number, 'stock', None, None, True) for key, number in (('main', '55001234'),
+                                                                                    ('hedge', '55004321')))
+    subs = (bq.SubAccountSpec('qa', 'hedge', None),)
+    with serving(FakeClock(NOW), accounts=accounts, sub_accounts=subs) as server, long_client(server) as connection:
+        config = {'account_key': 'main'}
+        for good in ('main', '55001234', 'remote', 'whatever'):
+            assert bq.RemoteQmtBroker(good, config=config, connection=connection).connect()
+        for bad in ('hedge', 'qa', '55004321', '999'):
+            with pytest.raises(bq.AccountNotFound):
+                bq.RemoteQmtBroker(bad, config=config, connection=connection).buy(CODE, 100)
+        assert connection.request('broker.orders', {'account_key': 'main'}) == []
+
+
+@pytest.mark.parametrize('key', ['', '  '])
+def test_an_empty_key_is_refused_before_anything_is_sent(broker, key):
+    before = len(broker.get_orders())
+    with pytest.raises(bq.BadRequest) as caught:
+        broker.place_order(CODE, 'BUY', 100, {'type': 'market'}, idempotency_key=key)
+    assert caught.value.broker_called is False
+    with pytest.raises(bq.BadRequest):
+        broker.cancel_order('1', idempotency_key=key)
+    assert len(broker.get_orders()) == before
 
 
 def test_a_key_that_was_never_used_is_told_apart_and_void(broker, monkeypatch):

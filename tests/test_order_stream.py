@@ -1,6 +1,10 @@
 """Orders, trades and account figures as events: numbered, kept, told again from any number on."""
+import os
 import queue
-from datetime import datetime
+import shutil
+import sqlite3
+import threading
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -34,6 +38,14 @@ class Heard:
         while rows[-1]['status'] != status:
             rows.append(self.next('order'))
         return rows
+
+
+    def until_settled(self, placed):
+        """The number of the last event of a market order that fills whole: the account's."""
+        row = self.next('order')
+        while (row['order_id'], row['status']) != (placed['order_id'], 'filled'):
+            row = self.next('order')
+        return self.next('account')['seq']
 
 
 def buy(client, key, **more):
@@ -78,7 +90,7 @@ def test_trades_and_account_figures_are_told_too():
 def test_a_broker_facade_follows():
     with serving(FakeClock(NOW)) as server, long_client(server) as client:
         broker, rows = bq.RemoteQmtBroker(connection=client), queue.Queue()
-        assert broker.follow(on_order=rows.put) == 0
+        assert broker.follow(on_order=rows.put) == server.service.desk.journal.last_event()
         broker.buy('000001.XSHE', 100)
         assert rows.get(timeout=20)['security'] == '000001.XSHE'
 
@@ -124,15 +136,80 @@ def test_a_server_with_another_journal_is_a_gap():
     with serving(FakeClock(NOW)) as first, serving(FakeClock(NOW)) as second, \
             long_client(first, backoff_s=(0.05, 0.2)) as client:
         heard = Heard(client)
-        buy(client, 'one')
-        heard.until('filled')
+        last = heard.until_settled(buy(client, 'one'))
         client.endpoint.port = second.address[1]
         with client._lock:
             client._channel.abort()
-        assert heard.next('stream_gap')['journal_id'] == second.service.desk.journal.id
+        assert heard.next('stream_gap')['after'] >= last
         assert becomes(lambda: second.service.desk.stream._hearers)
         buy(client, 'two')
         assert heard.until('filled')
+
+
+def test_numbers_of_another_journal_are_a_gap_for_a_new_process_too():
+    with serving(FakeClock(NOW)) as first, long_client(first) as client:
+        last = Heard(client).until_settled(buy(client, 'one'))
+    with serving(FakeClock(NOW + timedelta(minutes=1))) as second, long_client(second) as client:
+        missed = buy(client, 'two')
+        heard = Heard(client, after=last)
+        assert heard.next('stream_gap')['after'] == last
+        assert heard.until('filled')[-1]['order_id'] == missed['order_id']
+
+
+def test_numbers_that_began_anew_are_a_gap_and_what_comes_is_told():
+    """The clock was set back, and there is a new journal."""
+    with serving(FakeClock(NOW)) as server, long_client(server) as client:
+        heard = Heard(client, after=1 << 50)
+        assert heard.next('stream_gap')['after'] == 1 << 50
+        assert heard.until_settled(buy(client, 'one')) < 1 << 50
+
+
+def test_a_second_start_elsewhere_on_the_same_connection_is_refused():
+    with serving(FakeClock(NOW)) as server, long_client(server) as client:
+        newest = client.follow_orders()
+        assert client.follow_orders() == newest
+        with pytest.raises(bq.BadRequest):
+            client.follow_orders(after=0)
+
+
+def test_a_server_without_the_stream_says_so():
+    with serving(FakeClock(NOW)) as server, long_client(server) as client:
+        client.ack = dict(client.ack, features=['tick'])
+        with pytest.raises(bq.NotSupported):
+            client.follow_orders()
+
+
+def test_a_stream_that_is_refused_for_now_is_asked_for_again(monkeypatch):
+    refused = queue.Queue()
+
+    def busy(service, payload, caller):
+        refused.put(payload)
+        raise bq.ServerBusy('忙', retry_after_s=0.01)
+
+    monkeypatch.setattr(bq, 'RESUBSCRIBE_PAUSE_S', 0.05)
+    with serving(FakeClock(NOW)) as server, long_client(server, backoff_s=(0.05, 0.2)) as client:
+        heard = Heard(client)
+        last = heard.until_settled(buy(client, 'one'))
+        monkeypatch.setitem(bq.ACTIONS, 'broker.subscribe_events',
+                            bq.ACTIONS['broker.subscribe_events']._replace(run=busy))
+        with client._lock:
+            client._channel.abort()
+        assert refused.get(timeout=20) == {'after': last} == refused.get(timeout=20)
+        monkeypatch.undo()
+        heard.until_settled(buy(client, 'two'))
+
+
+def test_a_stream_that_is_refused_for_good_is_a_gap(monkeypatch):
+    def off(service, payload, caller):
+        raise bq.ServiceDisabled('关闭了')
+
+    with serving(FakeClock(NOW)) as server, long_client(server, backoff_s=(0.05, 0.2)) as client:
+        heard = Heard(client)
+        monkeypatch.setitem(bq.ACTIONS, 'broker.subscribe_events',
+                            bq.ACTIONS['broker.subscribe_events']._replace(run=off))
+        with client._lock:
+            client._channel.abort()
+        assert heard.next('stream_gap')['error']['code'] == 'SERVICE_DISABLED'
 
 
 def test_a_sub_account_hears_of_its_own_orders():
@@ -150,6 +227,18 @@ def test_a_sub_account_hears_of_its_own_orders():
         assert frame['seq'] > 0 and frame['payload']['account_key'] == 'default'
 
 
+def test_a_sub_account_hears_of_its_own_unknown_orders_only():
+    subs = (bq.SubAccountSpec('mine', 'default', None), bq.SubAccountSpec('other', 'default', None))
+    with serving(FakeClock(NOW), sub_accounts=subs) as server, raw_socket(server) as mine, raw_socket(server) as whole:
+        login_raw(mine, features=['order_settled'], sub_account_id='mine@default')
+        login_raw(whole, features=['order_settled'])
+        assert becomes(lambda: len(server.service._hearers) == 2)
+        for sub in ('other', None, 'mine'):
+            server.service.desk.publish('order_settled', {'account_key': 'default', 'sub_account_id': sub})
+        assert read_raw(mine)['payload']['sub_account_id'] == 'mine'
+        assert [read_raw(whole)['payload']['sub_account_id'] for _ in range(3)] == ['other', None, 'mine']
+
+
 def test_after_unsubscribing_nothing_comes():
     with serving(FakeClock(NOW)) as server, long_client(server) as client, raw_socket(server) as sock:
         login_raw(sock)
@@ -157,7 +246,7 @@ def test_after_unsubscribing_nothing_comes():
         assert becomes(lambda: server.service.desk.stream._hearers)
         ask_raw(sock, 'broker.unsubscribe_events')
         assert becomes(lambda: not server.service.desk.stream._hearers)
-        buy(client, 'k')
+        Heard(client).until_settled(buy(client, 'k'))  # by now it would have been told to others as well
         assert ask_raw(sock, 'admin.health')['type'] == 'response'
     assert becomes(lambda: not server.service.desk.stream._hearers)
 
@@ -168,7 +257,7 @@ def test_a_number_that_is_none_is_refused(after):
         client.request('broker.subscribe_events', {'after': after})
 
 
-def test_one_that_does_not_read_is_cut_off_and_can_ask_again(monkeypatch):
+def test_one_that_does_not_read_is_cut_off(monkeypatch):
     monkeypatch.setattr(bq.Outbox, 'BACKLOG_LIMIT', 200)
     with serving(FakeClock(NOW)) as server, long_client(server) as client, raw_socket(server) as deaf:
         login_raw(deaf)
@@ -215,7 +304,9 @@ def test_what_changed_while_the_broker_was_away_is_told_when_it_is_back(shop):
     assert [(event.event, event.payload['order_id']) for event in events] == [('order', order_id), ('trade', order_id)]
     shop.desk.stream.look_again('main')
     shop.main.become(order_id, 'filled')
-    assert heard.empty() or heard.get(timeout=0.1) is None
+    other = shop.place(idempotency_key='other')['order_id']
+    shop.main.become(other, 'open')
+    assert heard.get(timeout=20).payload['order_id'] == other, 'nothing twice'
 
 
 def test_a_new_day_begins_with_nothing_told(shop):
@@ -235,6 +326,139 @@ def test_a_full_disk_costs_the_numbers_not_the_news(shop):
     shop.main.become(order_id, 'filled')
     event = heard.get(timeout=20)
     assert (event.seq, event.payload['status']) == (None, 'filled')
+
+
+def test_one_bad_record_costs_the_others_nothing(shop):
+    heard = hear(shop)
+    order_id = shop.place(idempotency_key='k')['order_id']
+    row = shop.main.rows[order_id]
+    for bad in (None, row.replace(status_msg=object())):
+        shop.desk.stream.tell('main', 'order', bad)
+    shop.desk.stream.tell('nobody', 'order', row)
+    late = hear(shop)
+    shop.main.become(order_id, 'filled')
+    assert late.get(timeout=20).payload['order_id'] == order_id and heard is not late
+
+
+def test_many_or_old_events_are_a_gap(shop, monkeypatch):
+    journal = shop.journal
+    begin = journal.last_event()
+    assert not journal.misses_after(begin) and journal.misses_after(begin - 1) and journal.misses_after(begin + 1)
+    added = journal.add_events([('main', None, 'order', {'n': number}) for number in range(6)])
+    assert not journal.misses_after(begin) and [event.payload['n'] for event in journal.events_after(begin)] == [
+        0, 1, 2, 3, 4, 5]
+    monkeypatch.setattr(bq, 'EVENTS_AT_ONCE', 4)
+    assert journal.misses_after(begin) and not journal.misses_after(added[1].seq)
+    assert [event.payload['n'] for event in journal.events_after(journal.newest_after(begin))] == [2, 3, 4, 5]
+    assert journal.newest_after(added[1].seq) == added[1].seq
+    monkeypatch.setattr(bq, 'EVENTS_AT_ONCE', 100)
+    shop.clock.advance(86400 * (bq.EVENT_DAYS + 1))
+    newest = journal.add_events([('main', None, 'order', {'n': 6})])[0]
+    journal.prune()
+    assert journal.misses_after(added[4].seq) and not journal.misses_after(added[5].seq)
+    assert journal.events_after(0) == [newest]
+
+
+def test_what_was_missed_is_told_in_slices_that_hold_up_nobody(shop, monkeypatch):
+    monkeypatch.setattr(bq.OrderStream, 'SLICE', 3)
+    begin = shop.journal.last_event()
+    shop.journal.add_events([('main', None, 'order', {'n': number}) for number in range(10)])
+    told, stream, middle, go = queue.Queue(), shop.desk.stream, threading.Event(), threading.Event()
+
+    def slow(event):
+        if event.payload.get('n') == 1:
+            middle.set()
+            assert go.wait(20)
+        told.put(event)
+
+    stream.hear('other', told.put)
+    stream.hear('slow', slow, begin)
+    assert middle.wait(20)
+    shop.main.become(shop.place(idempotency_key='k')['order_id'], 'open')  # its news waits behind one slice
+    go.set()
+    events = [told.get(timeout=20) for _ in range(12)]
+    news = [event for event in events if event.event == 'order' and 'n' not in event.payload]
+    assert [event.payload['n'] for event in events if 'n' in event.payload] == list(range(10))
+    assert len(news) == 2 and events.index(news[0]) == 3, 'after the first slice, and again at the end'
+    assert events[-1] == news[1]
+
+
+def test_one_who_leaves_or_asks_anew_hears_no_more_of_the_old_question(shop, monkeypatch):
+    monkeypatch.setattr(bq.OrderStream, 'SLICE', 2)
+    begin = shop.journal.last_event()
+    shop.journal.add_events([('main', None, 'order', {'n': number}) for number in range(7)])
+    first, second, stream = queue.Queue(), queue.Queue(), shop.desk.stream
+
+    def hears_once(event):
+        first.put(event.payload['n'])
+        if event.payload['n'] == 0:
+            stream.hear('me', lambda event: second.put(event.payload['n']), begin)
+
+    stream.hear('me', hears_once, begin)
+    assert [second.get(timeout=20) for _ in range(7)] == list(range(7))
+    assert [first.get() for _ in range(first.qsize())] == [0, 1]
+
+
+def test_a_push_that_waited_takes_no_order_back(shop):
+    heard = hear(shop)
+    order_id = shop.place(idempotency_key='k', amount=200)['order_id']
+    row = shop.main.rows[order_id]
+    for status, filled in (('filling', 100), ('filled', 200), ('filling', 150), ('filled', 100), ('open', 200)):
+        shop.desk.stream.tell('main', 'order', row.replace(status=status, filled=filled))
+    shop.main.become(shop.place(idempotency_key='last')['order_id'], 'open')
+    told = [heard.get(timeout=20).payload for _ in range(3)]
+    assert [(item['status'], item['filled']) for item in told] == [('filling', 100), ('filled', 200), ('open', 0)]
+
+
+def test_a_day_that_changes_lets_old_events_go(shop):
+    heard = hear(shop)
+    order_id = shop.place(idempotency_key='k')['order_id']
+    shop.main.become(order_id, 'open')
+    first = heard.get(timeout=20)
+    shop.clock.advance(86400 * (bq.EVENT_DAYS + 1))
+    shop.main.become(order_id, 'open')
+    assert heard.get(timeout=20).seq > first.seq
+    assert [event.seq > first.seq for event in shop.journal.events_after(0)] == [True]
+
+
+def test_numbers_go_on_beyond_what_a_lost_disk_may_have_told(tmp_path):
+    clock, path = FakeClock(NOW), str(tmp_path / 'orders.sqlite')
+    journal = bq.Journal(path, clock)
+    shutil.copy(path, path + '.before')
+    told = journal.add_events([('main', None, 'order', {})] * 5)[-1].seq
+    journal.close()
+    for name in os.listdir(str(tmp_path)):
+        if not name.endswith('.before'):
+            os.remove(str(tmp_path / name))
+    os.rename(path + '.before', path)
+    clock.advance(1)
+    journal = bq.Journal(path, clock)
+    assert journal.add_events([('main', None, 'order', {})])[0].seq > told
+    journal.close()
+
+
+def test_a_session_that_has_ended_leaves_no_hearer():
+    with serving(FakeClock(NOW)) as server:
+        class Gone:
+            ended, account = True, None
+        caller = type('Caller', (), {'session': Gone(), 'with_defaults': lambda self, payload: payload})()
+        server.service.call('broker.subscribe_events', {}, caller)
+        with long_client(server) as client:
+            Heard(client)
+            assert becomes(lambda: len(server.service.desk.stream._hearers) == 1)
+
+
+@pytest.mark.parametrize('failure', [ValueError('x'), sqlite3.OperationalError('disk full'), KeyboardInterrupt()])
+def test_whatever_breaks_off_a_transaction_leaves_none_open(shop, failure):
+    with pytest.raises((ValueError, bq.JournalError, KeyboardInterrupt)):
+        with shop.journal._database(sync=True) as db:
+            db.execute('BEGIN')
+            db.execute('UPDATE floor SET seq=seq+7')
+            raise failure
+    assert not shop.journal._db.in_transaction
+    assert shop.journal._db.execute('PRAGMA synchronous').fetchone()[0] in (1, 2)
+    assert not shop.journal.misses_after(shop.journal.last_event())
+    assert shop.place(idempotency_key='next')['order_id']
 
 
 def test_a_hearer_that_fails_and_a_broker_that_cannot_be_asked_end_nothing(shop):
@@ -259,6 +483,6 @@ def test_an_older_journal_is_taken_over(tmp_path):
     shop.journal._db.execute('DROP TABLE events')
     shop.journal._db.execute('PRAGMA user_version=1')
     shop.restart()
-    assert shop.place(idempotency_key='k')['order_id'] == 'o1' and shop.journal.last_event() == 0
+    assert shop.place(idempotency_key='k')['order_id'] == 'o1' and shop.journal.events_after(0) == []
     assert shop.journal._db.execute('PRAGMA user_version').fetchone()[0] == bq.JOURNAL_SCHEMA
     shop.desk.close()

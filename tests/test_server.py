@@ -234,6 +234,8 @@ SHAPES = [
     ('data.unsubscribe', {'securities': [CODE]}, lambda payload: payload == {'count': 0, 'removed': 0}),
     ('data.unsubscribe_all', {}, lambda payload: payload == {'count': 0, 'removed': 0}),
     ('broker.account', {}, is_dict_of(ACCOUNT_ROW)),
+    ('broker.subscribe_events', {}, lambda payload: set(payload) == {'seq', 'gap'} and payload['seq'] >= 0),
+    ('broker.unsubscribe_events', {}, lambda payload: payload == {}),
 ]
 
 

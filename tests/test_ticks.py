@@ -188,12 +188,12 @@ def test_a_whole_market_is_one_subscription_and_pushes_all_of_it(monkeypatch):
             for code, price in ((ONE, 1.0), (TWO, 2.0), (THREE, 3.0)):
                 source.tick(code, price)
             told = [read_raw(sock)['payload'] for _ in range(2)]
-            assert [(tick['sid'], tick['last_price']) for tick in told] == [(TWO, 2.0), ('600519.SH', 3.0)]
+            assert [(tick['symbol'], tick['last_price']) for tick in told] == [(TWO, 2.0), ('600519.SH', 3.0)]
             assert read_raw(other)['payload']['last_price'] == 2.0
             assert change(sock, 'unsubscribe', 'SH') == {'count': 1, 'removed': 1}
             source.tick(TWO, 4.0)
             assert read_raw(other)['payload']['last_price'] == 4.0
-            assert change(sock, 'unsubscribe') == {'count': 0, 'removed': 1}
+            assert ask_raw(sock, 'data.unsubscribe_all')['payload'] == {'count': 0, 'removed': 1}
 
 
 def test_all_markets_at_once(monkeypatch):
@@ -336,6 +336,18 @@ class EagerChannel:
     def write(self, data):
         self.data += bytes(data)
         self.threads.append(threading.current_thread())
+
+
+def test_who_lets_small_answers_wait_is_cut_off(monkeypatch):
+    monkeypatch.setattr(bq.Outbox, 'SMALL_LIMIT', 5000)
+    channel, outbox = held_outbox()
+    cut = []
+    channel.abort = lambda: cut.append(True)
+    with pytest.raises(bq.ConnectionLost):
+        for _ in range(100):
+            outbox.put([bq.encode_frame({'n': 'x' * 500})])
+    assert cut == [True] and len(sent(channel, 10)) == 10
+    outbox.close()
 
 
 def test_a_free_line_needs_no_thread():

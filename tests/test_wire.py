@@ -1,5 +1,6 @@
 """Section 6: frames, and the channel that carries them over plain and TLS sockets."""
 import contextlib
+import itertools
 import json
 import socket
 import ssl
@@ -402,3 +403,25 @@ def test_tls_a_peer_that_never_reads_is_given_up(tls_pair):
     tls_pair[0].write_timeout_s = 0.05
     with pytest.raises(b.ConnectionLost):
         tls_pair[0].write_frame({'a': 'x' * 20000000})
+
+
+# -- looking before sleeping -----------------------------------------------------------------------------------
+def test_a_look_that_misses_makes_the_next_ones_rarer_and_a_hit_makes_them_usual(monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr(b.time, 'perf_counter', lambda: next(clock) * 0.00005)
+    monkeypatch.setattr(b.os, 'cpu_count', lambda: 2)
+    spin, looks = b._Spin(), []
+    never = lambda timeout_s: looks.append(timeout_s)  # noqa: E731
+    assert not spin.sees(never) and 0 < len(looks) <= 5 and set(looks) == {0}
+    del looks[:]
+    assert [spin.sees(never) for _ in range(2)] == [False, False] and looks == [], 'it rests'
+    assert not spin.sees(never) and looks
+    del looks[:]
+    assert [spin.sees(never) for _ in range(4)] == [False] * 4 and looks == []
+    assert spin.sees(lambda timeout_s: True) and spin.sees(lambda timeout_s: True)
+
+
+def test_one_core_never_looks(monkeypatch):
+    monkeypatch.setattr(b.os, 'cpu_count', lambda: 1)
+    spin = b._Spin()
+    assert not any(spin.sees(lambda timeout_s: True) for _ in range(5000))
