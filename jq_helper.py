@@ -41,6 +41,7 @@ Contents, each section using only those above it:
    21. REPORT       the run as lines, CSV files and one HTML page
    22. BACKTEST     from a strategy's file to its result; the command
 """
+import ast
 import base64
 import bisect
 import contextlib
@@ -62,6 +63,7 @@ from array import array
 from collections import Counter, OrderedDict, deque, namedtuple
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from time import monotonic
 
 from bullet_qmt import (
     BAR_MINUTES, BEIJING, FINAL_STATUSES, BadRequest, BulletError, ConfigError, DataUnavailable, LocalConnection,
@@ -70,13 +72,13 @@ from bullet_qmt import (
     factor_at, factor_ranges, format_table, from_ms, instrument, load_settings, lot_problem, normalize_code,
     normalize_codes, open_service, optional_import, order_style, parse_bool, parse_frequency, parse_host,
     parse_moment, parse_order_id, parse_text, parse_token, printable, qmt_code, real, round_lot, round_to_tick, scale,
-    to_ms, whole, windows_from_end)
+    text_width, to_ms, whole, windows_from_end)
 
 __all__ = [
     'configure', 'get_data_client', 'get_broker_client', 'order', 'order_value', 'order_target', 'order_target_value',
     'order_percent', 'order_target_percent', 'cancel_order', 'get_order_status', 'get_open_orders', 'get_orders',
     'get_trades', 'get_account', 'get_positions', 'MarketOrderStyle', 'LimitOrderStyle', 'RemoteAccount',
-    'RemotePosition', 'RemoteOrder', 'RemoteTrade', 'BulletError', 'OrderRejected', 'OrderStateUnknown',
+    'RemotePosition', 'RemoteOrder', 'RemoteTrade', 'BulletError', 'OrderRejected', 'OrderStateUnknown', 'backtest',
 ]
 
 # ======================================================================================================
@@ -4544,8 +4546,11 @@ DEFAULT_BENCHMARK = '000300.XSHG'
 
 
 @contextlib.contextmanager
-def opened_provider(source='qmt-remote'):
-    """The provider that `source` names: qmt-remote (QMT_SERVER_* say where), stub, csv:DIR; or a provider as it is."""
+def opened_provider(source='qmt-remote', config=None):
+    """The provider that `source` names: qmt-remote, stub, csv:DIR; or a provider as it is.
+
+    config: host, port, token, tls_cert, rpc_timeout of qmt-remote; what is missing comes from QMT_SERVER_*.
+    """
     if not isinstance(source, str):
         yield source
         return
@@ -4553,7 +4558,7 @@ def opened_provider(source='qmt-remote'):
     if kind not in ('qmt-remote', 'stub', 'csv') or bool(directory) != (kind == 'csv'):
         raise ConfigError('不认识的行情来源 %s' % brief(source), '可用：qmt-remote、stub、csv:目录')
     if kind == 'qmt-remote':
-        with contextlib.closing(RemoteQmtProvider()) as provider:
+        with contextlib.closing(RemoteQmtProvider(config)) as provider:
             yield provider
         return
     given = {'server_type': 'stub', 'token': uuid.uuid4().hex, 'stub_data': directory or None}
@@ -4563,20 +4568,20 @@ def opened_provider(source='qmt-remote'):
 
 
 def backtest(path, start, end, cash=1000000, frequency='day', benchmark=None, provider='qmt-remote', params=None,
-             on_error='stop', write=None, progress=lambda *figures: None):
+             on_error='stop', write=None, progress=lambda *figures: None, config=None):
     """Runs a JoinQuant strategy over past trade days; a BacktestResult.
 
     path: the strategy's file. start, end: dates, both included. frequency 'day' or 'minute'. benchmark: a code, before
     the strategy's own choice. provider: see opened_provider(). params: dict, put into `g` before initialize and in
     place of the module's constants of the same names. on_error 'stop' or 'continue'. write(line): the log's lines.
-    progress(done, total, day, equity): after each day. Ctrl-C ends the run early: finished is False then.
+    config: see opened_provider(). progress(done, total, day, equity): after each day. Ctrl-C ends the run early: finished is False then.
     Raises StrategyError, whose `result` is that of the days before; ConfigError and other BulletErrors.
     """
     start, end = _run_span(start, end)
     check_choice(frequency, 'frequency', ('day', 'minute'))
     check_choice(on_error, 'on_error', ('stop', 'continue'))
     strategy, params = StrategyFile(path), OrderedDict(params or {})
-    with opened_provider(provider) as source:
+    with opened_provider(provider, config) as source:
         run = BacktestRun(strategy, source, start, end, check_number(cash, 'cash', 1), frequency, params,
                           _beijing_today(), on_error, write or (lambda line: None), progress)
         try:
@@ -4679,3 +4684,127 @@ def _position_rows(run, names):
 def _dividend_row(day, event, names):
     return OrderedDict(date=day, security=event.security, name=names[event.security], amount=event.amount,
                        cash=event.cash, tax=event.tax, shares=event.shares)
+
+
+# -- the command ---------------------------------------------------------------------------------------------------
+class Screen:
+    """Where a run shows itself: a bar that stays in place on a terminal, a line for each tenth otherwise.
+
+    write(text): to the console. interactive: whether it is a terminal. log: an open file for the strategy's lines, or
+    None to show them.
+    """
+
+    WIDTH, REFRESH_S = 24, 0.1
+
+    def __init__(self, write, interactive, log=None, clock=monotonic):
+        self._write, self._interactive, self._log, self._clock = write, interactive, log, clock
+        self._started, self._shown_at, self._tenths, self._bar = clock(), None, 0, ''
+
+    def line(self, text):
+        """A line of the strategy's log."""
+        if self._log is not None:
+            self._log.write(text + '\n')
+        else:
+            self.say(printable_lines(text))
+
+    def say(self, text):
+        """Above the bar, which is drawn again below."""
+        self._write('%s%s\n%s' % (self._cleared(), text, self._bar))
+
+    def progress(self, done, total, day, equity):
+        now = self._clock()
+        if not self._interactive:
+            if done * 10 // total > self._tenths:
+                self._tenths = done * 10 // total
+                self._write('%3d%%  %s\n' % (done * 100 // total, self._figures(now, done, total, day, equity)))
+        elif self._shown_at is None or now - self._shown_at >= self.REFRESH_S or done == total:
+            self._shown_at, full = now, self.WIDTH * done // total
+            bar = '[%s%s] %5.1f%%  ' % ('#' * full, '.' * (self.WIDTH - full), done * 100 / total)
+            cleared = self._cleared()
+            self._bar = bar + self._figures(now, done, total, day, equity)
+            self._write(cleared + self._bar)
+
+    def finish(self):
+        """The bar gives way to what comes next."""
+        cleared, self._bar = self._cleared(), ''
+        self._write(cleared)
+
+    def _cleared(self):
+        return '\r%s\r' % (' ' * text_width(self._bar)) if self._bar else ''
+
+    def _figures(self, now, done, total, day, equity):
+        passed = max(now - self._started, 1e-9)
+        return '%s  %.0f 日/秒  剩余 %s  总资产 %s' % (
+            day, done / passed, _span_of_seconds(passed / done * (total - done)), shown_value(equity, 'money'))
+
+
+def _span_of_seconds(seconds):
+    return '%d:%02d' % divmod(int(seconds + 0.5), 60)
+
+
+def printable_lines(text):
+    """Text whose lines are kept and whose control characters are not."""
+    return '\n'.join(map(printable, str(text).splitlines()))
+
+
+def parse_params(texts):
+    """['fast=5', 'name=abc'] -> OrderedDict; numbers, True, False and None as such. Raises ConfigError."""
+    params = OrderedDict()
+    for text in texts or ():
+        name, equals, value = text.partition('=')
+        if not equals or not name.strip().isidentifier():
+            raise ConfigError('参数 %s 不是 名称=值 的形式' % brief(text), '例如 --param fast=5')
+        params[name.strip()] = _literal(value.strip())
+    return params
+
+
+def _literal(text):
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+# What the command was told. path, start, end, cash, frequency, benchmark, params, provider, config, on_error: as in
+# backtest(). output: directory or None for one named after the strategy. html, csv: whether to write them.
+BacktestOrder = namedtuple('BacktestOrder', 'path start end cash frequency benchmark params provider config on_error '
+                                            'output html csv')
+
+
+def run_backtest_command(order, screen):
+    """Runs a backtest and shows it; the exit code: 0, 1 where the strategy failed, 130 after Ctrl-C."""
+    failure = None
+    try:
+        result = backtest(order.path, order.start, order.end, order.cash, order.frequency, order.benchmark,
+                          order.provider, order.params, order.on_error, screen.line, screen.progress, order.config)
+    except StrategyError as error:
+        failure, result = error, error.result
+    screen.finish()
+    metrics = compute_metrics(result)
+    for line in summary_lines(result, metrics):
+        screen.say(line)
+    if failure is not None:
+        screen.say('\n策略出错（%s）：\n%s' % (
+            '没有行号' if failure.line is None else '第 %d 行' % failure.line, printable_lines(failure.text)))
+    for path in _write_results(order, result, metrics) if result.days else ():
+        screen.say('已写入 %s' % path)
+    return 1 if failure is not None else 0 if result.finished else 130
+
+
+def _write_results(order, result, metrics):
+    """What was written: the page, and the directory of the tables."""
+    directory, written = order.output or output_directory(order), []
+    if order.csv:
+        written.append('%s（%d 个 CSV 文件）' % (directory, len(write_csvs(result, metrics, directory))))
+    if order.html:
+        _make_directory(directory)
+        path = os.path.join(directory, 'report.html')
+        write_html(result, metrics, path)
+        written.append(path)
+    return written
+
+
+def output_directory(order):
+    """Beside where the command was given, named after the strategy and its span."""
+    stem = os.path.splitext(os.path.basename(order.path))[0]
+    return os.path.join('backtests', '%s_%s_%s' % (stem, order.start, order.end))
