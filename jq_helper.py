@@ -1319,7 +1319,18 @@ class BarBlock:
         self.code, self.times, self.columns, self.steps = code, times, columns, steps
         self.numpy = optional_import('numpy')
         self.moments = self.numpy.array(times, dtype='int64')
-        self._levels, self._index = OrderedDict(), None
+        self._levels, self._index, self._live, self._live_before = OrderedDict(), None, None, None
+
+    def live_rows(self, start, stop, count=None):
+        """The rows from start to stop that traded, the last `count` of them: a slice, or an array with gaps."""
+        if self._live is None:
+            traded = self.numpy.array(self.columns['paused']) == 0
+            self._live = self.numpy.flatnonzero(traded)
+            self._live_before = [0] + self.numpy.cumsum(traded).tolist()
+        first, end = self._live_before[start], self._live_before[stop]
+        rows = self._live[first if count is None else max(first, end - count):end]
+        whole = len(rows) and rows[-1] - rows[0] == len(rows) - 1
+        return slice(int(rows[0]), int(rows[-1]) + 1) if whole else rows
 
     @property
     def index(self):
@@ -1358,17 +1369,11 @@ class BarBlock:
 
 
 class DayBlock(BarBlock):
-    """A row for each trade day from the calendar's row `first` on. complete: whether it reaches back to the listing.
-
-    live: rows that traded; live_before[n]: how many of the first n rows did.
-    """
+    """A row for each trade day from the calendar's row `first` on. complete: whether there is nothing before it."""
 
     def __init__(self, code, times, columns, steps, first, complete):
         super().__init__(code, times, columns, steps)
         self.first, self.complete = first, complete
-        traded = self.numpy.array(columns['paused']) == 0
-        self.live = self.numpy.flatnonzero(traded)
-        self.live_before = [0] + self.numpy.cumsum(traded).tolist()
 
 
 class BarStore:
@@ -1527,28 +1532,41 @@ _SIX = ('open', 'close', 'high', 'low', 'volume', 'money')
 _FIELDS = frozenset(_DAY_FIELDS) | {'factor', 'avg', 'price'}
 _TODAY = object()  # fq_ref_date was not given
 
-# Rows of one security: times (ms), columns name -> numpy array, index: a pandas index of the times.
-Window = namedtuple('Window', 'times columns index')
+
+class Window:
+    """Rows of one security: times (ms), columns name -> numpy array, index: the times as pandas has them."""
+
+    def __init__(self, times, columns, index_of):
+        self.times, self.columns, self._index_of = times, columns, index_of
+
+    @property
+    def index(self):
+        """Made when it is asked for: where many windows become one frame, one index will do."""
+        return self._index_of()
 
 
 class DataView:
     """Market data at the time T. options: of the strategy (use_real_price, avoid_future_data).
 
-    move(moment) sets T. The engine asks last_price, day_value, limits, minute_hits; strategies the calls below.
+    move(moment) sets T; before_row, done_row: the calendar's row of the day before T's and of the last complete day.
+    The engine asks last_price, day_value, limits, bars_between; strategies the calls below.
     """
+
+    day = None
 
     def __init__(self, store, options, warn):
         self.store, self.options, self._warn = store, options, warn
         self.numpy, self.pandas = store.numpy, store.pandas
-        self.universe = []
+        self.universe, self._label_cache = [], {}
 
     def move(self, moment):
-        self.now, self.minute = moment, moment.hour * 60 + moment.minute
-        self.now_ms, day = to_ms(moment), moment.date()
+        self.now, self.minute, day = moment, moment.hour * 60 + moment.minute, moment.date()
+        self.now_ms = to_ms(moment)
         self.today_row = self.store.row_of.get(day)
-        before = bisect.bisect_left(self.store.days, day) - 1
+        if self.day != day:
+            self.day, self.before_row = day, bisect.bisect_left(self.store.days, day) - 1
         closed = self.today_row is not None and self.minute >= _CLOSE_MINUTE
-        self.done_row = self.today_row if closed else before
+        self.done_row = self.today_row if closed else self.before_row
 
     # -- what the engine asks ------------------------------------------------------------------------------------
     def base(self, code, block):
@@ -1616,14 +1634,13 @@ class DataView:
         """Days up to the calendar's row `last`: the last `count`, or those from row `first` on."""
         wanted = max(0, last + 1 - count) if first is None else first
         block = self.store.daily(code, wanted)
-        stop = last + 1 - block.first
-        if skip_paused and count is not None and block.live_before[max(0, stop)] < count:
+        rows = self._day_rows(block, wanted, last, count, skip_paused)
+        if skip_paused and count is not None and _length(rows) < count and not block.complete:
             block = self.store.daily(code, 0)
-            stop = last + 1 - block.first
-        rows = self._day_rows(block, wanted, max(0, stop), count if first is None else None, skip_paused)
+            rows = self._day_rows(block, wanted, last, count, skip_paused)
         level = self._level(code, block, fq) if base is None else base
         columns = OrderedDict((name, block.level(name, level)[rows]) for name in fields)
-        window = Window(block.moments[rows], columns, block.index[rows])
+        window = Window(block.moments[rows], columns, lambda: block.index[rows])
         if not skip_paused and not fill_paused:
             _blank_paused(window.columns, block.level('paused', None)[rows])
         if last == self.today_row and last != self.done_row and len(window.times):
@@ -1631,15 +1648,11 @@ class DataView:
         return window
 
     @staticmethod
-    def _day_rows(block, first, stop, count, skip_paused):
-        """A slice, or an array where suspended days lie between."""
+    def _day_rows(block, first, last, count, skip_paused):
+        start, stop = max(0, first - block.first), max(0, last + 1 - block.first)
         if not skip_paused:
-            return slice(max(0, first - block.first), stop)
-        end = block.live_before[stop]
-        start = end - count if count is not None else block.live_before[max(0, min(first - block.first, stop))]
-        rows = block.live[max(0, start):end]
-        whole = len(rows) and rows[-1] - rows[0] == len(rows) - 1
-        return slice(int(rows[0]), int(rows[-1]) + 1) if whole else rows
+            return slice(start, stop)
+        return block.live_rows(min(start, stop), stop) if count is None else block.live_rows(0, stop, count)
 
     def _level(self, code, block, fq):
         return None if fq is None else 1.0 if fq == 'post' else self.base(code, block)
@@ -1683,33 +1696,30 @@ class DataView:
             block = self.store.minutes(code, first, last)
             if block is None:
                 raise DataUnavailable('%s 没有分钟线' % code, '换一个有分钟线的 --data-provider，或只用日线')
-            rows = self._minute_rows(block, start_ms, end_ms, skip_paused)
-            if count is None or len(rows) >= count or first == 0 or self._is_before_listing(code, first):
+            rows = self._minute_rows(block, start_ms, end_ms, count, skip_paused)
+            if count is None or _length(rows) >= count or first == 0 or self._is_before_listing(code, first):
                 break
             first = max(0, first - BLOCK_DAYS)
-        rows = rows if count is None else rows[max(0, len(rows) - count):]
-        return self._minute_columns(code, block, rows, fields, fill_paused, self._level(code, block, fq)
-                                    if base is None else base)
+        level = self._level(code, block, fq) if base is None else base
+        return self._minute_columns(code, block, rows, fields, fill_paused, level)
 
     def _first_minute_row(self, last, start_ms, count):
         if start_ms is not None:
             return max(0, min(last, bisect.bisect_right(self.store.calendar, start_ms) - 1))
         return max(0, last - -(-count // 240))
 
-    def _minute_rows(self, block, start_ms, end_ms, skip_paused):
-        """The rows of the block as a range, or as an array where suspended minutes lie between."""
+    @staticmethod
+    def _minute_rows(block, start_ms, end_ms, count, skip_paused):
         start = 0 if start_ms is None else bisect.bisect_left(block.times, start_ms)
-        stop = bisect.bisect_right(block.times, end_ms)
-        paused = block.level('paused', None)[start:stop]
-        if skip_paused and len(paused) and paused.any():
-            return start + self.numpy.flatnonzero(paused == 0)
-        return range(start, max(start, stop))
+        stop = max(start, bisect.bisect_right(block.times, end_ms))
+        if skip_paused:
+            return block.live_rows(start, stop, count)
+        return slice(start if count is None else max(start, stop - count), stop)
 
     def _is_before_listing(self, code, row):
         return self.store.days[row] < self.store.info(code)['start_date']
 
     def _minute_columns(self, code, block, rows, fields, fill_paused, level):
-        rows = slice(rows.start, rows.stop) if isinstance(rows, range) else rows
         columns = OrderedDict()
         for name in fields:
             if name in ('high_limit', 'low_limit'):
@@ -1718,7 +1728,7 @@ class DataView:
                 columns[name] = block.level('open' if name == 'pre_close' else name, level)[rows]
         if not fill_paused:
             _blank_paused(columns, block.level('paused', None)[rows])
-        return Window(block.moments[rows], columns, block.index[rows])
+        return Window(block.moments[rows], columns, lambda: block.index[rows])
 
     def _of_days(self, code, name, moments, level):
         """The figure of the day of each of these moments."""
@@ -1731,7 +1741,7 @@ class DataView:
     def _empty(self, fields):
         nothing = self.numpy.empty(0)
         return Window(nothing.astype('int64'), OrderedDict((name, nothing) for name in fields),
-                      self.pandas.DatetimeIndex([]))
+                      lambda: self.pandas.DatetimeIndex([]))
 
     # -- questions -----------------------------------------------------------------------------------------------
     def _end(self, end, unit):
@@ -1791,7 +1801,7 @@ class DataView:
             for name in {'avg', 'price'} & set(columns):
                 columns[name] = columns['money'] / self.numpy.where(columns['volume'] > 0, columns['volume'], 1)
         times = self.numpy.array([rows.times[stop - 1] for _, stop in groups], dtype='int64')
-        return Window(times, columns, self._index_of(times))
+        return Window(times, columns, lambda: self._index_of(times))
 
     def _index_of(self, times):
         return self.pandas.DatetimeIndex(times.astype('datetime64[ms]').astype('datetime64[ns]'))
@@ -1799,7 +1809,7 @@ class DataView:
     def _listed(self, code):
         """Raises SecurityNotFound for what is not known at T."""
         info = self.store.info(code)
-        if info['start_date'] > self.now.date():
+        if info['start_date'] > self.day:
             raise SecurityNotFound('%s 在 %s 还没有上市' % (code, self.now.date()), '核对证券代码和日期')
         return info
 
@@ -1834,11 +1844,15 @@ class DataView:
         return asked, None
 
     def _frame(self, window):
-        return self.pandas.DataFrame(self._matrix(window), index=window.index, columns=list(window.columns))
+        """Times x fields, of a copy."""
+        matrix = self.numpy.array(list(window.columns.values())).T
+        return self.pandas.DataFrame(matrix, index=window.index, columns=self._labels(tuple(window.columns)))
 
-    def _matrix(self, window):
-        """A copy, times x fields."""
-        return self.numpy.array(list(window.columns.values())).T
+    def _labels(self, names):
+        """The pandas index of these column names; to make one takes longer than all the rest of a frame."""
+        if names not in self._label_cache:
+            self._label_cache[names] = self.pandas.Index(names)
+        return self._label_cache[names]
 
     def _many(self, windows, names, panel):
         if panel and hasattr(self.pandas, 'Panel') and _pandas_has_panel(self.pandas):
@@ -1871,7 +1885,7 @@ class DataView:
         first = next(iter(windows.values()))
         if all(len(window.times) == len(first.times) for window in windows.values()):
             matrix = self.numpy.array([window.columns[name] for window in windows.values()]).T
-            return self.pandas.DataFrame(matrix, index=first.index, columns=list(windows))
+            return self.pandas.DataFrame(matrix, index=first.index, columns=self._labels(tuple(windows)))
         return self.pandas.DataFrame(OrderedDict(
             (code, self.pandas.Series(window.columns[name], window.index)) for code, window in windows.items()))
 
@@ -1888,9 +1902,9 @@ class DataView:
         self._listed(code)
         if unit == 'm':
             return self.window(code, unit, step, None, self.now_ms, count, names, skip_paused, True, fq)
-        yesterday = bisect.bisect_left(self.store.calendar, to_ms(self.now.date())) - 1
         days = count * {'d': step, 'w': 7, 'M': 31}[unit]
-        rows = self.day_window(code, names, None, yesterday, days, skip_paused, True, fq)
+        last = min(self.before_row, self.store.last_row)
+        rows = self.day_window(code, names, None, last, days, skip_paused, True, fq)
         return self._merged(rows, unit, step, count)
 
     def get_bars(self, security, count, unit='1d', fields=('date', 'open', 'high', 'low', 'close'), include_now=False,
@@ -2038,6 +2052,10 @@ def _asked_fields(fields):
 
 def _asked_fq(fq):
     return None if fq in (None, 'none', '') else check_choice(fq, 'fq', ('pre', 'post'))
+
+
+def _length(rows):
+    return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
 
 
 def _blank_paused(columns, paused):
@@ -2476,7 +2494,8 @@ class SimulatedBroker(BrokerInterface):
             if amount and order.status in ALIVE:
                 self._fill(order, amount, order.limit, from_ms(ms))
         for order in resting:
-            order.resting_since = max(order.resting_since, until_ms)
+            if order.security not in self.view.store.without_minutes:  # the day as a whole is matched at its end
+                order.resting_since = max(order.resting_since, until_ms)
 
     def _hits(self, order, until_ms):
         """[(ms, volume)] of the bars that go through the order's limit."""
@@ -2774,8 +2793,7 @@ class Session:
     def _sync(self):
         context, view = self.context, self.view
         context.current_dt, context.universe = view.now, view.universe
-        before = bisect.bisect_left(self.store.days, view.now.date()) - 1
-        context.previous_date = self.store.days[before] if before >= 0 else None
+        context.previous_date = self.store.days[view.before_row] if view.before_row >= 0 else None
 
     def _hook(self, name, *more, **options):
         hook = self.strategy.hook(name)
@@ -4574,7 +4592,8 @@ def backtest(path, start, end, cash=1000000, frequency='day', benchmark=None, pr
     path: the strategy's file. start, end: dates, both included. frequency 'day' or 'minute'. benchmark: a code, before
     the strategy's own choice. provider: see opened_provider(). params: dict, put into `g` before initialize and in
     place of the module's constants of the same names. on_error 'stop' or 'continue'. write(line): the log's lines.
-    config: see opened_provider(). progress(done, total, day, equity): after each day. Ctrl-C ends the run early: finished is False then.
+    config: see opened_provider(). progress(done, total, day, equity): after each day. Ctrl-C ends the run early:
+    finished is False then.
     Raises StrategyError, whose `result` is that of the days before; ConfigError and other BulletErrors.
     """
     start, end = _run_span(start, end)
