@@ -11800,6 +11800,8 @@ def run_backtest(args):
         'continue' if args.keep_going else 'stop', args.output, not args.no_html, not args.no_csv)
     with _backtest_log(args.log) as log:
         screen = helper.Screen(_write_out, sys.stdout.isatty(), log)
+        if args.grid:
+            return Exit(helper.run_grid_command(order, helper.parse_grid(args.grid), screen, args.dask))
         return Exit(helper.run_backtest_command(order, screen))
 
 
@@ -11875,6 +11877,8 @@ COMMANDS = OrderedDict([
         _argument('--frequency', default='day', choices=['day', 'minute'], help='按日或按分钟运行（默认 day）'),
         _argument('--benchmark', metavar='CODE', help='基准（默认由策略设置，没有设置时为 000300.XSHG）'),
         _argument('--param', action='append', metavar='NAME=VALUE', help='策略参数，可多次给出：g.NAME 以及同名的模块常量'),
+        _argument('--grid', action='append', metavar='NAME=V,V', help='参数扫描，可多次给出：所有组合各回测一次'),
+        _argument('--dask', metavar='ADDRESS', help='参数扫描改在 dask 集群上运行，如 tcp://host:8786'),
         _argument('--output', metavar='DIR', help='结果目录（默认 backtests/策略_开始_结束）'),
         _argument('--log', metavar='FILE', help='策略的日志写进这个文件，而不是屏幕'),
         _argument('--no-html', action='store_true', help='不写 report.html'),

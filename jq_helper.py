@@ -44,6 +44,7 @@ Contents, each section using only those above it:
 import ast
 import base64
 import bisect
+import concurrent.futures
 import contextlib
 import csv
 import enum
@@ -2691,16 +2692,18 @@ def provided_modules(names):
 
 
 class StrategyFile:
-    """A strategy as its author wrote it. Raises ConfigError where it cannot be read."""
+    """A strategy as its author wrote it. source: its text, read from the path if not given. Raises ConfigError."""
 
-    def __init__(self, path):
-        self.path, self.name = os.path.abspath(path), os.path.basename(path)
+    def __init__(self, path, source=None):
+        self.path, self.name, self.namespace = os.path.abspath(path), os.path.basename(path), {}
+        self.source = self._read() if source is None else source
+
+    def _read(self):
         try:
             with open(self.path, encoding='utf-8-sig') as file:
-                self.source = file.read()
+                return file.read()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError('策略文件 %s 读不出来：%s' % (path, error), '检查路径；文件应为 UTF-8')
-        self.namespace = {}
+            raise ConfigError('策略文件 %s 读不出来：%s' % (self.path, error), '检查路径；文件应为 UTF-8')
 
     def load(self, names, params=None):
         """Runs the module's code with these names; params then replace its constants of the same names."""
@@ -4589,8 +4592,8 @@ def backtest(path, start, end, cash=1000000, frequency='day', benchmark=None, pr
              on_error='stop', write=None, progress=lambda *figures: None, config=None):
     """Runs a JoinQuant strategy over past trade days; a BacktestResult.
 
-    path: the strategy's file. start, end: dates, both included. frequency 'day' or 'minute'. benchmark: a code, before
-    the strategy's own choice. provider: see opened_provider(). params: dict, put into `g` before initialize and in
+    path: the strategy's file, or a StrategyFile. start, end: dates, both included. frequency 'day' or 'minute'.
+    benchmark: a code, before the strategy's own choice. provider: see opened_provider(). params: dict, put into `g` before initialize and in
     place of the module's constants of the same names. on_error 'stop' or 'continue'. write(line): the log's lines.
     config: see opened_provider(). progress(done, total, day, equity): after each day. Ctrl-C ends the run early:
     finished is False then.
@@ -4599,7 +4602,8 @@ def backtest(path, start, end, cash=1000000, frequency='day', benchmark=None, pr
     start, end = _run_span(start, end)
     check_choice(frequency, 'frequency', ('day', 'minute'))
     check_choice(on_error, 'on_error', ('stop', 'continue'))
-    strategy, params = StrategyFile(path), OrderedDict(params or {})
+    strategy = path if isinstance(path, StrategyFile) else StrategyFile(path)
+    params = OrderedDict(params or {})
     with opened_provider(provider, config) as source:
         run = BacktestRun(strategy, source, start, end, check_number(cash, 'cash', 1), frequency, params,
                           _beijing_today(), on_error, write or (lambda line: None), progress)
@@ -4810,6 +4814,121 @@ def run_backtest_command(order, screen):
     return 1 if failure is not None else 0 if result.finished else 130
 
 
+# -- grid ----------------------------------------------------------------------------------------------------------
+GRID_COLUMNS = ('returns', 'annual_returns', 'max_drawdown', 'sharpe', 'win_rate', 'trade_count')
+GRID_ROWS = 30  # shown in the terminal; the CSV file has them all
+
+
+def parse_grid(texts):
+    """['fast=5,10', 'slow=20,60'] -> [OrderedDict of one value each]: all combinations. Raises ConfigError."""
+    axes = OrderedDict()
+    for text in texts:
+        name, _, values = text.partition('=')
+        if not values or not name.strip().isidentifier() or name.strip() in axes:
+            raise ConfigError('--grid %s 不是 名称=值,值 的形式，或名称重复' % brief(text), '例如 --grid fast=5,10')
+        axes[name.strip()] = [_literal(value.strip()) for value in values.split(',')]
+    return [OrderedDict(zip(axes, values)) for values in itertools.product(*axes.values())]
+
+
+def run_grid_point(order, source, params):
+    """One backtest of a grid, wherever it runs: dict of metrics, or of `error`.
+
+    order: a BacktestOrder as a dict; source: the strategy's text, whose file need not be there.
+    """
+    order = BacktestOrder(**order)
+    try:
+        result = backtest(StrategyFile(order.path, source), order.start, order.end, order.cash, order.frequency,
+                          order.benchmark, order.provider, dict(order.params, **params), order.on_error, config=order.config)
+    except StrategyError as error:
+        return {'error': error.text.splitlines()[-1]}
+    except BulletError as error:
+        return {'error': str(error)}
+    return dict(compute_metrics(result).values, error=None)
+
+
+def run_grid_command(order, points, screen, dask=None):
+    """Runs all points at once and shows them, the best returns first; the exit code. Ctrl-C keeps what is done."""
+    done, code, source = OrderedDict(), 0, StrategyFile(order.path).source
+    with _grid_executor(dask) as executor:
+        waiting = {executor.submit(run_grid_point, dict(order._asdict()), source, dict(point)): number
+                   for number, point in enumerate(points)}
+        try:
+            for future in concurrent.futures.as_completed(waiting):
+                done[waiting[future]] = future.result()
+                screen.say('%d/%d  %s' % (len(done), len(points), _point_text(points[waiting[future]])))
+        except KeyboardInterrupt:
+            code = 130
+            for future in waiting:
+                future.cancel()
+    rows = [(points[number], done[number]) for number in sorted(done, key=lambda number: _grid_rank(done[number]))]
+    for line in _grid_lines(rows) if rows else ():
+        screen.say(line)
+    for path in _write_grid(order, rows) if rows else ():
+        screen.say('已写入 %s' % path)
+    return code or int(any(figures['error'] for _, figures in rows))
+
+
+@contextlib.contextmanager
+def _grid_executor(dask):
+    """All cores of this machine, or a dask cluster that is given these two modules."""
+    if dask is None:
+        with concurrent.futures.ProcessPoolExecutor() as executor:
+            yield executor
+        return
+    distributed = optional_import('distributed')
+    if distributed is None:
+        raise ConfigError('--dask 需要 dask.distributed', '先运行 pip install distributed')
+    with contextlib.closing(_dask_client(distributed, dask)) as client:
+        for module in (sys.modules['bullet_qmt'], sys.modules[__name__]):
+            client.upload_file(module.__file__)
+        yield client.get_executor(pure=False)
+
+
+def _dask_client(distributed, address):
+    try:
+        return distributed.Client(address, timeout=10)
+    except (OSError, ValueError) as error:  # no scheduler there, or no address
+        raise ConfigError('连不上 dask 调度器 %s：%s' % (brief(address), error), '例如 --dask tcp://192.0.2.1:8786')
+
+
+def _point_text(point):
+    return '  '.join('%s=%s' % pair for pair in point.items())
+
+
+def _grid_rank(figures):
+    """Best returns first, failures last."""
+    returns = figures.get('returns')
+    return (returns is None, -(returns or 0.0))
+
+
+def _grid_lines(rows):
+    kinds = {name: (label, kind) for group in METRIC_GROUPS.values() for name, label, kind in group}
+    headers = list(rows[0][0]) + [kinds[name][0] for name in GRID_COLUMNS]
+    cells = [[_plain(value) for value in point.values()] + _grid_cells(figures, kinds)
+             for point, figures in rows[:GRID_ROWS]]
+    more = ['另有 %d 组没有列出' % (len(rows) - GRID_ROWS)] if len(rows) > GRID_ROWS else []
+    return format_table(headers, cells, '>' * len(headers)) + more
+
+
+def _grid_cells(figures, kinds):
+    if figures['error']:
+        return [_plain(figures['error'])] + ['-'] * (len(GRID_COLUMNS) - 1)
+    return [shown_value(figures[name], kinds[name][1]) for name in GRID_COLUMNS]
+
+
+def _write_grid(order, rows):
+    """grid.csv: the parameters, all metrics and the error of each point."""
+    if not order.csv:
+        return []
+    directory = order.output or output_directory(order)
+    _make_directory(directory)
+    metrics = [name for group in METRIC_GROUPS.values() for name, _, _ in group]
+    names = list(rows[0][0]) + metrics + ['error']
+    cells = [list(point.values()) + [figures.get(name) for name in metrics + ['error']] for point, figures in rows]
+    return [_write_csv(os.path.join(directory, 'grid.csv'), names, cells)]
+
+
+# -- what is left behind -------------------------------------------------------------------------------------------
 def _write_results(order, result, metrics):
     """What was written: the page, and the directory of the tables."""
     directory, written = order.output or output_directory(order), []

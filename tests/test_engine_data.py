@@ -62,8 +62,8 @@ def test_days_are_those_of_the_provider(real, how, fq):
 @pytest.mark.parametrize('fq', ['pre', None])
 def test_minutes_are_those_of_the_provider(paper, how, fq):
     view = view_at(paper, '2024-05-10 14:33')
-    how = dict(dict(frequency='1m', fields=FIELDS[:7] + ['high_limit', 'pre_close'] if 'frequency' not in how else None),
-               **how)
+    fields = None if 'frequency' in how else FIELDS[:7] + ['high_limit', 'pre_close']
+    how = dict(dict(frequency='1m', fields=fields), **how)
     same(view.get_price('000001.XSHE', fq=fq, **how),
          paper.get_price('000001.XSHE', fq=fq, pre_factor_ref_date='2024-05-10',
                          **dict(dict(end_date='2024-05-10 14:33:00'), **how)))

@@ -126,8 +126,8 @@ def test_another_module_of_the_name_is_put_back(market, tmp_path):
 def test_each_name_of_common_use_is_there(market, tmp_path):
     with open_run(tmp_path, 'def initialize(context): pass', market.source, DAYS[0], DAYS[1]) as prepared:
         names = prepared.session.names()
-    assert set('''log g set_option set_benchmark run_daily set_order_cost get_current_data order_target_value set_slippage
-        get_fundamentals query get_price get_security_info order_target attribute_history FixedSlippage get_index_stocks
+    assert set('''log g set_option set_benchmark run_daily set_order_cost get_current_data order_target_value
+        set_slippage get_fundamentals query get_price get_security_info order_target attribute_history FixedSlippage get_index_stocks
         get_all_securities history run_weekly order_value PriceRelatedSlippage OrderStatus run_monthly order run_query
         get_bars record get_trades get_extras OrderCost PerTrade set_commission send_message read_file write_file
         LimitOrderStyle MarketOrderStyle get_orders get_open_orders cancel_order get_trade_days get_all_trade_days
@@ -251,7 +251,8 @@ def test_a_benchmark_without_data_is_none_and_says_so(market, tmp_path):
 @pytest.mark.parametrize('change, word', [
     (dict(start='2024-03-09', end='2024-03-08'), '2024-03-09'), (dict(start='soon'), 'start'),
     (dict(start='2031-01-01', end='2031-02-01'), '交易日'), (dict(cash=-1), 'cash'),
-    (dict(frequency='tick'), 'frequency'), (dict(provider='nowhere'), 'nowhere'), (dict(path='missing.py'), 'missing.py')])
+    (dict(frequency='tick'), 'frequency'), (dict(provider='nowhere'), 'nowhere'),
+    (dict(path='missing.py'), 'missing.py')])
 def test_arguments_that_cannot_be(market, tmp_path, change, word):
     given = dict(path=written(tmp_path, 'def initialize(context): pass'), start=DAYS[0], end=DAYS[1],
                  provider=market.source)

@@ -30,7 +30,8 @@ class RealDays:
     @staticmethod
     def read(code):
         with open(os.path.join(DATA, code + '_1d.csv'), encoding='utf-8') as file:
-            return {row.pop('date'): {key: float(value) for key, value in row.items()} for row in csv.DictReader(file)}
+            return {row['date']: {key: float(value) for key, value in row.items() if key != 'date'}
+                    for row in csv.DictReader(file)}
 
     def filled(self, rows):
         last = None
