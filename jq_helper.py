@@ -4593,9 +4593,9 @@ def backtest(path, start, end, cash=1000000, frequency='day', benchmark=None, pr
     """Runs a JoinQuant strategy over past trade days; a BacktestResult.
 
     path: the strategy's file, or a StrategyFile. start, end: dates, both included. frequency 'day' or 'minute'.
-    benchmark: a code, before the strategy's own choice. provider: see opened_provider(). params: dict, put into `g` before initialize and in
-    place of the module's constants of the same names. on_error 'stop' or 'continue'. write(line): the log's lines.
-    config: see opened_provider(). progress(done, total, day, equity): after each day. Ctrl-C ends the run early:
+    benchmark: a code, before the strategy's own choice. provider, config: see opened_provider(). params: dict, put into
+    `g` before initialize and in place of the module's constants of the same names. on_error 'stop' or 'continue'.
+    write(line): the log's lines. progress(done, total, day, equity): after each day. Ctrl-C ends the run early:
     finished is False then.
     Raises StrategyError, whose `result` is that of the days before; ConfigError and other BulletErrors.
     """
@@ -4838,7 +4838,8 @@ def run_grid_point(order, source, params):
     order = BacktestOrder(**order)
     try:
         result = backtest(StrategyFile(order.path, source), order.start, order.end, order.cash, order.frequency,
-                          order.benchmark, order.provider, dict(order.params, **params), order.on_error, config=order.config)
+                          order.benchmark, order.provider, dict(order.params, **params), order.on_error,
+                          config=order.config)
     except StrategyError as error:
         return {'error': error.text.splitlines()[-1]}
     except BulletError as error:
