@@ -4844,7 +4844,7 @@ def run_grid_point(order, source, params):
         return {'error': error.text.splitlines()[-1]}
     except BulletError as error:
         return {'error': str(error)}
-    return dict(compute_metrics(result).values, error=None)
+    return dict(compute_metrics(result).values, error=None if result.finished else '被打断')
 
 
 def run_grid_command(order, points, screen, dask=None):
