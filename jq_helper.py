@@ -73,7 +73,7 @@ from bullet_qmt import (
     factor_at, factor_ranges, format_table, from_ms, instrument, load_settings, lot_problem, normalize_code,
     normalize_codes, open_service, optional_import, order_style, parse_bool, parse_frequency, parse_host,
     parse_moment, parse_order_id, parse_text, parse_token, printable, qmt_code, real, round_lot, round_to_tick, scale,
-    text_width, to_ms, whole, windows_from_end)
+    text_width, to_ms, tradable, whole, windows_from_end)
 
 __all__ = [
     'configure', 'get_data_client', 'get_broker_client', 'order', 'order_value', 'order_target', 'order_target_value',
@@ -1847,7 +1847,8 @@ class DataView:
     def _frame(self, window):
         """Times x fields, of a copy."""
         matrix = self.numpy.array(list(window.columns.values())).T
-        return self.pandas.DataFrame(matrix, index=window.index, columns=self._labels(tuple(window.columns)))
+        labels = self._labels(tuple(window.columns))
+        return self.pandas.DataFrame(matrix, index=window.index, columns=labels, copy=False)
 
     def _labels(self, names):
         """The pandas index of these column names; to make one takes longer than all the rest of a frame."""
@@ -2311,6 +2312,8 @@ class SimulatedBroker(BrokerInterface):
             raise _Void(error.message)
         if not info['start_date'] <= self.view.now.date() <= info['end_date']:
             raise _Void('没有上市或已经退市')
+        if not tradable(code):
+            raise _Void('指数等不能买卖')
         if self.view.today_row is not None and self.view.is_paused(code):
             raise _Void('停牌')
         return code
@@ -2969,12 +2972,13 @@ class Session:
 
     def _target(self, security, shares, style):
         """Whatever is open of the security is cancelled first."""
+        code = _canonical(security)
         for item in list(self.broker.open_orders().values()):
-            if item.security == security:
+            if item.security == code:
                 self.broker.cancel(item.order_id)
         positions = self.context.portfolio.positions
-        held = positions[security].amount if security in positions else 0
-        return self._place(security, shares - held, style)
+        held = positions[code].amount if code in positions else 0
+        return self._place(code, shares - held, style)
 
 
 def _order_style_of(style, side, pindex, close_today):
@@ -2989,6 +2993,14 @@ def _order_style_of(style, side, pindex, close_today):
         raise BadRequest('style 不认识：%s' % brief(style), '用 MarketOrderStyle() 或 LimitOrderStyle(价格)')
     price = _style_price(style)
     return MarketOrderStyle(price) if kind == 'market' else LimitOrderStyle(float(price))
+
+
+def _canonical(security):
+    """The code as it is known here; what is none stays, and the broker says so."""
+    try:
+        return normalize_code(security)
+    except SecurityNotFound:
+        return security
 
 
 def _any_whole(value, name):
