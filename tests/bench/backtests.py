@@ -66,7 +66,8 @@ def main():
                 show('ours, run %d' % (number + 1), *timed(command + span(options, case), directory, port)[:2])
             print('at most %g s are wanted' % case[4])
             if options.peer:
-                command = [os.path.join(os.path.dirname(options.peer), 'bullet-trade'), 'backtest', strategy, '--no-logs']
+                peer = os.path.join(os.path.dirname(options.peer), 'bullet-trade')
+                command = [peer, 'backtest', strategy, '--no-logs']
                 show('bullet-trade', *timed(command + span(options, case), directory, port)[:2])
     finally:
         server.terminate()
