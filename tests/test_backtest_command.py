@@ -179,8 +179,9 @@ def test_a_cluster_runs_them_too(tmp_path):
     """In a process of its own: the scheduler takes the modules that it is sent in place of those it has."""
     pytest.importorskip('distributed')
     (tmp_path / 'cluster.py').write_bytes(CLUSTER.encode('utf-8'))
+    command = [sys.executable, 'cluster.py', strategy_path('moving_average'), '--grid', 'FAST=3,5', '--output', 'here']
     output = subprocess.check_output(
-        [sys.executable, 'cluster.py', strategy_path('moving_average'), '--grid', 'FAST=3,5', '--output', 'here'] + SPAN,
+        command + SPAN,
         env=dict(os.environ, PYTHONIOENCODING='utf-8', PYTHONPATH=os.path.dirname(MODULE)), cwd=str(tmp_path))
     rows = rows_of(tmp_path / 'here' / 'grid.csv')
     assert len(rows) == 2 and not any(row['error'] for row in rows) and '2/2' in output.decode('utf-8')
