@@ -12036,6 +12036,39 @@ def _check_latency(settings):
     return '一次请求 %.2f 毫秒（9 次的中位数）' % (sorted(times)[4] * 1000)
 
 
+# -- backtest ------------------------------------------------------------------------------------------------------
+def run_backtest(args):
+    """What jq_helper's strategy runtime makes of the command."""
+    helper, settings = importlib.import_module('jq_helper'), settings_from(args)
+    config = {name: getattr(settings, name) for name in ('host', 'port', 'token', 'tls_cert', 'rpc_timeout')}
+    order = helper.BacktestOrder(
+        args.strategy, args.start, args.end, args.cash, args.frequency, args.benchmark,
+        helper.parse_params(args.param), args.provider or settings.data_provider, _given_values(**config),
+        'continue' if args.keep_going else 'stop', args.output, not args.no_html, not args.no_csv)
+    with _backtest_log(args.log) as log:
+        screen = helper.Screen(_write_out, sys.stdout.isatty(), log)
+        if args.grid:
+            return Exit(helper.run_grid_command(order, helper.parse_grid(args.grid), screen, args.dask))
+        return Exit(helper.run_backtest_command(order, screen))
+
+
+def _write_out(text):
+    print(text, end='', flush=True)
+
+
+@contextlib.contextmanager
+def _backtest_log(path):
+    if path is None:
+        yield None
+        return
+    try:
+        file = io.open(path, 'w', encoding='utf-8')
+    except OSError as error:
+        raise ConfigError('日志文件 %s 打不开：%s' % (path, error), '检查 --log')
+    with file:
+        yield file
+
+
 # -- the commands: name -> (function, help, option groups, arguments) ------------------------------------------------
 def _argument(*flags, **options):
     return flags, options
@@ -12083,6 +12116,23 @@ COMMANDS = OrderedDict([
     ('resolve', (run_resolve, '查询一个 idempotency_key 的委托或撤单的结果', ('client',), [
         _argument('key', metavar='KEY', help='下单时打印的 idempotency_key'),
         _argument('--cancel', action='store_true', help='这个 key 是撤单的')])),
+    ('backtest', (run_backtest, '回测一个聚宽策略', ('client',), [
+        _argument('strategy', metavar='FILE', help='策略文件'),
+        _argument('--start', required=True, metavar='DATE', help='开始日期'),
+        _argument('--end', required=True, metavar='DATE', help='结束日期（包含）'),
+        _argument('--cash', type=float, default=1000000.0, metavar='YUAN', help='初始资金（默认 1000000）'),
+        _argument('--frequency', default='day', choices=['day', 'minute'], help='按日或按分钟运行（默认 day）'),
+        _argument('--benchmark', metavar='CODE', help='基准（默认由策略设置，没有设置时为 000300.XSHG）'),
+        _argument('--param', action='append', metavar='NAME=VALUE', help='策略参数，可多次给出：g.NAME 以及同名的模块常量'),
+        _argument('--grid', action='append', metavar='NAME=V,V', help='参数扫描，可多次给出：所有组合各回测一次'),
+        _argument('--dask', metavar='ADDRESS', help='参数扫描改在 dask 集群上运行，如 tcp://host:8786'),
+        _argument('--output', metavar='DIR', help='结果目录（默认 backtests/策略_开始_结束）'),
+        _argument('--log', metavar='FILE', help='策略的日志写进这个文件，而不是屏幕'),
+        _argument('--no-html', action='store_true', help='不写 report.html'),
+        _argument('--no-csv', action='store_true', help='不写 CSV 文件'),
+        _argument('--keep-going', action='store_true', help='策略出错后继续运行（默认中止）'),
+        _argument('--data-provider', dest='provider', metavar='qmt-remote|stub|csv:DIR',
+                  help='行情来源（默认 DEFAULT_DATA_PROVIDER）')])),
     ('call', (run_call, '直接调用一个 action，打印 JSON', ('client',), [
         _argument('action', metavar='ACTION', help='例如 data.snapshot'),
         _argument('payload', nargs='?', default='{}', metavar='PAYLOAD', help='JSON 对象（默认 {}）')])),

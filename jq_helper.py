@@ -28,33 +28,58 @@ Contents, each section using only those above it:
     5. SIZES        RemoteBrokerClient: from amounts, values, percents and targets to orders
     6. CONFIGURE    configure, get_data_client, get_broker_client
     7. MODULE LEVEL order and its sisters
+    8. OBJECTS      what a strategy sees of its account: OrderStatus, Order, Position, Portfolio, Context
+    9. COSTS        slippage, commission and tax of simulated trades
+   10. SCHEDULE     what is due on a trade day, in which order
+   11. BARS         bars of a provider in large blocks, on any price level
+   12. DATA API     get_price and its sisters: what is known at the strategy's time, and no more
+   13. MARKET       the simulated broker: matching, ledger, corporate actions
+   14. STRATEGY     a strategy's file: its names, the modules it imports, its log, its errors
+   15. SESSION      a strategy at work: tasks, data and broker under one clock
+   16. RUN          a session through the trade days of a backtest
+   20. METRICS      what a run earned and risked
+   21. REPORT       the run as lines, CSV files and one HTML page
+   22. BACKTEST     from a strategy's file to its result; the command
 """
+import ast
 import base64
+import bisect
+import concurrent.futures
 import contextlib
 import csv
+import enum
 import functools
 import hashlib
 import itertools
 import json
 import math
 import os
+import re
 import sys
+import traceback
+import types
 import uuid
-from collections import Counter, OrderedDict
-from datetime import date, datetime
+import warnings
+from array import array
+from collections import Counter, OrderedDict, deque, namedtuple
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from time import monotonic
 
 from bullet_qmt import (
-    BEIJING, FINAL_STATUSES, BadRequest, BulletError, ConfigError, DataUnavailable, OrderRejected,
-    OrderStateUnknown, ProtocolError, RemoteQmtProvider, ShortConnection, brief, check_flag, check_number,
-    check_text, check_whole, format_table, instrument, lot_problem, normalize_code, order_style, parse_bool, parse_host,
-    parse_moment, parse_order_id, parse_text, parse_token, printable, qmt_code, real, round_lot, whole)
+    BAR_MINUTES, BEIJING, FINAL_STATUSES, BadRequest, BulletError, ConfigError, DataUnavailable, LocalConnection,
+    OrderRejected, OrderStateUnknown, ProtocolError, RemoteQmtProvider, SecurityNotFound, ShortConnection, brief,
+    calendar_groups, check_choice, check_flag, check_moment, check_number, check_text, check_whole, combine,
+    factor_at, factor_ranges, format_table, from_ms, instrument, load_settings, lot_problem, normalize_code,
+    normalize_codes, open_service, optional_import, order_style, parse_bool, parse_frequency, parse_host,
+    parse_moment, parse_order_id, parse_text, parse_token, printable, qmt_code, real, round_lot, round_to_tick, scale,
+    text_width, to_ms, tradable, whole, windows_from_end)
 
 __all__ = [
     'configure', 'get_data_client', 'get_broker_client', 'order', 'order_value', 'order_target', 'order_target_value',
     'order_percent', 'order_target_percent', 'cancel_order', 'get_order_status', 'get_open_orders', 'get_orders',
     'get_trades', 'get_account', 'get_positions', 'MarketOrderStyle', 'LimitOrderStyle', 'RemoteAccount',
-    'RemotePosition', 'RemoteOrder', 'RemoteTrade', 'BulletError', 'OrderRejected', 'OrderStateUnknown',
+    'RemotePosition', 'RemoteOrder', 'RemoteTrade', 'BulletError', 'OrderRejected', 'OrderStateUnknown', 'backtest',
 ]
 
 # ======================================================================================================
@@ -824,6 +849,2268 @@ def get_account():
 def get_positions():
     """List of RemotePosition: security, total_amount, closeable_amount, avg_cost, price, value, ..."""
     return get_broker_client().get_positions()
+
+
+# ======================================================================================================
+# 8. OBJECTS - what a strategy sees of its account: OrderStatus, Order, Trade, Position, Portfolio, Context
+# ======================================================================================================
+class OrderStatus(enum.Enum):
+    """JoinQuant's: `filled` is filled in part, `held` is all filled, `new` waits for the open. str() gives the name."""
+
+    open = 0
+    filled = 1
+    canceled = 2
+    rejected = 3
+    held = 4
+    new = 8
+
+    def __str__(self):
+        return self.name
+
+
+ALIVE = (OrderStatus.new, OrderStatus.open, OrderStatus.filled)
+
+
+class Order:
+    """An order. amount > 0 and filled in shares; price: average fill, 0.0 if none; limit: its limit price or None.
+
+    avg_cost: what the holding cost a share for a sale, the price for a buy. commission: with tax. message: why it
+    ended unfilled.
+    """
+
+    side, pindex = 'long', 0
+
+    def __init__(self, order_id, security, is_buy, amount, style, add_time):
+        self.order_id, self.security, self.is_buy, self.amount = order_id, security, is_buy, amount
+        self.action, self.style, self.add_time = 'open' if is_buy else 'close', style, add_time
+        self.limit = style.limit_price if _style_kind(style) == 'limit' else None
+        self.filled, self.price, self.avg_cost, self.commission = 0, 0.0, 0.0, 0.0
+        self.status, self.message, self.finish_time = OrderStatus.open, '', None
+        self.locked_cash, self.locked_amount, self.resting_since = 0.0, 0, None
+
+    @property
+    def remaining(self):
+        return self.amount - self.filled
+
+    def __repr__(self):
+        return 'Order(order_id=%s, security=%r, action=%r, amount=%s, filled=%s, price=%s, status=%s)' % (
+            self.order_id, self.security, self.action, self.amount, self.filled, self.price, self.status)
+
+
+class Trade:
+    """A fill. amount in shares, price in yuan a share, commission and tax in yuan, time: datetime."""
+
+    def __init__(self, trade_id, order, time, amount, price, commission, tax):
+        self.trade_id, self.order_id = trade_id, order.order_id
+        self.security, self.is_buy = order.security, order.is_buy
+        self.time, self.amount, self.price, self.commission, self.tax = time, amount, price, commission, tax
+
+    def __repr__(self):
+        return 'Trade(trade_id=%s, order_id=%s, security=%r, amount=%s, price=%s, time=%s)' % (
+            self.trade_id, self.order_id, self.security, self.amount, self.price, self.time)
+
+
+class Position:
+    """A holding; of a security not held all figures are zero. quote(security): its price now.
+
+    amount: all shares. total_amount: without those locked by orders to sell. today_amount: bought today. frees: whether
+    these can be sold today. avg_cost is moved by buys alone, acc_avg_cost by sales too, hold_cost starts each day at
+    the previous close.
+    """
+
+    side, pindex = 'long', 0
+
+    def __init__(self, security, quote, frees=False):
+        self.security, self._quote, self._frees = security, quote, frees
+        self.amount = self.locked_amount = self.today_amount = 0
+        self.avg_cost = self.acc_avg_cost = self.hold_cost = 0.0
+        self.init_time = self.transact_time = None
+
+    @property
+    def total_amount(self):
+        return self.amount - self.locked_amount
+
+    @property
+    def closeable_amount(self):
+        return self.total_amount if self._frees else max(0, self.total_amount - self.today_amount)
+
+    sellable_amount = closeable_amount
+
+    @property
+    def price(self):
+        return self._quote(self.security) if self.amount else 0.0
+
+    @property
+    def value(self):
+        return self.price * self.amount
+
+    def buy(self, amount, price, commission, moment):
+        cost, total = amount * price, self.amount + amount
+        self.avg_cost = (self.avg_cost * self.amount + cost + commission) / total
+        self.acc_avg_cost = (self.acc_avg_cost * self.amount + cost + commission) / total
+        self.hold_cost = (self.hold_cost * self.amount + cost) / total
+        self.init_time = self.init_time or moment
+        self.transact_time, self.amount, self.today_amount = moment, total, self.today_amount + amount
+
+    def sell(self, amount, price, fees, moment):
+        left = self.amount - amount
+        if left:
+            self.acc_avg_cost = (self.acc_avg_cost * self.amount - amount * price + fees) / left
+        self.today_amount = min(self.today_amount, left)
+        self.transact_time, self.amount = moment, left
+
+    def __repr__(self):
+        return 'Position(security=%r, total_amount=%s, closeable_amount=%s, avg_cost=%s, price=%s)' % (
+            self.security, self.total_amount, self.closeable_amount, self.avg_cost, self.price)
+
+
+class Positions(dict):
+    """Dict security -> Position of what is held. Another security gives an empty Position and a warning."""
+
+    def __init__(self, quote, warn):
+        super().__init__()
+        self._quote, self._warn = quote, warn
+
+    def __missing__(self, security):
+        self._warn('没有持有 %s，给出的是空仓位' % printable(str(security)))
+        return Position(security, self._quote)
+
+
+class Portfolio:
+    """The account in yuan, and its only sub-portfolio. returns: of the capital, up to yesterday's close."""
+
+    type, margin = 'stock', 0.0
+
+    def __init__(self, cash, quote, warn):
+        self.available_cash = self.inout_cash = float(cash)
+        self.locked_cash, self.sales_today, self.returns = 0.0, 0.0, 0.0
+        self.positions = self.long_positions = Positions(quote, warn)
+        self.short_positions = Positions(quote, warn)
+
+    @property
+    def starting_cash(self):
+        return self.inout_cash
+
+    @property
+    def cash(self):
+        return self.available_cash
+
+    @property
+    def transferable_cash(self):
+        return max(0.0, self.available_cash - self.sales_today)
+
+    @property
+    def positions_value(self):
+        return math.fsum(position.value for position in self.positions.values())
+
+    @property
+    def total_value(self):
+        return self.available_cash + self.locked_cash + self.positions_value
+
+    portfolio_value = total_value
+
+    def __repr__(self):
+        return 'Portfolio(total_value=%.2f, available_cash=%.2f, positions=%s)' % (
+            self.total_value, self.available_cash, list(self.positions.values()))
+
+
+class RunParams:
+    """start_date, end_date (date), type 'simple_backtest' 'full_backtest' 'sim_trade', frequency 'day' 'minute'."""
+
+    def __init__(self, start_date, end_date, type, frequency):
+        self.start_date, self.end_date, self.type, self.frequency = start_date, end_date, type, frequency
+
+
+class Context:
+    """What a strategy's functions are given. current_dt: now, naive Beijing time; previous_date: the last trade day."""
+
+    def __init__(self, run_params, portfolio):
+        self.run_params, self.portfolio, self.subportfolios = run_params, portfolio, [portfolio]
+        self.current_dt, self.previous_date, self.universe = None, None, []
+
+
+class GlobalVariables:
+    """The strategy's `g`: whatever it puts there."""
+
+
+class DividendsEvent:
+    """A held security went ex today. amount: shares held; cash: received, after tax; shares: received."""
+
+    def __init__(self, security, amount, cash, tax, shares):
+        self.security, self.amount, self.cash, self.tax, self.shares = security, amount, cash, tax, shares
+
+    def __repr__(self):
+        return 'DividendsEvent(security=%r, amount=%s, cash=%.2f, shares=%s)' % (
+            self.security, self.amount, self.cash, self.shares)
+
+
+# ======================================================================================================
+# 9. COSTS - slippage, commission and tax of simulated trades, as a strategy sets them
+# ======================================================================================================
+class OrderCost:
+    """Fractions of a trade's value; min_commission in yuan an order, without tax."""
+
+    def __init__(self, open_tax=0, close_tax=0, open_commission=0, close_commission=0, close_today_commission=0,
+                 min_commission=0):
+        given = dict(open_tax=open_tax, close_tax=close_tax, open_commission=open_commission,
+                     close_commission=close_commission, close_today_commission=close_today_commission)
+        for name, value in given.items():
+            setattr(self, name, check_number(value, name, 0, 1))
+        self.min_commission = check_number(min_commission, 'min_commission', 0)
+
+    def commission(self, is_buy, value):
+        """Yuan for all fills of an order, worth `value`."""
+        return max(self.min_commission, value * (self.open_commission if is_buy else self.close_commission))
+
+    def tax(self, is_buy, value):
+        return value * (self.open_tax if is_buy else self.close_tax)
+
+    def __repr__(self):
+        return 'OrderCost(%s)' % ', '.join('%s=%g' % pair for pair in sorted(vars(self).items()))
+
+
+class PerTrade(OrderCost):
+    """JoinQuant's older way: one rate each for buys and sells, tax included."""
+
+    def __init__(self, buy_cost=0.0003, sell_cost=0.0013, min_cost=5):
+        super().__init__(0, 0, buy_cost, sell_cost, 0, min_cost)
+
+
+class PriceRelatedSlippage:
+    """Half of this fraction of the price, to the worse."""
+
+    def __init__(self, value=0.00246):
+        self.value = check_number(value, 'slippage', 0, 1)
+
+    def move(self, price, tick):
+        return price * self.value / 2
+
+    def __repr__(self):
+        return '%s(%g)' % (type(self).__name__, self.value)
+
+
+class FixedSlippage(PriceRelatedSlippage):
+    """Half of this many yuan, to the worse."""
+
+    def __init__(self, value=0.02):
+        self.value = check_number(value, 'slippage', 0, MAX_PRICE)
+
+    def move(self, price, tick):
+        return self.value / 2
+
+
+class StepRelatedSlippage(PriceRelatedSlippage):
+    """Half of this many price steps, rounded down, to the worse."""
+
+    def __init__(self, value=2):
+        self.value = check_whole(value, 'slippage', 0, 10000)
+
+    def move(self, price, tick):
+        return self.value // 2 * tick
+
+
+_COST_TYPES = {'stock': 'stock', 'etf': 'fund', 'lof': 'fund', 'fund': 'fund', 'bond': 'bond', 'mmf': 'mmf',
+               'money_market_fund': 'mmf', 'index': 'index'}
+_MONEY_FUND = ('5116', '5117', '5118', '5119', '15900')  # first digits of the codes of money funds
+
+
+def cost_type(code):
+    """'stock', 'fund', 'mmf' (money fund), 'bond', ..."""
+    return 'mmf' if code.startswith(_MONEY_FUND) else _COST_TYPES.get(instrument(code).kind, 'other')
+
+
+class TradingCosts:
+    """What trades cost: what is set for a security goes before its type's, that before what is set for all."""
+
+    def __init__(self):
+        fund = OrderCost(open_commission=0.0003, close_commission=0.0003, min_commission=5)
+        stock = OrderCost(0, 0.001, 0.0003, 0.0003, 0, 5)
+        self._costs = {None: fund, 'stock': stock, 'mmf': OrderCost()}
+        self._slippages = {None: PriceRelatedSlippage(), 'mmf': FixedSlippage(0)}
+        self._chosen = {}
+
+    def set_cost(self, cost, type, ref=None):
+        if not isinstance(cost, OrderCost):
+            raise BadRequest('set_order_cost 的第一个参数应为 OrderCost(...)', '得到的是 %s' % brief(cost))
+        self._set(self._costs, cost, type, ref)
+
+    def set_slippage(self, slippage, type=None, ref=None):
+        if not isinstance(slippage, PriceRelatedSlippage):
+            raise BadRequest('set_slippage 的第一个参数应为 PriceRelatedSlippage、FixedSlippage 或 StepRelatedSlippage',
+                             '得到的是 %s' % brief(slippage))
+        if type is None and ref is None:  # all types, but never money funds
+            for key in [key for key in self._slippages if key not in (None, 'mmf')]:
+                del self._slippages[key]
+        self._set(self._slippages, slippage, type, ref)
+
+    def set_commission(self, cost):
+        for type in ('stock', 'fund'):
+            self.set_cost(cost, type)
+
+    def cost(self, code):
+        return self._of(self._costs, code, 'cost')
+
+    def slipped(self, code, price, is_buy):
+        """The price that a market order fills at when the last one is `price`."""
+        tick = instrument(code).tick
+        move = self._of(self._slippages, code, 'slippage').move(price, tick)
+        return round_to_tick(max(tick, price + move if is_buy else price - move), tick)
+
+    def _set(self, table, value, type, ref):
+        if ref is not None:
+            key = normalize_code(ref)
+        else:
+            key = None if type is None else _COST_TYPES.get(type, type)
+        table[key] = value
+        self._chosen.clear()
+
+    def _of(self, table, code, name):
+        chosen = self._chosen.get((name, code))
+        if chosen is None:
+            chosen = next(table[key] for key in (code, cost_type(code), None) if key in table)
+            self._chosen[name, code] = chosen
+        return chosen
+
+
+# ======================================================================================================
+# 10. SCHEDULE - what is due on a trade day, in which order; it does not know how time passes
+# ======================================================================================================
+HANDLE_DATA_MINUTES = tuple(range(9 * 60 + 30, 11 * 60 + 30)) + tuple(range(13 * 60, 15 * 60))
+_OPEN_MINUTE, _CLOSE_MINUTE = 9 * 60 + 30, 15 * 60
+_NAMED_TIMES = {'before_open': 9 * 60, 'open': _OPEN_MINUTE, 'close': _CLOSE_MINUTE, 'after_close': 15 * 60 + 30}
+_CLOCK_TIME = re.compile(r'(\d{1,2}):(\d{2})(?::00)?', re.ASCII)
+_OFFSET_TIME = re.compile(r'(open|close)\s*([+-])\s*(\d{1,4})\s*([mh])', re.ASCII)
+# Hook, minutes of a daily run, of a minute run.
+_HOOKS = (('before_trading_start', (9 * 60,), (9 * 60,)), ('handle_data', (_OPEN_MINUTE,), HANDLE_DATA_MINUTES),
+          ('after_trading_end', (15 * 60 + 30,), (15 * 60 + 30,)))
+_TASK_RANKS = {'monthly': 0, 'weekly': 1, 'daily': 2}
+
+# key: (minute of the day, rank among those of a minute, number); run: the function, or a hook's name.
+Job = namedtuple('Job', 'key run')
+
+
+def task_minutes(time, frequency, kind='daily'):
+    """The minutes of the day that a task's time means. Raises BadRequest."""
+    text = time.strip().lower() if isinstance(time, str) else ''
+    if text in ('every_bar', 'every_minute'):
+        if kind != 'daily':
+            raise BadRequest('every_bar 只用于 run_daily', "例如 time='9:30'")
+        return (_OPEN_MINUTE,) if frequency == 'day' else HANDLE_DATA_MINUTES
+    clock, offset = _CLOCK_TIME.fullmatch(text), _OFFSET_TIME.fullmatch(text)
+    if text in _NAMED_TIMES:
+        minute = _NAMED_TIMES[text]
+    elif clock:
+        minute = int(clock.group(1)) * 60 + int(clock.group(2)) if int(clock.group(2)) < 60 else -1
+    elif offset:
+        step = int(offset.group(3)) * (60 if offset.group(4) == 'h' else 1)
+        minute = _NAMED_TIMES[offset.group(1)] + (step if offset.group(2) == '+' else -step)
+    else:
+        minute = -1
+    if not 0 <= minute < 24 * 60:
+        raise BadRequest('运行时间不认识：%s' % brief(time), "例如 '9:30'、'14:50'、'open'、'open+5m'、'before_open'、'every_bar'")
+    return (minute,)
+
+
+class ScheduledTask:
+    """A function at the same minutes of each day, or of the number-th trade day of each week or month."""
+
+    def __init__(self, kind, func, minutes, number, force, registered, order):
+        self.kind, self.func, self.minutes, self.number = kind, func, minutes, number
+        self.force, self.registered, self.order = force, registered, order
+
+    def is_due(self, days, day):
+        """days: the trade days of the week or month of `day` from the run's first day on."""
+        if self.kind == 'daily':
+            return True
+        if self.force:  # what was missed before it was registered is made up
+            days = [other for other in days if other >= self.registered]
+        place = self.number - 1 if self.number > 0 else len(days) + self.number
+        return bool(days) and days[max(0, min(place, len(days) - 1))] == day
+
+
+class Schedule:
+    """The tasks of a run and the strategy's hooks. days: trade days (date, ascending), those to come included.
+
+    first_day: the run's; a week or month counts from it on. A time that only a clock can tell never enters here.
+    """
+
+    def __init__(self, days, first_day, frequency):
+        self.frequency, self._days, self._first_day = frequency, days, first_day
+        self._tasks, self._version, self._numbers, self.hooks = [], 0, itertools.count(), ()
+
+    def add(self, kind, func, time, number=None, force=False, registered=None):
+        minutes = task_minutes(time, self.frequency, kind)
+        self._tasks.append(ScheduledTask(kind, func, minutes, number, force, registered or self._first_day,
+                                         next(self._numbers)))
+        self._version += 1
+
+    def clear(self):
+        self._tasks, self._version = [], self._version + 1
+
+    def jobs(self, day):
+        """All Jobs of a trade day, in their order."""
+        periods = {kind: self._period(kind, day) for kind in {task.kind for task in self._tasks}}
+        due = [task for task in self._tasks if task.is_due(periods[task.kind], day)]
+        jobs = [Job((minute, _TASK_RANKS[task.kind], task.order), task.func) for task in due for minute in task.minutes]
+        for rank, (name, of_days, of_minutes) in enumerate(_HOOKS, len(_TASK_RANKS)):
+            if name in self.hooks:
+                minutes = of_days if self.frequency == 'day' else of_minutes
+                jobs += [Job((minute, rank, 0), name) for minute in minutes]
+        return sorted(jobs, key=lambda job: job.key)
+
+    def walk(self, day, after=(-1,)):
+        """The Jobs of a day one by one, later than the key `after`. Tasks may be added and dropped meanwhile."""
+        version = None
+        while True:
+            if version != self._version:
+                version, queue = self._version, deque(job for job in self.jobs(day) if job.key > after)
+            if not queue:
+                return
+            job = queue.popleft()
+            after = job.key
+            yield job
+
+    def _period(self, kind, day):
+        """The trade days of the week or month of `day` that count."""
+        if kind == 'daily':
+            return [day]
+        key = _week_of if kind == 'weekly' else _month_of
+        around = bisect.bisect_left(self._days, day)
+        near = self._days[max(0, around - 31):around + 32]
+        return [other for other in near if key(other) == key(day) and other >= self._first_day]
+
+
+def _week_of(day):
+    return tuple(day.isocalendar())[:2]
+
+
+def _month_of(day):
+    return day.year, day.month
+
+
+# ======================================================================================================
+# 11. BARS - unadjusted bars of a provider in large blocks, kept in arrays and put on any price level
+# ======================================================================================================
+_DAY_FIELDS = ('open', 'close', 'high', 'low', 'volume', 'money', 'pre_close', 'high_limit', 'low_limit', 'paused')
+_MINUTE_FIELDS = ('open', 'close', 'high', 'low', 'volume', 'money', 'paused')
+_DAY_MS = 86400000
+BLOCK_SECURITIES = 50   # asked for at once
+BLOCK_DAYS = 60         # trade days of minutes fetched at once
+WARM_UP_DAYS = 500      # trade days before the run's start fetched at first
+
+
+def need_pandas():
+    """(pandas, numpy). Raises ConfigError where they are not installed."""
+    pandas, numpy = optional_import('pandas'), optional_import('numpy')
+    if pandas is None or numpy is None:
+        raise ConfigError('回测需要 pandas', '先运行 pip install pandas')
+    return pandas, numpy
+
+
+class BarBlock:
+    """Bars of one security, oldest first. times: ms (array); columns: name -> array of floats, unadjusted.
+
+    steps: [(ms of a day, cumulative factor from that day on)], ascending. A level is a base factor: prices are
+    multiplied by the factor of their day and divided by the base; None leaves them as they were traded.
+    """
+
+    LEVELS_KEPT = 40
+
+    def __init__(self, code, times, columns, steps):
+        self.code, self.times, self.columns, self.steps = code, times, columns, steps
+        self.numpy = optional_import('numpy')
+        self.moments = self.numpy.array(times, dtype='int64')
+        self._levels, self._index, self._live, self._live_before = OrderedDict(), None, None, None
+
+    def live_rows(self, start, stop, count=None):
+        """The rows from start to stop that traded, the last `count` of them: a slice, or an array with gaps."""
+        if self._live is None:
+            traded = self.numpy.array(self.columns['paused']) == 0
+            self._live = self.numpy.flatnonzero(traded)
+            self._live_before = [0] + self.numpy.cumsum(traded).tolist()
+        first, end = self._live_before[start], self._live_before[stop]
+        rows = self._live[first if count is None else max(first, end - count):end]
+        whole = len(rows) and rows[-1] - rows[0] == len(rows) - 1
+        return slice(int(rows[0]), int(rows[-1]) + 1) if whole else rows
+
+    @property
+    def index(self):
+        """The times as pandas has them."""
+        if self._index is None:
+            self._index = optional_import('pandas').DatetimeIndex(self.moments.astype('datetime64[ms]').astype(
+                'datetime64[ns]'))
+        return self._index
+
+    def level(self, name, base):
+        """The whole column as a numpy array that nobody may write to."""
+        values = self._levels.get((name, base))
+        if values is None:
+            values = self._levels[name, base] = self._column(name, base)
+            if len(self._levels) > self.LEVELS_KEPT:
+                self._levels.popitem(last=False)
+        return values
+
+    def _column(self, name, base):
+        if name in ('avg', 'price'):
+            money, volume, close = (self.level(each, base) for each in ('money', 'volume', 'close'))
+            return self.numpy.where(volume > 0, money / self.numpy.where(volume > 0, volume, 1), close)
+        if name == 'factor':
+            return self._factors(base)
+        if base is None or name in ('money', 'paused'):
+            return self.numpy.array(self.columns[name])
+        digits = 3 if instrument(self.code).tick < 0.01 else 2
+        ranges = factor_ranges(self.times, self.steps, base)
+        return self.numpy.array(scale({name: self.columns[name]}, ranges, digits)[name])
+
+    def _factors(self, base):
+        factors = self.numpy.ones(len(self.times))
+        for start, stop, ratio in factor_ranges(self.times, self.steps, base) if base is not None else ():
+            factors[start:stop] = ratio
+        return factors
+
+
+class DayBlock(BarBlock):
+    """A row for each trade day from the calendar's row `first` on. complete: whether there is nothing before it."""
+
+    def __init__(self, code, times, columns, steps, first, complete):
+        super().__init__(code, times, columns, steps)
+        self.first, self.complete = first, complete
+
+
+class BarStore:
+    """All bars of a run. calendar: ms of all trade days the provider knows around the run; days: the same as date.
+
+    Raises ConfigError without pandas and BulletError where the provider fails.
+    """
+
+    def __init__(self, provider, start, end, today):
+        self.pandas, self.numpy = need_pandas()
+        self.provider, self._today = provider, today
+        self.days = provider.get_trade_days(start_date='1990-01-01', end_date=end + timedelta(days=40))
+        self.calendar = array('q', [to_ms(day) for day in self.days])
+        self.row_of = {day: row for row, day in enumerate(self.days)}
+        self.start_row = bisect.bisect_left(self.days, start)
+        self.last_row = bisect.bisect_right(self.days, end) - 1
+        self._days, self._minutes, self._infos, self._today_factors = {}, {}, {}, {}
+        self.without_minutes = OrderedDict()  # codes, in the order in which it was noticed
+
+    def info(self, code):
+        """SecurityInfo. Raises SecurityNotFound."""
+        if code not in self._infos:
+            self._infos[code] = self.provider.get_security_info(code)
+        return self._infos[code]
+
+    # -- days ----------------------------------------------------------------------------------------------------
+    def daily(self, code, row=None):
+        """The DayBlock of a security; row: of the calendar, from which on it is wanted if there is anything."""
+        block = self._days.get(code)
+        if block is None:
+            self.load([code])
+            block = self._days[code]
+        if row is not None and row < block.first and not block.complete:
+            self._load_days([code], 0)
+            block = self._days[code]
+        return block
+
+    def load(self, codes):
+        """Fetches what is missing of these, many at a time."""
+        missing = [code for code in codes if code not in self._days]
+        for start in range(0, len(missing), BLOCK_SECURITIES):
+            self._load_days(missing[start:start + BLOCK_SECURITIES], max(0, self.start_row - WARM_UP_DAYS))
+
+    def _load_days(self, codes, first):
+        if self.last_row < first:
+            raise DataUnavailable('%s 在 %s 之前没有交易日' % (codes[0], self.days[first] if self.days else '现在'))
+        span = dict(start_date=self.days[first], end_date=self.days[self.last_row], frequency='daily', panel=False)
+        bars = self.provider.get_price(codes, fields=list(_DAY_FIELDS), fq=None, **span)
+        factors = self.provider.get_price(codes, fields=['factor'], fq='post', **span)
+        both = zip(codes, self._parts(bars, codes, _DAY_FIELDS), self._parts(factors, codes, ('factor',)))
+        for code, (times, columns), (days, factor) in both:
+            steps = _factor_steps_of(days, factor['factor'])
+            times, columns = self._aligned(times, columns, first)
+            self._days[code] = DayBlock(code, times, columns, steps, first, first == 0)
+
+    def _parts(self, frame, codes, names):
+        """(times, columns as arrays) of each code of a long frame."""
+        owner = frame['code'].values
+        moments = frame['time'].values.astype('datetime64[ms]').astype('int64')
+        for code in codes:
+            mine = self.numpy.flatnonzero(owner == code)
+            columns = {name: array('d', frame[name].values[mine].astype('float64').tobytes()) for name in names}
+            yield array('q', moments[mine].tobytes()), columns
+
+    def _aligned(self, times, columns, first):
+        """A row for each trade day, also where the source left out the suspended ones."""
+        wanted = self.calendar[first:self.last_row + 1]
+        if times == wanted:
+            return times, columns
+        filled = {name: array('d') for name in columns}
+        for day in wanted:
+            row = bisect.bisect_right(times, day) - 1
+            here = row >= 0 and times[row] == day
+            for name in columns:
+                filled[name].append(columns[name][row] if here else _missing_day_value(columns, name, row))
+        return wanted, filled
+
+    def todays_factor(self, code):
+        """The factor of the real today: what prices are adjusted to where the strategy wants no real prices."""
+        if code not in self._today_factors:
+            frame = self.provider.get_price(code, count=1, end_date=self._today, fields=['factor'], fq='post')
+            values = frame['factor'].values
+            self._today_factors[code] = float(values[-1]) if len(values) else 1.0
+        return self._today_factors[code]
+
+    # -- minutes -------------------------------------------------------------------------------------------------
+    def minutes(self, code, first, last):
+        """BarBlock of minutes that has the days of these rows of the calendar, or None where there are no minutes."""
+        known = self._minutes.get(code)
+        if known is None or (known[0] is not None and not (known[1] <= first and last < known[2])):
+            known = self._minutes[code] = self._extended(code, known, first, last)
+        return known[0]
+
+    def _extended(self, code, known, first, last):
+        """(block, first row, row after the last): whole blocks of days around what is wanted and what is known."""
+        low = max(0, first - first % BLOCK_DAYS)
+        high = min(self.last_row + 1, last - last % BLOCK_DAYS + BLOCK_DAYS)
+        old = known[0] if known else None
+        if old is not None and low < known[1]:
+            low, high, old = low, max(high, known[2]), None
+        start = low if old is None else known[2]
+        part = self._minute_part(code, start, max(high, start + 1))
+        if part is None and old is None:
+            self.without_minutes[code] = None
+            return None, 0, 0
+        times, columns = _appended(old, part)
+        block = BarBlock(code, times, columns, self.daily(code, low).steps)
+        return block, low if old is None else known[1], high
+
+    def _minute_part(self, code, first, stop):
+        """(times, columns) of the days of these rows, None where the source has no minutes."""
+        end = datetime.combine(self.days[stop - 1], time(15))
+        try:
+            frame = self.provider.get_price(code, start_date=datetime.combine(self.days[first], time(9)), end_date=end,
+                                            frequency='1m', fields=list(_MINUTE_FIELDS), fq=None)
+        except DataUnavailable:
+            return None
+        moments = frame.index.values.astype('datetime64[ms]').astype('int64')
+        columns = {name: array('d', frame[name].values.astype('float64').tobytes()) for name in _MINUTE_FIELDS}
+        return array('q', moments.tobytes()), columns
+
+
+def _factor_steps_of(times, factors):
+    """[(ms, factor)] where the factor changes; the first is that of the first day."""
+    return [(times[row], factors[row]) for row in range(len(times))
+            if factors[row] == factors[row] and (not row or factors[row] != factors[row - 1])]
+
+
+def _missing_day_value(columns, name, row):
+    """What a day shows that the source left out: the last close while suspended, nothing before the first bar."""
+    if row < 0:
+        return math.nan
+    if name in ('volume', 'money'):
+        return 0.0
+    return 1.0 if name == 'paused' else columns['close'][row]
+
+
+def _appended(block, part):
+    if block is None:
+        return part
+    if part is None:
+        return block.times, block.columns
+    return block.times + part[0], {name: block.columns[name] + part[1][name] for name in block.columns}
+
+
+# ======================================================================================================
+# 12. DATA API - what a strategy may know at its time T; nothing later than T ever leaves
+# ======================================================================================================
+class FutureDataError(Exception):
+    """A time later than the strategy's own was asked for, with set_option('avoid_future_data', True)."""
+
+
+_OPENING = 9 * 60 + 30
+_KNOWN_EARLY = frozenset(['pre_close', 'high_limit', 'low_limit', 'paused', 'factor'])  # of today, before the open
+_SIX = ('open', 'close', 'high', 'low', 'volume', 'money')
+_FIELDS = frozenset(_DAY_FIELDS) | {'factor', 'avg', 'price'}
+_TODAY = object()  # fq_ref_date was not given
+
+
+class Window:
+    """Rows of one security: times (ms), columns name -> numpy array, index: the times as pandas has them."""
+
+    def __init__(self, times, columns, index_of):
+        self.times, self.columns, self._index_of = times, columns, index_of
+
+    @property
+    def index(self):
+        """Made when it is asked for: where many windows become one frame, one index will do."""
+        return self._index_of()
+
+
+class DataView:
+    """Market data at the time T. options: of the strategy (use_real_price, avoid_future_data).
+
+    move(moment) sets T; before_row, done_row: the calendar's row of the day before T's and of the last complete day.
+    The engine asks last_price, day_value, limits, bars_between; strategies the calls below.
+    """
+
+    day = None
+
+    def __init__(self, store, options, warn):
+        self.store, self.options, self._warn = store, options, warn
+        self.numpy, self.pandas = store.numpy, store.pandas
+        self.universe, self._label_cache = [], {}
+
+    def move(self, moment):
+        self.now, self.minute, day = moment, moment.hour * 60 + moment.minute, moment.date()
+        self.now_ms = to_ms(moment)
+        self.today_row = self.store.row_of.get(day)
+        if self.day != day:
+            self.day, self.before_row = day, bisect.bisect_left(self.store.days, day) - 1
+        closed = self.today_row is not None and self.minute >= _CLOSE_MINUTE
+        self.done_row = self.today_row if closed else self.before_row
+
+    # -- what the engine asks ------------------------------------------------------------------------------------
+    def base(self, code, block):
+        """The factor that prices are anchored at: T's, or the real today's."""
+        if not self.options.use_real_price:
+            return self.store.todays_factor(code)
+        return factor_at(block.steps, self.now_ms)
+
+    def day_value(self, code, name, row=None):
+        """A figure of a day (default: T's), on T's price level; NaN where the security had none."""
+        block = self.store.daily(code)
+        place = (self.today_row if row is None else row) - block.first
+        if not 0 <= place < len(block.times):
+            return math.nan
+        if self.options.use_real_price and row is None or name == 'paused':
+            return block.columns[name][place]
+        return float(block.level(name, self.base(code, block))[place])
+
+    def last_price(self, code):
+        """Yuan. Before the open the day's reference price; after it the last minute's; 0.0 where there is none."""
+        if self.today_row is None:
+            price = self.day_value(code, 'close', self.done_row)
+        elif self.minute < _OPENING:
+            price = self.day_value(code, 'pre_close')
+        elif self.minute >= _CLOSE_MINUTE:
+            price = self.day_value(code, 'close')
+        else:
+            price = self._price_within(code)
+        return price if price == price else 0.0
+
+    def _price_within(self, code):
+        """During the day: the close of the last minute that is over, before the first of them the day's open."""
+        if self.minute > _OPENING and not self.is_paused(code):
+            block, base = self._todays_minutes(code)
+            place = bisect.bisect_right(block.times, self.now_ms) - 1 if block else -1
+            if place >= 0 and block.times[place] >= self.now_ms - self.now_ms % _DAY_MS:
+                return float(block.level('close', base)[place])
+        return self.day_value(code, 'open')
+
+    def _todays_minutes(self, code):
+        """(block, base); base None where the day's own prices are wanted, whatever their factor."""
+        block = self.store.minutes(code, self.today_row, self.today_row)
+        return block, None if self.options.use_real_price or block is None else self.base(code, block)
+
+    def is_paused(self, code):
+        """Today suspended, not listed yet, delisted, or no trade day."""
+        return self.today_row is None or self.day_value(code, 'paused') != 0
+
+    def limits(self, code):
+        """(high, low) of today, infinities where there are none."""
+        high, low = self.day_value(code, 'high_limit'), self.day_value(code, 'low_limit')
+        return high if high == high else math.inf, low if low == low else -math.inf
+
+    def bars_between(self, code, after_ms, until_ms):
+        """[(ms, high, low, volume)] of today's minutes with after < label <= until; None without minutes."""
+        block, base = self._todays_minutes(code)
+        if block is None:
+            return None
+        start, stop = bisect.bisect_right(block.times, after_ms), bisect.bisect_right(block.times, until_ms)
+        columns = [block.level(name, base)[start:stop].tolist() for name in ('high', 'low', 'volume')]
+        return list(zip(block.times[start:stop], *columns))
+
+    # -- windows of bars -----------------------------------------------------------------------------------------
+    def day_window(self, code, fields, first, last, count, skip_paused, fill_paused, fq, base=None):
+        """Days up to the calendar's row `last`: the last `count`, or those from row `first` on."""
+        wanted = max(0, last + 1 - count) if first is None else first
+        block = self.store.daily(code, wanted)
+        rows = self._day_rows(block, wanted, last, count, skip_paused)
+        if skip_paused and count is not None and _length(rows) < count and not block.complete:
+            block = self.store.daily(code, 0)
+            rows = self._day_rows(block, wanted, last, count, skip_paused)
+        level = self._level(code, block, fq) if base is None else base
+        columns = OrderedDict((name, block.level(name, level)[rows]) for name in fields)
+        window = Window(block.moments[rows], columns, lambda: block.index[rows])
+        if not skip_paused and not fill_paused:
+            _blank_paused(window.columns, block.level('paused', None)[rows])
+        if last == self.today_row and last != self.done_row and len(window.times):
+            self._patch_today(code, window, fields, level)
+        return window
+
+    @staticmethod
+    def _day_rows(block, first, last, count, skip_paused):
+        start, stop = max(0, first - block.first), max(0, last + 1 - block.first)
+        if not skip_paused:
+            return slice(start, stop)
+        return block.live_rows(min(start, stop), stop) if count is None else block.live_rows(0, stop, count)
+
+    def _level(self, code, block, fq):
+        return None if fq is None else 1.0 if fq == 'post' else self.base(code, block)
+
+    def _patch_today(self, code, window, fields, level):
+        """The running day shows what is known of it. The columns are copied: they were views of what is kept."""
+        if window.times[-1] != self.store.calendar[self.today_row]:
+            return
+        running = self._running_day(code, level)
+        for name in set(fields) - _KNOWN_EARLY:
+            values = self.numpy.array(window.columns[name])
+            values[-1] = running[name]
+            window.columns[name] = values
+
+    def _running_day(self, code, level):
+        """Dict of today's bar so far; nothing of it before the open."""
+        if self.minute < _OPENING:
+            return dict.fromkeys(_FIELDS, math.nan)
+        day = self.store.daily(code)
+        row = self.today_row - day.first
+        first = float(day.level('open', level)[row])
+        bar = dict(open=first, close=first, high=first, low=first, volume=0.0, money=0.0)
+        block = self.store.minutes(code, self.today_row, self.today_row) if self.minute > _OPENING else None
+        start = bisect.bisect_right(block.times, self.store.calendar[self.today_row]) if block else 0
+        stop = bisect.bisect_right(block.times, self.now_ms) if block else 0
+        if stop > start:
+            part = {name: block.level(name, level)[start:stop] for name in _SIX}
+            bar.update(close=part['close'][-1], high=max(first, part['high'].max()), low=min(first, part['low'].min()),
+                       volume=part['volume'].sum(), money=part['money'].sum())
+        average = bar['money'] / bar['volume'] if bar['volume'] else bar['close']
+        return dict(bar, avg=average, price=average)
+
+    def minute_window(self, code, fields, start_ms, end_ms, count, skip_paused, fill_paused, fq, base=None):
+        """Minutes with start <= label <= end <= T: the last `count` of them if start is None."""
+        end_ms = min(end_ms, self.now_ms)
+        last = min(bisect.bisect_right(self.store.calendar, end_ms) - 1, self.store.last_row)
+        if last < 0:
+            return self._empty(fields)
+        first = self._first_minute_row(last, start_ms, count)
+        while True:
+            block = self.store.minutes(code, first, last)
+            if block is None:
+                raise DataUnavailable('%s 没有分钟线' % code, '换一个有分钟线的 --data-provider，或只用日线')
+            rows = self._minute_rows(block, start_ms, end_ms, count, skip_paused)
+            if count is None or _length(rows) >= count or first == 0 or self._is_before_listing(code, first):
+                break
+            first = max(0, first - BLOCK_DAYS)
+        level = self._level(code, block, fq) if base is None else base
+        return self._minute_columns(code, block, rows, fields, fill_paused, level)
+
+    def _first_minute_row(self, last, start_ms, count):
+        if start_ms is not None:
+            return max(0, min(last, bisect.bisect_right(self.store.calendar, start_ms) - 1))
+        return max(0, last - -(-count // 240))
+
+    @staticmethod
+    def _minute_rows(block, start_ms, end_ms, count, skip_paused):
+        start = 0 if start_ms is None else bisect.bisect_left(block.times, start_ms)
+        stop = max(start, bisect.bisect_right(block.times, end_ms))
+        if skip_paused:
+            return block.live_rows(start, stop, count)
+        return slice(start if count is None else max(start, stop - count), stop)
+
+    def _is_before_listing(self, code, row):
+        return self.store.days[row] < self.store.info(code)['start_date']
+
+    def _minute_columns(self, code, block, rows, fields, fill_paused, level):
+        columns = OrderedDict()
+        for name in fields:
+            if name in ('high_limit', 'low_limit'):
+                columns[name] = self._of_days(code, name, block.moments[rows], level)
+            else:
+                columns[name] = block.level('open' if name == 'pre_close' else name, level)[rows]
+        if not fill_paused:
+            _blank_paused(columns, block.level('paused', None)[rows])
+        return Window(block.moments[rows], columns, lambda: block.index[rows])
+
+    def _of_days(self, code, name, moments, level):
+        """The figure of the day of each of these moments."""
+        if not len(moments):
+            return self.numpy.empty(0)
+        block = self.store.daily(code, bisect.bisect_right(self.store.calendar, int(moments[0])) - 1)
+        places = self.numpy.searchsorted(block.moments, moments, side='right') - 1
+        return block.level(name, level)[places]
+
+    def _empty(self, fields):
+        nothing = self.numpy.empty(0)
+        return Window(nothing.astype('int64'), OrderedDict((name, nothing) for name in fields),
+                      lambda: self.pandas.DatetimeIndex([]))
+
+    # -- questions -----------------------------------------------------------------------------------------------
+    def _end(self, end, unit):
+        """ms up to which bars are asked for, cut at T; a later one is refused if the strategy wants that."""
+        if end is None:
+            return self.now_ms
+        moment = _asked_moment(end, 'end_date')
+        asked = to_ms(moment) if unit == 'm' else to_ms(moment.date())
+        self._refuse_future(asked, unit, end)
+        return min(asked, self.now_ms)
+
+    def _refuse_future(self, asked, unit, shown):
+        known = self.now_ms if unit == 'm' else to_ms(self.now.date())
+        if self.options.avoid_future_data and asked > known:
+            raise FutureDataError('要了 %s 的数据，现在是 %s；set_option(\'avoid_future_data\', True) 时不允许' % (
+                brief(shown), self.now))
+
+    def last_day_row(self, end_ms, fields):
+        """The last day that counts: today only once all that is asked of it is known."""
+        last = bisect.bisect_right(self.store.calendar, end_ms) - 1
+        early = self.minute < _OPENING and not set(fields) <= _KNOWN_EARLY
+        if last == self.today_row and early:
+            last -= 1
+        return min(last, self.store.last_row)
+
+    def window(self, code, unit, step, start, end_ms, count, fields, skip_paused, fill_paused, fq):
+        """Bars of any period: of 'Xd' and 'Xm' as many as go back from the end, of weeks and months the calendar's."""
+        code = normalize_code(code)
+        self._listed(code)
+        if unit == 'm':
+            rows = self.minute_window(code, fields, start, end_ms, count and count * step, skip_paused, fill_paused, fq)
+        else:
+            days = count and count * {'d': step, 'w': 7, 'M': 31}[unit]
+            first = None if start is None else bisect.bisect_left(self.store.calendar, start)
+            last = self.last_day_row(end_ms, fields)
+            if last < 0 or (first is not None and last < first):
+                return self._empty(fields)
+            rows = self.day_window(code, fields, first, last, days, skip_paused, fill_paused, fq)
+        return self._merged(rows, unit, step, count)
+
+    def _merged(self, rows, unit, step, count):
+        if unit in ('w', 'M'):
+            groups = calendar_groups(rows.times.tolist(), unit)
+        elif step > 1:
+            groups = windows_from_end(len(rows.times), step)
+        else:
+            return rows
+        return self._combined(rows, groups[-count:] if count else groups)
+
+    def _combined(self, rows, groups):
+        plain = {'avg': 'close', 'price': 'close'}
+        columns = OrderedDict()
+        for name, values in rows.columns.items():
+            merged = combine({plain.get(name, name): array('d', values.tobytes())}, groups)
+            columns[name] = self.numpy.array(next(iter(merged.values())))
+        if {'avg', 'price'} & set(columns) and {'money', 'volume'} <= set(columns):
+            for name in {'avg', 'price'} & set(columns):
+                columns[name] = columns['money'] / self.numpy.where(columns['volume'] > 0, columns['volume'], 1)
+        times = self.numpy.array([rows.times[stop - 1] for _, stop in groups], dtype='int64')
+        return Window(times, columns, lambda: self._index_of(times))
+
+    def _index_of(self, times):
+        return self.pandas.DatetimeIndex(times.astype('datetime64[ms]').astype('datetime64[ns]'))
+
+    def _listed(self, code):
+        """Raises SecurityNotFound for what is not known at T."""
+        info = self.store.info(code)
+        if info['start_date'] > self.day:
+            raise SecurityNotFound('%s 在 %s 还没有上市' % (code, self.now.date()), '核对证券代码和日期')
+        return info
+
+    # -- calls of a strategy: bars -------------------------------------------------------------------------------
+    def get_price(self, security, start_date=None, end_date=None, frequency='daily', fields=None, skip_paused=False,
+                  fq='pre', count=None, panel=True, fill_paused=True, round=True):
+        """JoinQuant's get_price, up to T: without end_date up to T; the running day shows what is known of it."""
+        step, unit = parse_frequency(frequency)
+        names = _asked_fields(fields)
+        start, count = self._start(start_date, count, unit)
+        end_ms = self._end(end_date, unit)
+        ask = functools.partial(self.window, unit=unit, step=step, start=start, end_ms=end_ms, count=count,
+                                skip_paused=skip_paused, fill_paused=fill_paused, fq=_asked_fq(fq))
+        if isinstance(security, str):
+            return self._frame(ask(security, fields=names))
+        codes = normalize_codes(security)
+        if skip_paused and panel and len(codes) > 1:
+            raise BadRequest('多个证券且 skip_paused=True 时各证券的日期不同，不能用 panel=True', '加上 panel=False')
+        self.store.load(codes)
+        return self._many([(code, ask(code, fields=names)) for code in codes], names, panel)
+
+    def _start(self, start, count, unit):
+        """(ms or None, count)"""
+        if start is not None and count is not None:
+            raise BadRequest('start_date 与 count 只能给一个', '去掉其中一个')
+        if count is not None:
+            return None, check_whole(count, 'count', 1, 10 ** 7)
+        moment = _asked_moment('2015-01-01' if start is None else start, 'start_date')
+        asked = to_ms(moment) if unit == 'm' else to_ms(moment.date())
+        if start is not None:
+            self._refuse_future(asked, unit, start)
+        return asked, None
+
+    def _frame(self, window):
+        """Times x fields, of a copy."""
+        matrix = self.numpy.array(list(window.columns.values())).T
+        labels = self._labels(tuple(window.columns))
+        return self.pandas.DataFrame(matrix, index=window.index, columns=labels, copy=False)
+
+    def _labels(self, names):
+        """The pandas index of these column names; to make one takes longer than all the rest of a frame."""
+        if names not in self._label_cache:
+            self._label_cache[names] = self.pandas.Index(names)
+        return self._label_cache[names]
+
+    def _many(self, windows, names, panel):
+        if panel and hasattr(self.pandas, 'Panel') and _pandas_has_panel(self.pandas):
+            return self._panel(windows, names)
+        columns = OrderedDict([('time', self.numpy.concatenate([each.index.values for _, each in windows]))])
+        columns['code'] = [code for code, each in windows for _ in range(len(each.times))]
+        for name in names:
+            columns[name] = self.numpy.concatenate([each.columns[name] for _, each in windows])
+        return self.pandas.DataFrame(columns, columns=list(columns))
+
+    def _panel(self, windows, names):
+        frames = OrderedDict((name, self.pandas.DataFrame(OrderedDict(
+            (code, self.pandas.Series(each.columns[name], each.index)) for code, each in windows))) for name in names)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', FutureWarning)  # that Panel goes away is no news to its users
+            return self.pandas.Panel(frames)
+
+    def history(self, count, unit='1d', field='avg', security_list=None, df=True, skip_paused=False, fq='pre'):
+        """One field of many: days end yesterday, minutes with the last that is over."""
+        codes = self.universe if security_list is None else security_list
+        codes = normalize_codes(codes, 'security_list')
+        self.store.load(codes)
+        name = _asked_fields([field])[0]
+        windows = OrderedDict((code, self._recent(code, count, unit, [name], skip_paused, fq)) for code in codes)
+        if not df:
+            return {code: self.numpy.array(window.columns[name]) for code, window in windows.items()}
+        if skip_paused:
+            return self.pandas.DataFrame(OrderedDict(
+                (code, self.pandas.Series(window.columns[name])) for code, window in windows.items()))
+        first = next(iter(windows.values()))
+        if all(len(window.times) == len(first.times) for window in windows.values()):
+            matrix = self.numpy.array([window.columns[name] for window in windows.values()]).T
+            return self.pandas.DataFrame(matrix, index=first.index, columns=self._labels(tuple(windows)))
+        return self.pandas.DataFrame(OrderedDict(
+            (code, self.pandas.Series(window.columns[name], window.index)) for code, window in windows.items()))
+
+    def attribute_history(self, security, count, unit='1d', fields=_SIX, skip_paused=True, df=True, fq='pre'):
+        """Some fields of one security: days end yesterday, minutes with the last that is over."""
+        window = self._recent(normalize_code(security), count, unit, _asked_fields(fields), skip_paused, fq)
+        if df:
+            return self._frame(window)
+        return {name: self.numpy.array(values) for name, values in window.columns.items()}
+
+    def _recent(self, code, count, unit, names, skip_paused, fq):
+        step, unit = parse_frequency(unit)
+        count, fq = check_whole(count, 'count', 1, 10 ** 7), _asked_fq(fq)
+        self._listed(code)
+        if unit == 'm':
+            return self.window(code, unit, step, None, self.now_ms, count, names, skip_paused, True, fq)
+        days = count * {'d': step, 'w': 7, 'M': 31}[unit]
+        last = min(self.before_row, self.store.last_row)
+        rows = self.day_window(code, names, None, last, days, skip_paused, True, fq)
+        return self._merged(rows, unit, step, count)
+
+    def get_bars(self, security, count, unit='1d', fields=('date', 'open', 'high', 'low', 'close'), include_now=False,
+                 end_dt=None, fq_ref_date=_TODAY, df=False):
+        """Bars as charts have them, without suspended days."""
+        single, codes = isinstance(security, str), normalize_codes(security)
+        fields = [fields] if isinstance(fields, str) else list(fields)
+        names = _asked_fields([name for name in fields if name != 'date'] or ['close'])
+        count = check_whole(count, 'count', 1, 10 ** 7)
+        charts = OrderedDict((code, self._chart(code, count, unit, names, include_now, end_dt, fq_ref_date))
+                             for code in codes)
+        if not df:
+            arrays = OrderedDict((code, self._records(window, fields)) for code, window in charts.items())
+            return arrays[codes[0]] if single else arrays
+        frames = OrderedDict((code, self._dated_frame(window, fields)) for code, window in charts.items())
+        return frames[codes[0]] if single else self.pandas.concat(frames)
+
+    def _chart(self, code, count, unit, names, include_now, end_dt, fq_ref_date):
+        step, unit = parse_frequency(unit)
+        end_ms = self._end(end_dt, 'm')
+        self._listed(code)
+        base = self._chart_base(code, fq_ref_date)
+        more = sorted(set(names) | {'money', 'volume', 'close'})
+        if unit == 'm':
+            rows = self.minute_window(code, more, None, end_ms, (count + 1) * step, True, True, None, base)
+            groups = _chart_groups(rows.times.tolist(), step)
+            running = bool(groups) and end_ms < _chart_end(int(rows.times[groups[-1][0]]), step)
+        else:
+            rows, running = self._chart_days(code, more, end_ms, (count + 1) * {'d': step, 'w': 7, 'M': 31}[unit], base)
+            days = rows.times.tolist()
+            groups = calendar_groups(days, unit) if unit in ('w', 'M') else windows_from_end(len(days), step)
+            running = running or unit in ('w', 'M') and self._goes_on(days, unit)
+        groups = groups[:-1] if running and not include_now else groups
+        return self._combined(rows, groups[-count:])
+
+    def _chart_base(self, code, ref):
+        if ref is None:
+            return None
+        block = self.store.daily(code)
+        return self.base(code, block) if ref is _TODAY else factor_at(
+            self.store.daily(code, 0).steps, to_ms(_asked_moment(ref, 'fq_ref_date')))
+
+    def _chart_days(self, code, names, end_ms, count, base):
+        """(Window of days up to end, whether the last one is still running)."""
+        last = self.last_day_row(end_ms, names)
+        rows = self.day_window(code, names, None, last, count, True, True, None, base)
+        running = bool(len(rows.times)) and last == self.today_row != self.done_row
+        return rows, running and rows.times[-1] == self.store.calendar[last]
+
+    def _goes_on(self, days, unit):
+        """Whether the week or month of the last day has a trade day after it."""
+        after = bisect.bisect_right(self.store.calendar, days[-1]) if days else len(self.store.calendar)
+        if after >= len(self.store.calendar):
+            return False
+        return len(calendar_groups([days[-1], self.store.calendar[after]], unit)) == 1
+
+    def _records(self, window, fields):
+        kinds = [(name, 'O' if name == 'date' else 'f8') for name in fields]
+        records = self.numpy.empty(len(window.times), dtype=kinds)
+        for name in fields:
+            records[name] = _dates_of(window.times) if name == 'date' else window.columns[name]
+        return records
+
+    def _dated_frame(self, window, fields):
+        columns = OrderedDict((name, window.index.values if name == 'date' else window.columns[name])
+                              for name in fields)
+        return self.pandas.DataFrame(columns, columns=list(fields))
+
+    # -- calls of a strategy: the rest ---------------------------------------------------------------------------
+    def get_current_data(self, security_list=None):
+        return CurrentData(self)
+
+    def get_trade_days(self, start_date=None, end_date=None, count=None):
+        """List of date, both ends in; up to T if no end is given."""
+        end = self.now.date() if end_date is None else _asked_moment(end_date, 'end_date').date()
+        stop = bisect.bisect_right(self.store.days, end)
+        if count is not None:
+            return self.store.days[max(0, stop - check_whole(count, 'count', 1)):stop]
+        start = date.min if start_date is None else _asked_moment(start_date, 'start_date').date()
+        return self.store.days[bisect.bisect_left(self.store.days, start):stop]
+
+    def get_all_trade_days(self):
+        days = self.numpy.empty(len(self.store.days), dtype=object)
+        days[:] = self.store.days
+        return days
+
+    def get_all_securities(self, types=(), date=None):
+        """Frame by code. What is listed only after T is not in it; an end after T is not known yet."""
+        kinds = [types] if isinstance(types, str) else list(types) or ['stock']
+        frame = self.store.provider.get_all_securities(kinds, None if date is None else self._known_day(date))
+        now = self.pandas.Timestamp(self.now)
+        frame = frame[frame['start_date'] <= now].copy()
+        frame.loc[frame['end_date'] > now, 'end_date'] = self.pandas.Timestamp(2200, 1, 1)
+        return frame
+
+    def get_security_info(self, code, date=None):
+        info = self._listed(normalize_code(code))
+        known = type(info)(info)
+        if known['end_date'] > self.now.date():
+            known['end_date'] = datetime(2200, 1, 1).date()
+        return known
+
+    def get_index_stocks(self, index_symbol, date=None):
+        return self.store.provider.get_index_stocks(index_symbol, self._known_day(date))
+
+    def get_extras(self, info, security_list, start_date=None, end_date=None, df=True, count=None):
+        """is_st alone, by the name that the security has now: no source keeps its earlier ones."""
+        if info != 'is_st':
+            raise NotImplementedError('get_extras 只支持 is_st；基金净值等数据 QMT 没有，请自备并用 read_file 读入')
+        days = self.get_trade_days(start_date, self._known_day(end_date), count)
+        codes = normalize_codes(security_list)
+        flags = OrderedDict((code, [self.is_st(code)] * len(days)) for code in codes)
+        if not df:
+            return {code: self.numpy.array(values, dtype=bool) for code, values in flags.items()}
+        return self.pandas.DataFrame(flags, index=self.pandas.DatetimeIndex(days), columns=codes)
+
+    def is_st(self, code):
+        return 'ST' in str(self.store.info(code).get('display_name') or '').upper()
+
+    def _known_day(self, day):
+        """A date at most T's."""
+        if day is None:
+            return self.now.date()
+        asked = _asked_moment(day, 'date').date()
+        self._refuse_future(to_ms(asked), 'd', day)
+        return min(asked, self.now.date())
+
+
+def _asked_moment(value, name):
+    """A date, datetime, text, Timestamp or numpy datetime64 as datetime."""
+    if hasattr(value, 'to_pydatetime'):
+        value = value.to_pydatetime()
+    elif hasattr(value, 'astype') and not isinstance(value, str):
+        value = value.astype('datetime64[us]').astype(object)
+    return check_moment(value, name)[0]
+
+
+def _asked_fields(fields):
+    names = list(_SIX) if fields is None else [fields] if isinstance(fields, str) else list(fields)
+    unknown = [name for name in names if name not in _FIELDS]
+    if unknown or not names:
+        raise BadRequest('行情没有字段 %s' % brief(unknown), '可用：%s' % '、'.join(sorted(_FIELDS)))
+    return names
+
+
+def _asked_fq(fq):
+    return None if fq in (None, 'none', '') else check_choice(fq, 'fq', ('pre', 'post'))
+
+
+def _length(rows):
+    return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+
+
+def _blank_paused(columns, paused):
+    for name in columns:
+        if name not in ('paused', 'factor') and (paused != 0).any():
+            columns[name] = columns[name].copy()
+            columns[name][paused != 0] = math.nan
+
+
+def _pandas_has_panel(pandas):
+    return tuple(int(part) for part in pandas.__version__.split('.')[:2]) < (0, 25)
+
+
+def _dates_of(times):
+    """date for days, datetime for minutes."""
+    moments = [from_ms(ms) for ms in times.tolist()]
+    return [moment.date() if moment.time() == time(0) else moment for moment in moments]
+
+
+def _trading_minute(ms):
+    """How many minutes of trading are over at a bar's label, 1 to 240."""
+    return bisect.bisect_right(BAR_MINUTES, ms % _DAY_MS // 60000)
+
+
+def _chart_groups(times, step):
+    """Ranges of rows of the same day and the same `step` minutes of trading from the open."""
+    keys = [(ms // _DAY_MS, (_trading_minute(ms) - 1) // step) for ms in times]
+    starts = [i for i, key in enumerate(keys) if not i or keys[i - 1] != key]
+    return list(zip(starts, starts[1:] + [len(keys)]))
+
+
+def _chart_end(ms, step):
+    """The label of the last minute of the group that this minute belongs to."""
+    last = min(240, ((_trading_minute(ms) - 1) // step + 1) * step)
+    return ms - ms % _DAY_MS + BAR_MINUTES[last - 1] * 60000
+
+
+class CurrentData(dict):
+    """get_current_data(): code -> what is known of it now, looked up when it is asked."""
+
+    def __init__(self, view):
+        super().__init__()
+        self._view = view
+
+    def __missing__(self, code):
+        self[code] = unit = CurrentUnit(self._view, normalize_code(code))
+        return unit
+
+
+class CurrentUnit:
+    """One security now: last_price, high_limit, low_limit, paused, is_st, day_open (NaN before 09:25), name."""
+
+    industry_code = None
+
+    def __init__(self, view, security):
+        self._view, self.security = view, security
+        view.store.info(security)
+
+    @property
+    def last_price(self):
+        return self._view.last_price(self.security)
+
+    @property
+    def high_limit(self):
+        return self._today('high_limit')
+
+    @property
+    def low_limit(self):
+        return self._today('low_limit')
+
+    @property
+    def paused(self):
+        return self._view.is_paused(self.security)
+
+    @property
+    def is_st(self):
+        return self._view.is_st(self.security)
+
+    @property
+    def day_open(self):
+        return self._today('open') if self._view.minute >= _OPENING - 3 else math.nan
+
+    @property
+    def name(self):
+        return self._view.store.info(self.security)['display_name']
+
+    def _today(self, name):
+        return math.nan if self._view.today_row is None else self._view.day_value(self.security, name)
+
+
+class BarData(dict):
+    """`data` of handle_data: code -> SecurityUnitData of the last unit that is over."""
+
+    def __init__(self, view, unit):
+        super().__init__()
+        self._view, self._unit = view, unit
+
+    def __missing__(self, code):
+        self[code] = bar = SecurityUnitData(self._view, normalize_code(code), self._unit)
+        return bar
+
+
+class SecurityUnitData:
+    """The last bar of a security, its fields as attributes, and figures over the last n."""
+
+    def __init__(self, view, security, unit):
+        self.security, self._view, self._unit = security, view, unit
+
+    def __getattr__(self, name):
+        if name.startswith('_') or name not in _FIELDS:
+            raise AttributeError(name)
+        return self._values(1, name, False)[-1]
+
+    @property
+    def returns(self):
+        closes = self._values(2, 'close', False)
+        return closes[-1] / closes[0] - 1 if len(closes) == 2 else math.nan
+
+    def isnan(self):
+        return math.isnan(self.close)
+
+    def mavg(self, n, field='close'):
+        return self._over(n, field, lambda values: values.mean())
+
+    def stddev(self, n):
+        return self._over(n + 1, 'close', lambda values: (values[1:] / values[:-1] - 1).std(ddof=1))
+
+    def vwap(self, n):
+        if math.isnan(self._over(n, 'money', lambda values: values.sum())):
+            return math.nan
+        money, volume = (self._values(n, name, True).sum() for name in ('money', 'volume'))
+        return money / volume if volume else math.nan
+
+    def _over(self, n, field, figure):
+        """NaN where there are less than n bars."""
+        values = self._values(n, field, True)
+        return float(figure(values)) if len(values) == n else math.nan
+
+    def _values(self, count, field, skip_paused):
+        window = self._view.attribute_history(self.security, count, self._unit, [field], skip_paused, df=False)
+        return window[field]
+
+
+# ======================================================================================================
+# 13. MARKET - the simulated broker: orders, matching, ledger, corporate actions
+# ======================================================================================================
+class BrokerInterface:
+    """What a strategy's session needs of whoever carries its orders out; the simulation and a real account alike.
+
+    portfolio: Portfolio. place(security, amount, style) -> Order, or None where nothing was ordered (amount negative to
+    sell). cancel(order_id) -> Order or None. open_orders(), orders(), trades(): OrderedDicts by id, of today.
+    begin_day(moment) -> [DividendsEvent]. advance(moment): all that happens up to then; end_day(moment).
+    """
+
+    portfolio = None
+
+    def place(self, security, amount, style):
+        raise NotImplementedError
+
+    def cancel(self, order_id):
+        raise NotImplementedError
+
+    def orders(self):
+        raise NotImplementedError
+
+    def trades(self):
+        raise NotImplementedError
+
+    def open_orders(self):
+        return OrderedDict((key, item) for key, item in self.orders().items() if item.status in ALIVE)
+
+    def begin_day(self, moment):
+        return []
+
+    def advance(self, moment):
+        """The clock alone moves a real account."""
+
+    def end_day(self, moment):
+        """Nothing is left to do for a real account."""
+
+
+class _Void(Exception):
+    """Why an order comes to nothing."""
+
+
+_LEFTOVERS = 16 * 60  # the minute at which what is still open is cancelled
+_PAUSE_END = 13 * 60
+DIVIDEND_TAX = 0.2    # flat, of stocks' dividends; funds pay none
+
+
+def in_trading(minute):
+    return _OPEN_MINUTE <= minute < 11 * 60 + 30 or _PAUSE_END <= minute < _CLOSE_MINUTE
+
+
+class SimulatedBroker(BrokerInterface):
+    """JoinQuant's matching of backtests on a DataView, whose clock it moves.
+
+    At order time: the last price, with slippage, up to the day's volume times order_volume_ratio; what cannot be filled
+    is cancelled at market, at a limit it rests and fills as minute bars pass it. Out of hours orders wait as `new` for
+    09:30 or 13:00. What is open at 16:00 is cancelled. Bought shares can be sold the next day, T+0 funds at once.
+    all_orders, all_trades, dividends: of the whole run.
+    """
+
+    def __init__(self, view, costs, options, cash, log):
+        self.view, self.costs, self.options, self._log = view, costs, options, log
+        self.portfolio = Portfolio(cash, view.last_price, lambda text: log('warning', text))
+        self.all_orders, self.all_trades, self.dividends = [], [], []
+        self._orders, self._trades, self._open = OrderedDict(), OrderedDict(), OrderedDict()
+
+    # -- views ---------------------------------------------------------------------------------------------------
+    def orders(self):
+        return OrderedDict(self._orders)
+
+    def trades(self):
+        return OrderedDict(self._trades)
+
+    def open_orders(self):
+        return OrderedDict(self._open)
+
+    # -- orders --------------------------------------------------------------------------------------------------
+    def place(self, security, amount, style):
+        try:
+            code = self._known(security)
+            amount = self._sized(code, amount, style)
+        except _Void as reason:
+            self._log('warning', '%s 下单 %s 股没有成立：%s' % (printable(str(security)), amount, reason))
+            return None
+        order = Order(len(self.all_orders) + 1, code, amount > 0, abs(amount), style, self.view.now)
+        self.all_orders.append(order)
+        self._orders[order.order_id] = self._open[order.order_id] = order
+        order.avg_cost = 0.0 if order.is_buy else self.portfolio.positions[code].avg_cost
+        if in_trading(self.view.minute) and self.view.today_row is not None or self.options.always_match_market_order:
+            self._try(order)
+        else:
+            order.status = OrderStatus.new
+            self._lock(order)
+        return order
+
+    def cancel(self, order_id):
+        order = self._open.get(order_id)
+        if order is None:
+            return None
+        self._finish(order, OrderStatus.canceled, '已撤单')
+        return order
+
+    def _known(self, security):
+        """The code of a security that trades today. Raises _Void."""
+        try:
+            code = normalize_code(security)
+            info = self.view.store.info(code)
+        except SecurityNotFound as error:
+            raise _Void(error.message)
+        if not info['start_date'] <= self.view.now.date() <= info['end_date']:
+            raise _Void('没有上市或已经退市')
+        if not tradable(code):
+            raise _Void('指数等不能买卖')
+        if self.view.today_row is not None and self.view.is_paused(code):
+            raise _Void('停牌')
+        return code
+
+    def _sized(self, code, amount, style):
+        """Whole shares that can be had: cut to cash or to what can be sold, then to lots. Negative to sell."""
+        self._check_style(code, style)
+        if amount > 0:
+            lots = round_lot(code, min(amount, self._affordable(code, style)))
+            if not lots:
+                raise _Void('资金不足或不足最小申报数量 %d' % instrument(code).lot)
+            return lots
+        held = self.portfolio.positions[code] if code in self.portfolio.positions else None
+        closeable = held.closeable_amount if held else 0
+        wanted = min(-amount, closeable)
+        lots = wanted if wanted == closeable else round_lot(code, wanted)
+        if not lots:
+            raise _Void('可卖 %d 股' % closeable)
+        return -lots
+
+    def _check_style(self, code, style):
+        if instrument(code).board == 'star' and _style_kind(style) == 'market' and style.limit_price is None:
+            raise _Void('科创板的市价委托要给出保护价 MarketOrderStyle(价格)')
+
+    def _reference(self, code, style):
+        """The price that cash is judged at: before slippage."""
+        return style.limit_price if _style_kind(style) == 'limit' else self.view.last_price(code)
+
+    def _affordable(self, code, style):
+        """Shares that the available cash pays for, commission included."""
+        price, cash, cost = self._reference(code, style), self.portfolio.available_cash, self.costs.cost(code)
+        if price <= 0:
+            raise _Void('没有价格')
+        rate = 1 + cost.open_commission + cost.open_tax
+        by_rate, by_minimum = cash / (price * rate), (cash - cost.min_commission) / (price * (1 + cost.open_tax))
+        return max(0, int(min(by_rate, by_minimum) + 1e-6))
+
+    def _try(self, order):
+        """At once, all or nothing: what cannot be filled is cancelled at market and rests at a limit."""
+        code = order.security
+        price = self.costs.slipped(code, self.view.last_price(code), order.is_buy)
+        if self.options.match_by_signal and order.limit is not None:
+            return self._fill(order, order.amount, order.limit, self.view.now)
+        problem = self._problem(order, price)
+        if problem is None:
+            return self._fill(order, order.amount, price, self.view.now)
+        if order.limit is None:
+            return self._finish(order, OrderStatus.canceled, problem)
+        order.status, order.message, order.resting_since = OrderStatus.open, problem, self.view.now_ms
+        return self._lock(order)
+
+    def _problem(self, order, price):
+        """Why an order does not fill at this price, or None."""
+        worst = order.limit if order.limit is not None else order.style.limit_price
+        if worst is not None and (price > worst + 1e-9 if order.is_buy else price < worst - 1e-9):
+            return '价格 %g 不在委托价 %g 以内' % (price, worst)
+        high, low = self.view.limits(order.security)
+        if price >= high - 1e-9 if order.is_buy else price <= low + 1e-9:
+            return '涨停，买不到' if order.is_buy else '跌停，卖不掉'
+        volume = self.view.day_value(order.security, 'volume')
+        if order.amount > int(volume * self.options.order_volume_ratio + 1e-6 if volume == volume else 0):
+            return '数量大于当日成交量 %g 的 %g 倍' % (volume, self.options.order_volume_ratio)
+        return None
+
+    # -- ledger --------------------------------------------------------------------------------------------------
+    def _lock(self, order):
+        """Sets aside what the rest of an order needs."""
+        if order.is_buy:
+            value = order.remaining * self._reference(order.security, order.style)
+            cost = self.costs.cost(order.security)
+            order.locked_cash = value + cost.commission(True, value) + cost.tax(True, value)
+            self.portfolio.available_cash -= order.locked_cash
+            self.portfolio.locked_cash += order.locked_cash
+        else:
+            order.locked_amount = order.remaining
+            self.portfolio.positions[order.security].locked_amount += order.locked_amount
+
+    def _unlock(self, order):
+        self.portfolio.available_cash += order.locked_cash
+        self.portfolio.locked_cash -= order.locked_cash
+        if order.locked_amount:
+            self.portfolio.positions[order.security].locked_amount -= order.locked_amount
+        order.locked_cash, order.locked_amount = 0.0, 0
+
+    def _fill(self, order, amount, price, moment):
+        """One fill; the commission of an order is that of all its fills together."""
+        self._unlock(order)
+        cost, value = self.costs.cost(order.security), amount * price
+        total = order.filled * order.price + value
+        tax = cost.tax(order.is_buy, value)
+        paid = cost.commission(order.is_buy, order.filled * order.price) if order.filled else 0.0
+        commission = cost.commission(order.is_buy, total) - paid
+        order.filled += amount
+        order.price, order.commission = total / order.filled, order.commission + commission + tax
+        self._book(order, amount, price, commission, tax, moment)
+        if order.remaining:
+            order.status = OrderStatus.filled
+            self._lock(order)
+        else:
+            self._finish(order, OrderStatus.held, '', moment)
+
+    def _book(self, order, amount, price, commission, tax, moment):
+        portfolio, value = self.portfolio, amount * price
+        position = self._position(order.security)
+        profit = None
+        if order.is_buy:
+            portfolio.available_cash -= value + commission + tax
+            position.buy(amount, price, commission + tax, moment)
+            order.avg_cost = order.price
+        else:
+            profit = value - commission - tax - amount * position.avg_cost
+            portfolio.available_cash += value - commission - tax
+            portfolio.sales_today += value - commission - tax
+            position.sell(amount, price, commission + tax, moment)
+        if not position.amount:
+            del portfolio.positions[order.security]
+        trade = Trade(len(self.all_trades) + 1, order, moment, amount, price, commission, tax)
+        trade.profit = profit
+        self.all_trades.append(trade)
+        self._trades[trade.trade_id] = trade
+        self._log('debug', '%s %s %d 股，成交价 %g，费用 %.2f' % (
+            '买入' if order.is_buy else '卖出', order.security, amount, price, commission + tax))
+
+    def _position(self, code):
+        positions = self.portfolio.positions
+        if code not in positions:
+            positions[code] = Position(code, self.view.last_price, self.options.t0_mode or instrument(code).t0)
+        return positions[code]
+
+    def _finish(self, order, status, message, moment=None):
+        self._unlock(order)
+        order.status, order.message, order.finish_time = status, message, moment or self.view.now
+        self._open.pop(order.order_id, None)
+        if status is OrderStatus.canceled:
+            self._log('warning', '%s 的委托 %d 撤销：%s，成交 %d / %d 股' % (
+                order.security, order.order_id, message, order.filled, order.amount))
+
+    # -- time ----------------------------------------------------------------------------------------------------
+    def begin_day(self, moment):
+        """A new trade day: yesterday's orders are history, shares can be sold, what went ex changes the account."""
+        self.portfolio.returns = self.portfolio.total_value / self.portfolio.inout_cash - 1
+        self._orders, self._trades = OrderedDict(self._open), OrderedDict()
+        self.portfolio.sales_today = 0.0
+        self.view.move(moment)
+        events = self._corporate_actions() if self.options.use_real_price else []
+        for position in self.portfolio.positions.values():
+            position.today_amount, position.hold_cost = 0, position.price
+        return events
+
+    def advance(self, moment):
+        """Lets all happen that happens to open orders up to this moment of the same day."""
+        if self._open:
+            day = datetime.combine(moment.date(), time())
+            for minute in (_OPEN_MINUTE, _PAUSE_END, _LEFTOVERS):
+                stop = day + timedelta(minutes=minute)
+                if self.view.now < stop <= moment and self._open:
+                    self._match_bars(stop)
+                    self.view.move(stop)
+                    self._at_stop(minute)
+            self._match_bars(moment)
+        self.view.move(moment)
+
+    def _at_stop(self, minute):
+        for order in list(self._open.values()):
+            if minute == _LEFTOVERS:
+                self._finish(order, OrderStatus.canceled, order.message or '到收盘没有成交')
+            elif order.status is OrderStatus.new:
+                self._unlock(order)
+                if self.view.is_paused(order.security):
+                    self._finish(order, OrderStatus.canceled, '停牌')
+                else:
+                    self._try(order)
+
+    def _match_bars(self, until):
+        """Resting orders against the minute bars that end in between, in their order."""
+        until_ms = to_ms(until)
+        resting = [order for order in self._open.values() if order.resting_since is not None]
+        hits = sorted(((ms, order.order_id, order, volume) for order in resting
+                       for ms, volume in self._hits(order, until_ms)), key=lambda hit: hit[:2])
+        for ms, _, order, volume in hits:
+            amount = min(order.remaining, int(volume * self.options.order_volume_ratio + 1e-6))
+            if amount and order.status in ALIVE:
+                self._fill(order, amount, order.limit, from_ms(ms))
+        for order in resting:
+            if order.security not in self.view.store.without_minutes:  # the day as a whole is matched at its end
+                order.resting_since = max(order.resting_since, until_ms)
+
+    def _hits(self, order, until_ms):
+        """[(ms, volume)] of the bars that go through the order's limit."""
+        if until_ms <= order.resting_since:
+            return []
+        bars = self.view.bars_between(order.security, order.resting_since, until_ms)
+        if bars is None:
+            bars = self._day_as_bar(order, until_ms)
+        return [(ms, volume) for ms, high, low, volume in bars
+                if (order.limit > low if order.is_buy else order.limit < high)]
+
+    def _day_as_bar(self, order, until_ms):
+        """Where there are no minutes: the whole day for an order of the open or before, else the close alone."""
+        close_ms = until_ms - until_ms % _DAY_MS + _CLOSE_MINUTE * 60000
+        if not order.resting_since < close_ms <= until_ms:
+            return []
+        high, low, close, volume = (self.view.day_value(order.security, name)
+                                    for name in ('high', 'low', 'close', 'volume'))
+        from_open = order.resting_since % _DAY_MS <= _OPEN_MINUTE * 60000
+        return [(close_ms, high if from_open else close, low if from_open else close, volume)]
+
+    # -- corporate actions ---------------------------------------------------------------------------------------
+    def _corporate_actions(self):
+        """Dividends and new shares of what is held, on the ex-date."""
+        events = []
+        for code in sorted(self.portfolio.positions):
+            if self._goes_ex(code):
+                day = self.view.now.date()
+                for row in self.view.store.provider.get_split_dividend(code, day, day):
+                    events.append(self._pay(self.portfolio.positions[code], row))
+        return events
+
+    def _goes_ex(self, code):
+        """Whether today's reference price is not the last close: only then is anybody asked."""
+        block = self.view.store.daily(code)
+        row = self.view.today_row - block.first
+        return row < 1 or factor_at(block.steps, block.times[row]) != factor_at(block.steps, block.times[row - 1])
+
+    def _pay(self, position, row):
+        """Shares are floored, dividends of stocks taxed; the cost of the holding falls by what was received."""
+        before = position.amount
+        gross = before / float(row['per_base']) * row['bonus_pre_tax']
+        tax = gross * DIVIDEND_TAX if cost_type(position.security) == 'stock' else 0.0
+        after = int(math.floor(before * row['scale_factor'] + 1e-9))
+        self.portfolio.available_cash += gross - tax
+        for name in ('avg_cost', 'acc_avg_cost'):
+            setattr(position, name, (getattr(position, name) * before - gross + tax) / after)
+        position.amount = after
+        event = DividendsEvent(position.security, before, gross - tax, tax, after - before)
+        self.dividends.append((self.view.now.date(), event))
+        self._log('info', '%s 除权除息：持有 %d 股，现金 %.2f（税 %.2f），送转 %d 股' % (
+            position.security, before, event.cash, tax, event.shares))
+        return event
+
+
+# ======================================================================================================
+# 14. STRATEGY - a strategy's file: its names, the modules it may import, its log, its errors
+# ======================================================================================================
+class StrategyError(Exception):
+    """A strategy failed. text: its own traceback; line: of its file, or None; result: of the run so far, or None."""
+
+    def __init__(self, text, line=None):
+        super().__init__(text)
+        self.text, self.line, self.result = text, line, None
+
+
+class Options:
+    """What set_option() sets, at JoinQuant's defaults."""
+
+    use_real_price = avoid_future_data = match_with_order_book = t0_mode = False
+    always_match_market_order = match_by_signal = False
+    order_volume_ratio = 1.0
+
+    def set(self, name, value):
+        """Raises BadRequest for an unknown name."""
+        if not isinstance(name, str) or name.startswith('_') or not hasattr(type(self), name) or name == 'set':
+            raise BadRequest('set_option 没有选项 %s' % brief(name), '可用：%s' % '、'.join(
+                sorted(each for each in vars(Options) if not each.startswith('_') and each != 'set')))
+        if name == 'order_volume_ratio':
+            value = check_number(value, name, 0, 1)
+        setattr(self, name, value if name == 'order_volume_ratio' else bool(value))
+
+
+_LEVELS = {'debug': 10, 'info': 20, 'warn': 30, 'warning': 30, 'error': 40}
+
+
+class StrategyLog:
+    """`log`: lines of the strategy with its time. write(text): where they go. Sources have levels of their own."""
+
+    def __init__(self, write, now):
+        self._write, self._now = write, now
+        self._levels = {'order': 20, 'history': 20, 'strategy': 10, 'system': 20}
+
+    def debug(self, message, *args):
+        self.add('strategy', 'debug', message, *args)
+
+    def info(self, message, *args):
+        self.add('strategy', 'info', message, *args)
+
+    def warn(self, message, *args):
+        self.add('strategy', 'warning', message, *args)
+
+    warning = warn
+
+    def error(self, message, *args):
+        self.add('strategy', 'error', message, *args)
+
+    def set_level(self, source, level):
+        if source not in self._levels or level not in _LEVELS:
+            raise BadRequest('log.set_level 不认识 %s、%s' % (brief(source), brief(level)),
+                             "例如 log.set_level('order', 'error')")
+        self._levels[source] = _LEVELS[level]
+
+    def add(self, source, level, message, *args):
+        if _LEVELS[level] >= self._levels[source]:
+            self._write('%s - %s - %s' % (self._now(), level.upper(), _log_text(message, args)))
+
+    def print(self, *values, **options):
+        """print() in a strategy; into a file it prints as ever."""
+        if options.get('file') is not None:
+            print(*values, **options)
+        else:
+            self.info(options.get('sep', ' ').join(map(str, values)))
+
+
+def _log_text(message, args):
+    """A message with its arguments, if they fit; else one after the other."""
+    try:
+        return str(message) % args if args else str(message)
+    except (TypeError, ValueError):
+        return ' '.join(map(str, (message,) + args))
+
+
+# Name -> the way out.
+_LEFT_OUT = {
+    '财务数据': ('QMT 远程服务没有财务数据；自备一份，用 read_file 读入',
+             'get_fundamentals get_fundamentals_continuously query run_query get_valuation get_history_fundamentals '
+             'get_factor_values get_all_factors'),
+    '资金与龙虎榜': ('QMT 远程服务没有这些数据；自备一份，用 read_file 读入',
+               'get_money_flow get_billboard_list get_mtss get_call_auction get_locked_shares get_ticks'),
+    '行业与概念': ('QMT 远程服务没有历史的行业与概念；自备一份，用 read_file 读入',
+              'get_industry get_industry_stocks get_concept_stocks get_concept get_concepts get_industries'),
+    '融资融券与期货': ('只支持股票、基金、可转债的普通买卖', 'margincash_open margincash_close margincash_direct_refund '
+                'marginsec_open marginsec_close marginsec_direct_refund get_margincash_stocks get_marginsec_stocks '
+                'get_dominant_future get_future_contracts set_subportfolios transfer_cash'),
+    '止损委托': ('自己判断价格后再下单', 'StopMarketOrderStyle StopLimitOrderStyle'),
+    '优化与回测管理': ('参数扫描用 backtest --grid', 'portfolio_optimizer create_backtest get_backtest'),
+}
+_MISSING_MODULES = {'jqlib': '技术指标请用 pandas/numpy 自己计算', 'jqfactor': '因子请用 pandas/numpy 自己计算',
+                    'jqdatasdk': '行情用 get_price 等函数取，数据来自 --data-provider'}
+
+
+def _left_out(name, group, way_out):
+    def call(*args, **kwargs):
+        raise NotImplementedError('%s（%s）不支持：%s' % (name, group, way_out))
+    call.__name__ = name
+    return call
+
+
+LEFT_OUT = {name: _left_out(name, group, way_out) for group, (way_out, names) in _LEFT_OUT.items()
+            for name in names.split()}
+
+
+class _NoSuchModules:
+    """A finder that says what to do instead where a strategy imports what is not there."""
+
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition('.')[0]
+        if top in _MISSING_MODULES:
+            raise NotImplementedError('不支持 import %s：%s' % (name, _MISSING_MODULES[top]))
+        return None
+
+
+PROVIDED_MODULES = ('jqdata', 'kuanke', 'kuanke.user_space_api', 'kuanke.wizard')
+
+
+@contextlib.contextmanager
+def provided_modules(names):
+    """While it lasts `from jqdata import *` and its like give these names; afterwards all is as it was."""
+    before = {name: sys.modules.get(name) for name in PROVIDED_MODULES}
+    finder = _NoSuchModules()
+    for name in PROVIDED_MODULES:
+        sys.modules[name] = module = types.ModuleType(name)
+        module.__dict__.update(names, __all__=sorted(names))
+    sys.modules['kuanke'].user_space_api = sys.modules['kuanke.user_space_api']
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        for name, module in before.items():
+            sys.modules.pop(name, None) if module is None else sys.modules.__setitem__(name, module)
+
+
+class StrategyFile:
+    """A strategy as its author wrote it. source: its text, read from the path if not given. Raises ConfigError."""
+
+    def __init__(self, path, source=None):
+        self.path, self.name, self.namespace = os.path.abspath(path), os.path.basename(path), {}
+        self.source = self._read() if source is None else source
+
+    def _read(self):
+        try:
+            with open(self.path, encoding='utf-8-sig') as file:
+                return file.read()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError('策略文件 %s 读不出来：%s' % (self.path, error), '检查路径；文件应为 UTF-8')
+
+    def load(self, names, params=None):
+        """Runs the module's code with these names; params then replace its constants of the same names."""
+        self.namespace = dict(names, __name__='__strategy__', __file__=self.path)
+        exec(compile(self.source, self.path, 'exec'), self.namespace)
+        self.namespace.update({name: value for name, value in (params or {}).items() if name in self.namespace})
+
+    def hook(self, name):
+        hook = self.namespace.get(name)
+        return hook if callable(hook) else None
+
+    def error(self, error):
+        """The StrategyError of an exception that came out of the strategy's code."""
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if os.path.basename(frame.filename) not in _ENGINE_FILES]
+        line = next((frame.lineno for frame in reversed(own) if frame.filename == self.path), None)
+        if isinstance(error, SyntaxError) and error.filename == self.path:
+            line = error.lineno
+        text = ''.join(traceback.format_list(own) + traceback.format_exception_only(type(error), error)).rstrip()
+        hint = getattr(error, 'hint', '')
+        return StrategyError('Traceback (most recent call last):\n%s%s' % (text, hint and '\n建议：%s' % hint), line)
+
+
+_ENGINE_FILES = ('jq_helper.py', 'bullet_qmt.py')
+
+
+# ======================================================================================================
+# 15. SESSION - a strategy at work: its names, its tasks, its data and its broker under one clock
+# ======================================================================================================
+class Session:
+    """One run of one strategy. Whoever owns time calls start, begin_day, fire for each Job of schedule.walk, end_day.
+
+    store: BarStore; params: name -> value; write(line): where log lines go; on_error 'stop' or 'continue'.
+    broker_of(session) makes its BrokerInterface, once options, costs and view are there.
+    messages: what a reader of the results should know. records: [(date, OrderedDict)].
+    """
+
+    def __init__(self, strategy, store, run_params, broker_of, params=None, write=lambda line: None, on_error='stop'):
+        self.strategy, self.store, self.run_params, self.params = strategy, store, run_params, dict(params or {})
+        self.on_error, self.messages, self.records = on_error, [], []
+        self.g, self.options, self.costs = GlobalVariables(), Options(), TradingCosts()
+        self.log = StrategyLog(write, lambda: self.view.now)
+        self.view = DataView(store, self.options, lambda text: self.log.add('history', 'warning', text))
+        self.view.move(datetime.combine(run_params.start_date, time()))
+        self.broker = broker_of(self)
+        self.context = Context(run_params, self.broker.portfolio)
+        self.schedule = Schedule(store.days, run_params.start_date, run_params.frequency)
+        self.benchmark, self.inflows = None, 0.0
+        self._unit = '1d' if run_params.frequency == 'day' else '1m'
+        self._sync()
+
+    # -- life ----------------------------------------------------------------------------------------------------
+    def start(self, resumed=False):
+        """Module code, then initialize (never again for a resumed run), after_code_changed, process_initialize."""
+        vars(self.g).update(self.params)
+        self._guarded(lambda: self.strategy.load(self.names(), self.params), always_stop=True)
+        self.schedule.hooks = [name for name, _, _ in _HOOKS if self.strategy.hook(name)]
+        hooks = ('process_initialize',) if resumed else ('initialize', 'after_code_changed', 'process_initialize')
+        for name in hooks:
+            self._hook(name, always_stop=True)
+
+    def begin_day(self, day):
+        """What happens before a trade day's first task."""
+        moment = datetime.combine(day, time())
+        events = self.broker.begin_day(moment)
+        self._sync()
+        for event in events:
+            self._hook('on_event', event)
+
+    def fire(self, job, moment):
+        """One Job at its moment: a task, or a hook by its name."""
+        self.broker.advance(moment)
+        self._sync()
+        if job.run == 'handle_data':
+            self._hook('handle_data', BarData(self.view, self._unit))
+        elif isinstance(job.run, str):
+            self._hook(job.run)
+        else:
+            self._guarded(lambda: job.run(self.context))
+
+    def end_day(self, day):
+        moment = datetime.combine(day, time(23, 59, 59))
+        self.broker.advance(moment)
+        self.broker.end_day(moment)
+        self._sync()
+
+    def end(self):
+        self._hook('on_strategy_end')
+
+    def _sync(self):
+        context, view = self.context, self.view
+        context.current_dt, context.universe = view.now, view.universe
+        context.previous_date = self.store.days[view.before_row] if view.before_row >= 0 else None
+
+    def _hook(self, name, *more, **options):
+        hook = self.strategy.hook(name)
+        if hook is not None:
+            self._guarded(lambda: hook(self.context, *more), **options)
+
+    def _guarded(self, call, always_stop=False):
+        """Runs code of the strategy. Its failure ends the run, or is logged and counted where that was asked for."""
+        try:
+            call()
+        except (KeyboardInterrupt, StrategyError):
+            raise
+        except BaseException as error:  # SystemExit, too: a strategy that leaves by exit() has failed
+            failure = self.strategy.error(error)
+            if always_stop or self.on_error != 'continue' or not isinstance(error, Exception):
+                raise failure from error
+            self.log.add('system', 'error', failure.text)
+            self.messages.append('%s 策略出错，继续运行：%s' % (self.view.now, failure.text.splitlines()[-1]))
+
+    # -- names of the strategy -----------------------------------------------------------------------------------
+    def names(self):
+        """Dict of all names that a strategy finds, but for those of Python."""
+        names = dict(LEFT_OUT, **PLAIN_NAMES)
+        names.update({name: getattr(self.view, name) for name in VIEW_NAMES})
+        names.update({name: getattr(self, name) for name in SESSION_NAMES})
+        pandas, numpy = self.store.pandas, self.store.numpy
+        return dict(names, g=self.g, log=self.log, print=self.log.print, pd=pandas, np=numpy, math=math)
+
+    def run_daily(self, func, time='9:30', reference_security='000001.XSHG'):
+        self._add_task('daily', func, time)
+
+    def run_weekly(self, func, weekday, time='9:30', reference_security='000001.XSHG', force=False):
+        self._add_task('weekly', func, time, weekday, force)
+
+    def run_monthly(self, func, monthday, time='9:30', reference_security='000001.XSHG', force=False):
+        self._add_task('monthly', func, time, monthday, force)
+
+    def unschedule_all(self):
+        self.schedule.clear()
+
+    def _add_task(self, kind, func, time, number=None, force=False):
+        if not callable(func):
+            raise BadRequest('run_%s 的第一个参数应为函数，得到 %s' % (kind, brief(func)), '写函数名，不要加括号')
+        if kind != 'daily' and check_whole(number, 'weekday' if kind == 'weekly' else 'monthday', -31, 31) == 0:
+            raise BadRequest('run_%s 的第几个交易日不能是 0' % kind, '1 是第一个，-1 是最后一个')
+        self.schedule.add(kind, func, time, number, force, self.view.now.date())
+
+    def set_option(self, name, value):
+        self.options.set(name, value)
+
+    def set_benchmark(self, security):
+        """A code, or a dict code -> weight."""
+        weights = security if isinstance(security, dict) else {security: 1.0}
+        self.benchmark = OrderedDict((normalize_code(code), check_number(weight, 'weight', 0, 1e6))
+                                     for code, weight in weights.items())
+
+    def set_universe(self, security_list):
+        self.view.universe = self.context.universe = normalize_codes(security_list)
+
+    def set_slippage(self, object, type=None, ref=None):
+        self.costs.set_slippage(object, type, ref)
+
+    def set_order_cost(self, cost, type, ref=None):
+        self.costs.set_cost(cost, type, ref)
+
+    def set_commission(self, object):
+        self.costs.set_commission(object)
+
+    def record(self, **values):
+        """The day's last value of each name counts; after 16:00 it is the next day's."""
+        day = self.view.now.date()
+        if self.view.minute >= _LEFTOVERS or self.view.today_row is None:
+            after = bisect.bisect_right(self.store.days, day)
+            day = self.store.days[after] if after < len(self.store.days) else day
+        if not self.records or self.records[-1][0] != day:
+            self.records.append((day, OrderedDict()))
+        self.records[-1][1].update({name: check_number(float(value), name, -1e15, 1e15)
+                                    for name, value in values.items()})
+
+    def inout_cash(self, cash, pindex=0):
+        """Money in (or out, negative), which counts as capital from today on."""
+        portfolio, cash = self.context.portfolio, check_number(cash, 'cash', -1e12)
+        if portfolio.available_cash + cash < 0:
+            raise BadRequest('转出 %.2f 元大于可用资金 %.2f' % (-cash, portfolio.available_cash))
+        portfolio.available_cash += cash
+        portfolio.inout_cash += cash
+
+    def send_message(self, message, channel='weixin'):
+        """JoinQuant sends it to the phone in simulations only; here it is a line of the log."""
+        self.log.add('system', 'info', '消息：%s', str(message)[:200])
+
+    def read_file(self, path):
+        """bytes of a file, relative to the strategy's."""
+        with open(self._beside(path), 'rb') as file:
+            return file.read()
+
+    def write_file(self, path, content, append=False):
+        data = content if isinstance(content, bytes) else str(content).encode('utf-8')
+        with open(self._beside(path), 'ab' if append else 'wb') as file:
+            file.write(data)
+
+    def _beside(self, path):
+        return os.path.join(os.path.dirname(self.strategy.path), path)
+
+    # -- orders --------------------------------------------------------------------------------------------------
+    def order(self, security, amount, style=None, side='long', pindex=0, close_today=False):
+        """An Order, filled or not; None where it came to nothing. amount negative to sell."""
+        style = _order_style_of(style, side, pindex, close_today)
+        return self._place(security, _any_whole(amount, 'amount'), style)
+
+    def order_value(self, security, value, style=None, side='long', pindex=0, close_today=False):
+        style = _order_style_of(style, side, pindex, close_today)
+        value = check_number(float(value), 'value', -MAX_VALUE, MAX_VALUE)
+        shares = self._shares_for(security, abs(value), style)
+        return None if shares is None else self._place(security, shares if value > 0 else -shares, style)
+
+    def order_target(self, security, amount, style=None, side='long', pindex=0, close_today=False):
+        style = _order_style_of(style, side, pindex, close_today)
+        return self._target(security, _any_whole(amount, 'amount'), style)
+
+    def order_target_value(self, security, value, style=None, side='long', pindex=0, close_today=False):
+        style = _order_style_of(style, side, pindex, close_today)
+        value = check_number(float(value), 'value', 0, MAX_VALUE)
+        shares = self._shares_for(security, value, style)
+        return None if shares is None else self._target(security, shares, style)
+
+    def batch_submit_orders(self, orders):
+        """[dict of order()'s arguments]: all or none. List of Orders."""
+        placed = [self.order(**each) for each in orders]
+        if None in placed:
+            for order in placed:
+                if order is not None:
+                    self.broker.cancel(order.order_id)
+        return placed
+
+    def cancel_order(self, order):
+        """The Order, or None if it is not open."""
+        return self.broker.cancel(getattr(order, 'order_id', order))
+
+    def get_open_orders(self):
+        return self.broker.open_orders()
+
+    def get_orders(self, order_id=None, security=None, status=None):
+        """OrderedDict order id -> Order of today."""
+        return OrderedDict((key, item) for key, item in self.broker.orders().items()
+                           if order_id in (None, key) and security in (None, item.security)
+                           and status in (None, item.status))
+
+    def get_trades(self, order_id=None, security=None):
+        return OrderedDict((key, item) for key, item in self.broker.trades().items()
+                           if order_id in (None, item.order_id) and security in (None, item.security))
+
+    def _place(self, security, amount, style):
+        """0 shares are no order, and no fault worth a line."""
+        return self.broker.place(security, amount, style) if amount else None
+
+    def _shares_for(self, security, value, style):
+        """Shares worth so much at the limit, at market at the last price; None without a price."""
+        if not value:
+            return 0
+        try:
+            is_limit = _style_kind(style) == 'limit'
+            price = style.limit_price if is_limit else self.view.last_price(normalize_code(security))
+        except SecurityNotFound:
+            price = 0.0
+        if price <= 0:
+            self.log.add('order', 'warning', '%s 没有价格，没有下单', security)
+            return None
+        return _shares(value, price)
+
+    def _target(self, security, shares, style):
+        """Whatever is open of the security is cancelled first."""
+        code = _canonical(security)
+        for item in list(self.broker.open_orders().values()):
+            if item.security == code:
+                self.broker.cancel(item.order_id)
+        positions = self.context.portfolio.positions
+        held = positions[code].amount if code in positions else 0
+        return self._place(code, shares - held, style)
+
+
+def _order_style_of(style, side, pindex, close_today):
+    """An order style object; a bare number is a limit price."""
+    _refuse_futures(side, pindex, close_today)
+    if style is None:
+        return MarketOrderStyle()
+    if isinstance(style, (int, float)) and not isinstance(style, bool):
+        style = LimitOrderStyle(style)
+    kind = _style_kind(style)
+    if kind is None:
+        raise BadRequest('style 不认识：%s' % brief(style), '用 MarketOrderStyle() 或 LimitOrderStyle(价格)')
+    price = _style_price(style)
+    return MarketOrderStyle(price) if kind == 'market' else LimitOrderStyle(float(price))
+
+
+def _canonical(security):
+    """The code as it is known here; what is none stays, and the broker says so."""
+    try:
+        return normalize_code(security)
+    except SecurityNotFound:
+        return security
+
+
+def _any_whole(value, name):
+    """Shares as strategies give them: 300.0 and what numpy counts are whole too; parts of a share are dropped."""
+    return int(check_number(float(value), name, -MAX_AMOUNT, MAX_AMOUNT))
+
+
+VIEW_NAMES = ('get_price', 'history', 'attribute_history', 'get_bars', 'get_current_data', 'get_trade_days',
+              'get_all_trade_days', 'get_all_securities', 'get_security_info', 'get_index_stocks', 'get_extras')
+SESSION_NAMES = ('run_daily', 'run_weekly', 'run_monthly', 'unschedule_all', 'set_option', 'set_benchmark',
+                 'set_universe', 'set_slippage', 'set_order_cost', 'set_commission', 'record', 'inout_cash',
+                 'send_message', 'read_file', 'write_file', 'order', 'order_value', 'order_target',
+                 'order_target_value', 'batch_submit_orders', 'cancel_order', 'get_open_orders', 'get_orders',
+                 'get_trades')
+PLAIN_NAMES = {item.__name__: item for item in (
+    OrderCost, PerTrade, PriceRelatedSlippage, FixedSlippage, StepRelatedSlippage, MarketOrderStyle, LimitOrderStyle,
+    OrderStatus, FutureDataError, DividendsEvent, Order, Trade, Position, Portfolio, normalize_code)}
+
+
+# ======================================================================================================
+# 16. RUN - a session through the trade days of a backtest, and what is kept of each day
+# ======================================================================================================
+class BacktestRun:
+    """A strategy through a span of trade days. run() may be ended by Ctrl-C: then finished is False.
+
+    day_rows: [(date, equity, capital, cash, positions value)]. position_rows: [(date, security, amount, avg_cost,
+    price)]. progress(done, total, day, equity) is called after each day.
+    """
+
+    def __init__(self, strategy, provider, start, end, cash, frequency, params=None, today=None, on_error='stop',
+                 write=lambda line: None, progress=lambda *figures: None):
+        self.store, self._cash, self._progress = BarStore(provider, start, end, today or end), cash, progress
+        self.days = self.store.days[self.store.start_row:self.store.last_row + 1]
+        if not self.days:
+            raise ConfigError('%s 到 %s 没有交易日的行情' % (start, end), _known_span(self.store.days))
+        run_params = RunParams(start, end, 'full_backtest', frequency)
+        self.session = Session(strategy, self.store, run_params, self._broker, params, write, on_error)
+        self.day_rows, self.position_rows, self.finished = [], [], False
+        if (end - self.days[-1]).days > 15:
+            self.session.messages.append('行情到 %s 为止，之后的日期没有回测' % self.days[-1])
+
+    def _broker(self, session):
+        return SimulatedBroker(session.view, session.costs, session.options, self._cash,
+                               functools.partial(session.log.add, 'order'))
+
+    def run(self):
+        """To the end, or as far as it goes. Raises StrategyError; Ctrl-C only ends it."""
+        with provided_modules(self.session.names()):
+            try:
+                self.session.start()
+                for number, day in enumerate(self.days, 1):
+                    self._run_day(day)
+                    self._progress(number, len(self.days), day, self.day_rows[-1][1])
+                self.session.end()
+                self.finished = True
+            except KeyboardInterrupt:
+                self.session.messages.append('回测被 Ctrl-C 打断')
+        self._note_missing_minutes()
+
+    def _run_day(self, day):
+        session = self.session
+        session.begin_day(day)
+        midnight = datetime.combine(day, time())
+        for job in session.schedule.walk(day):
+            session.fire(job, midnight + timedelta(minutes=job.key[0]))
+        session.end_day(day)
+        self._keep(day)
+
+    def _keep(self, day):
+        """The account as it stands at the day's end."""
+        portfolio, worth = self.session.context.portfolio, 0.0
+        for code, position in portfolio.positions.items():
+            price = position.price
+            worth += price * position.amount
+            self.position_rows.append((day, code, position.amount, position.avg_cost, price))
+        cash = portfolio.available_cash + portfolio.locked_cash
+        self.day_rows.append((day, cash + worth, portfolio.inout_cash, cash, worth))
+
+    def _note_missing_minutes(self):
+        codes = list(self.store.without_minutes)
+        if codes:
+            self.session.messages.append('%s 等 %d 个证券没有分钟线：盘中的最新价按当日开盘价，挂着的限价单按当日的最高最低价撮合' % (
+                codes[0], len(codes)))
+
+    def closes(self, code):
+        """Closes of the days that were run, on the strategy's price level."""
+        block = self.store.daily(code)
+        base = None if self.session.options.use_real_price else self.store.todays_factor(code)
+        return self._of_days(block, block.level('close', base))
+
+    def _of_days(self, block, values):
+        rows = [self.store.row_of[row[0]] - block.first for row in self.day_rows]
+        return [float(values[row]) for row in rows]
+
+    def benchmark(self):
+        """Growth of the benchmark over the days that were run, dividends included; None where there is none."""
+        weights, total = self.session.benchmark, [0.0] * len(self.day_rows)
+        if not weights or not self.day_rows:
+            return None
+        for code, weight in weights.items():
+            block = self.store.daily(code)
+            closes = block.level('close', 1.0)
+            before = float(block.level('pre_close', 1.0)[self.store.start_row - block.first])
+            share = weight / math.fsum(weights.values())
+            total = [value + share * close / before for value, close in zip(total, self._of_days(block, closes))]
+        return total
+
+
+def _known_span(days):
+    return '行情从 %s 到 %s' % (days[0], days[-1]) if days else '行情来源没有交易日'
 
 
 # ======================================================================================================
@@ -2283,3 +4570,392 @@ new ResizeObserver(() => {
 }).observe(document.body);
 })();
 '''
+
+
+# ======================================================================================================
+# 22. BACKTEST - from a strategy's file to its BacktestResult, and the command that shows it
+# ======================================================================================================
+DEFAULT_BENCHMARK = '000300.XSHG'
+
+
+@contextlib.contextmanager
+def opened_provider(source='qmt-remote', config=None):
+    """The provider that `source` names: qmt-remote, stub, csv:DIR; or a provider as it is.
+
+    config: host, port, token, tls_cert, rpc_timeout of qmt-remote; what is missing comes from QMT_SERVER_*.
+    """
+    if not isinstance(source, str):
+        yield source
+        return
+    kind, _, directory = source.partition(':')
+    if kind not in ('qmt-remote', 'stub', 'csv') or bool(directory) != (kind == 'csv'):
+        raise ConfigError('不认识的行情来源 %s' % brief(source), '可用：qmt-remote、stub、csv:目录')
+    if kind == 'qmt-remote':
+        with contextlib.closing(RemoteQmtProvider(config)) as provider:
+            yield provider
+        return
+    given = {'server_type': 'stub', 'token': uuid.uuid4().hex, 'stub_data': directory or None}
+    settings = load_settings(['server', 'stub'], given, environ={}, dotenv=None)
+    with contextlib.closing(LocalConnection(open_service(settings))) as connection:
+        yield RemoteQmtProvider(connection=connection)
+
+
+def backtest(path, start, end, cash=1000000, frequency='day', benchmark=None, provider='qmt-remote', params=None,
+             on_error='stop', write=None, progress=lambda *figures: None, config=None):
+    """Runs a JoinQuant strategy over past trade days; a BacktestResult.
+
+    path: the strategy's file, or a StrategyFile. start, end: dates, both included. frequency 'day' or 'minute'.
+    benchmark: a code, before the strategy's own choice. provider, config: see opened_provider(). params: dict, put into
+    `g` before initialize and in place of the module's constants of the same names. on_error 'stop' or 'continue'.
+    write(line): the log's lines. progress(done, total, day, equity): after each day. Ctrl-C ends the run early:
+    finished is False then.
+    Raises StrategyError, whose `result` is that of the days before; ConfigError and other BulletErrors.
+    """
+    start, end = _run_span(start, end)
+    check_choice(frequency, 'frequency', ('day', 'minute'))
+    check_choice(on_error, 'on_error', ('stop', 'continue'))
+    strategy = path if isinstance(path, StrategyFile) else StrategyFile(path)
+    params = OrderedDict(params or {})
+    with opened_provider(provider, config) as source:
+        run = BacktestRun(strategy, source, start, end, check_number(cash, 'cash', 1), frequency, params,
+                          _beijing_today(), on_error, write or (lambda line: None), progress)
+        try:
+            run.run()
+        except StrategyError as error:
+            run.session.messages.append('策略出错，回测中止：%s' % error.text.splitlines()[-1])
+            error.result = _result_of(run, strategy, params, benchmark)
+            raise
+        return _result_of(run, strategy, params, benchmark)
+
+
+def _run_span(start, end):
+    first, last = (check_moment(value, name) for value, name in ((start, 'start'), (end, 'end')))
+    if first is None or last is None or first[0].date() > last[0].date():
+        raise ConfigError('开始日期 %s 与结束日期 %s 不对' % (brief(start), brief(end)), '例如 --start 2023-01-01 --end 2023-12-31')
+    return first[0].date(), last[0].date()
+
+
+def _beijing_today():
+    return datetime.now(BEIJING).date()
+
+
+def _result_of(run, strategy, params, benchmark):
+    """The BacktestResult of a run that has ended, one way or another."""
+    session, names = run.session, _Names(run.store)
+    curve = _benchmark_of(run, benchmark)
+    days, equity, capital, cash, worth = ([row[place] for row in run.day_rows] for place in range(5))
+    last = days[-1] if days else date.min
+    trades = [_trade_row(trade, names) for trade in session.broker.all_trades if trade.time.date() <= last]
+    prices = OrderedDict((code, (days, run.closes(code))) for code in OrderedDict.fromkeys(
+        row['security'] for row in trades))
+    return BacktestResult(
+        strategy.name, _shown_params(run, params), strategy.source, days, equity, capital, cash, worth, curve, trades,
+        [_order_row(order, names) for order in session.broker.all_orders if order.add_time.date() <= last],
+        _position_rows(run, names), [_dividend_row(day, event, names) for day, event in session.broker.dividends
+                                     if day <= last],
+        [(day, values) for day, values in session.records if day <= last], prices, session.messages, run.finished)
+
+
+class _Names(dict):
+    """Names of securities, looked up once."""
+
+    def __init__(self, store):
+        super().__init__()
+        self._store = store
+
+    def __missing__(self, code):
+        self[code] = name = str(self._store.info(code)['display_name'] or code)
+        return name
+
+
+def _benchmark_of(run, chosen):
+    """Growth of the benchmark, or None with a message where there are no data of it."""
+    session = run.session
+    if chosen is not None:
+        session.set_benchmark(chosen)
+    elif session.benchmark is None:
+        session.set_benchmark(DEFAULT_BENCHMARK)
+    try:
+        curve = run.benchmark()
+    except (SecurityNotFound, DataUnavailable) as error:
+        session.messages.append('没有基准 %s 的行情：%s' % ('、'.join(session.benchmark), error.message))
+        return None
+    if curve is not None and not all(map(math.isfinite, curve)):
+        session.messages.append('基准 %s 在这段时间里不全，没有画出' % '、'.join(session.benchmark))
+        return None
+    return curve
+
+
+def _shown_params(run, params):
+    session = run.session
+    shown = [('start', run.days[0]), ('end', run.days[-1]), ('cash', '%.2f' % session.context.portfolio.inout_cash),
+             ('frequency', {'day': '日线', 'minute': '分钟线'}[session.run_params.frequency]),
+             ('benchmark', '、'.join(session.benchmark or ())), ('use_real_price', session.options.use_real_price)]
+    return [(name, str(value)) for name, value in shown + [('参数 %s' % name, value) for name, value in params.items()]]
+
+
+def _trade_row(trade, names):
+    return OrderedDict(time=trade.time, order_id=str(trade.order_id), security=trade.security,
+                       name=names[trade.security], side='BUY' if trade.is_buy else 'SELL', amount=trade.amount,
+                       price=trade.price, value=trade.amount * trade.price, commission=trade.commission, tax=trade.tax,
+                       profit=trade.profit)
+
+
+def _order_row(order, names):
+    return OrderedDict(add_time=order.add_time, order_id=str(order.order_id), security=order.security,
+                       name=names[order.security], side='BUY' if order.is_buy else 'SELL', amount=order.amount,
+                       filled=order.filled, order_price=order.limit, avg_price=order.price if order.filled else None,
+                       status=str(order.status), message=order.message)
+
+
+def _position_rows(run, names):
+    equities = {row[0]: row[1] for row in run.day_rows}
+    return [OrderedDict(date=day, security=code, name=names[code], amount=amount, avg_cost=avg_cost, price=price,
+                        value=price * amount, profit=(price - avg_cost) * amount,
+                        weight=_quotient(price * amount, equities[day]))
+            for day, code, amount, avg_cost, price in run.position_rows if day in equities]
+
+
+def _dividend_row(day, event, names):
+    return OrderedDict(date=day, security=event.security, name=names[event.security], amount=event.amount,
+                       cash=event.cash, tax=event.tax, shares=event.shares)
+
+
+# -- the command ---------------------------------------------------------------------------------------------------
+class Screen:
+    """Where a run shows itself: a bar that stays in place on a terminal, a line for each tenth otherwise.
+
+    write(text): to the console. interactive: whether it is a terminal. log: an open file for the strategy's lines, or
+    None to show them.
+    """
+
+    WIDTH, REFRESH_S = 24, 0.1
+
+    def __init__(self, write, interactive, log=None, clock=monotonic):
+        self._write, self._interactive, self._log, self._clock = write, interactive, log, clock
+        self._started, self._shown_at, self._tenths, self._bar = clock(), None, 0, ''
+
+    def line(self, text):
+        """A line of the strategy's log."""
+        if self._log is not None:
+            self._log.write(text + '\n')
+        else:
+            self.say(printable_lines(text))
+
+    def say(self, text):
+        """Above the bar, which is drawn again below."""
+        self._write('%s%s\n%s' % (self._cleared(), text, self._bar))
+
+    def progress(self, done, total, day, equity):
+        now = self._clock()
+        if not self._interactive:
+            if done * 10 // total > self._tenths:
+                self._tenths = done * 10 // total
+                self._write('%3d%%  %s\n' % (done * 100 // total, self._figures(now, done, total, day, equity)))
+        elif self._shown_at is None or now - self._shown_at >= self.REFRESH_S or done == total:
+            self._shown_at, full = now, self.WIDTH * done // total
+            bar = '[%s%s] %5.1f%%  ' % ('#' * full, '.' * (self.WIDTH - full), done * 100 / total)
+            cleared = self._cleared()
+            self._bar = bar + self._figures(now, done, total, day, equity)
+            self._write(cleared + self._bar)
+
+    def finish(self):
+        """The bar gives way to what comes next."""
+        cleared, self._bar = self._cleared(), ''
+        self._write(cleared)
+
+    def _cleared(self):
+        return '\r%s\r' % (' ' * text_width(self._bar)) if self._bar else ''
+
+    def _figures(self, now, done, total, day, equity):
+        passed = max(now - self._started, 1e-9)
+        return '%s  %.0f 日/秒  剩余 %s  总资产 %s' % (
+            day, done / passed, _span_of_seconds(passed / done * (total - done)), shown_value(equity, 'money'))
+
+
+def _span_of_seconds(seconds):
+    return '%d:%02d' % divmod(int(seconds + 0.5), 60)
+
+
+def printable_lines(text):
+    """Text whose lines are kept and whose control characters are not."""
+    return '\n'.join(map(printable, str(text).splitlines()))
+
+
+def parse_params(texts):
+    """['fast=5', 'name=abc'] -> OrderedDict; numbers, True, False and None as such. Raises ConfigError."""
+    params = OrderedDict()
+    for text in texts or ():
+        name, equals, value = text.partition('=')
+        if not equals or not name.strip().isidentifier():
+            raise ConfigError('参数 %s 不是 名称=值 的形式' % brief(text), '例如 --param fast=5')
+        params[name.strip()] = _literal(value.strip())
+    return params
+
+
+def _literal(text):
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+# What the command was told. path, start, end, cash, frequency, benchmark, params, provider, config, on_error: as in
+# backtest(). output: directory or None for one named after the strategy. html, csv: whether to write them.
+BacktestOrder = namedtuple('BacktestOrder', 'path start end cash frequency benchmark params provider config on_error '
+                                            'output html csv')
+
+
+def run_backtest_command(order, screen):
+    """Runs a backtest and shows it; the exit code: 0, 1 where the strategy failed, 130 after Ctrl-C."""
+    failure = None
+    try:
+        result = backtest(order.path, order.start, order.end, order.cash, order.frequency, order.benchmark,
+                          order.provider, order.params, order.on_error, screen.line, screen.progress, order.config)
+    except StrategyError as error:
+        failure, result = error, error.result
+    screen.finish()
+    metrics = compute_metrics(result)
+    for line in summary_lines(result, metrics):
+        screen.say(line)
+    if failure is not None:
+        screen.say('\n策略出错（%s）：\n%s' % (
+            '没有行号' if failure.line is None else '第 %d 行' % failure.line, printable_lines(failure.text)))
+    for path in _write_results(order, result, metrics) if result.days else ():
+        screen.say('已写入 %s' % path)
+    return 1 if failure is not None else 0 if result.finished else 130
+
+
+# -- grid ----------------------------------------------------------------------------------------------------------
+GRID_COLUMNS = ('returns', 'annual_returns', 'max_drawdown', 'sharpe', 'win_rate', 'trade_count')
+GRID_ROWS = 30  # shown in the terminal; the CSV file has them all
+
+
+def parse_grid(texts):
+    """['fast=5,10', 'slow=20,60'] -> [OrderedDict of one value each]: all combinations. Raises ConfigError."""
+    axes = OrderedDict()
+    for text in texts:
+        name, _, values = text.partition('=')
+        if not values or not name.strip().isidentifier() or name.strip() in axes:
+            raise ConfigError('--grid %s 不是 名称=值,值 的形式，或名称重复' % brief(text), '例如 --grid fast=5,10')
+        axes[name.strip()] = [_literal(value.strip()) for value in values.split(',')]
+    return [OrderedDict(zip(axes, values)) for values in itertools.product(*axes.values())]
+
+
+def run_grid_point(order, source, params):
+    """One backtest of a grid, wherever it runs: dict of metrics, or of `error`.
+
+    order: a BacktestOrder as a dict; source: the strategy's text, whose file need not be there.
+    """
+    order = BacktestOrder(**order)
+    try:
+        result = backtest(StrategyFile(order.path, source), order.start, order.end, order.cash, order.frequency,
+                          order.benchmark, order.provider, dict(order.params, **params), order.on_error,
+                          config=order.config)
+    except StrategyError as error:
+        return {'error': error.text.splitlines()[-1]}
+    except BulletError as error:
+        return {'error': str(error)}
+    return dict(compute_metrics(result).values, error=None if result.finished else '被打断')
+
+
+def run_grid_command(order, points, screen, dask=None):
+    """Runs all points at once and shows them, the best returns first; the exit code. Ctrl-C keeps what is done."""
+    done, code, source = OrderedDict(), 0, StrategyFile(order.path).source
+    with _grid_executor(dask) as executor:
+        waiting = {executor.submit(run_grid_point, dict(order._asdict()), source, dict(point)): number
+                   for number, point in enumerate(points)}
+        try:
+            for future in concurrent.futures.as_completed(waiting):
+                done[waiting[future]] = future.result()
+                screen.say('%d/%d  %s' % (len(done), len(points), _point_text(points[waiting[future]])))
+        except KeyboardInterrupt:
+            code = 130
+            for future in waiting:
+                future.cancel()
+    rows = [(points[number], done[number]) for number in sorted(done, key=lambda number: _grid_rank(done[number]))]
+    for line in _grid_lines(rows) if rows else ():
+        screen.say(line)
+    for path in _write_grid(order, rows) if rows else ():
+        screen.say('已写入 %s' % path)
+    return code or int(any(figures['error'] for _, figures in rows))
+
+
+@contextlib.contextmanager
+def _grid_executor(dask):
+    """All cores of this machine, or a dask cluster that is given these two modules."""
+    if dask is None:
+        with concurrent.futures.ProcessPoolExecutor() as executor:
+            yield executor
+        return
+    distributed = optional_import('distributed')
+    if distributed is None:
+        raise ConfigError('--dask 需要 dask.distributed', '先运行 pip install distributed')
+    with contextlib.closing(_dask_client(distributed, dask)) as client:
+        for module in (sys.modules['bullet_qmt'], sys.modules[__name__]):
+            client.upload_file(module.__file__)
+        yield client.get_executor(pure=False)
+
+
+def _dask_client(distributed, address):
+    try:
+        return distributed.Client(address, timeout=10)
+    except (OSError, ValueError) as error:  # no scheduler there, or no address
+        raise ConfigError('连不上 dask 调度器 %s：%s' % (brief(address), error), '例如 --dask tcp://192.0.2.1:8786')
+
+
+def _point_text(point):
+    return '  '.join('%s=%s' % pair for pair in point.items())
+
+
+def _grid_rank(figures):
+    """Best returns first, failures last."""
+    returns = figures.get('returns')
+    return (returns is None, -(returns or 0.0))
+
+
+def _grid_lines(rows):
+    kinds = {name: (label, kind) for group in METRIC_GROUPS.values() for name, label, kind in group}
+    headers = list(rows[0][0]) + [kinds[name][0] for name in GRID_COLUMNS]
+    cells = [[_plain(value) for value in point.values()] + _grid_cells(figures, kinds)
+             for point, figures in rows[:GRID_ROWS]]
+    more = ['另有 %d 组没有列出' % (len(rows) - GRID_ROWS)] if len(rows) > GRID_ROWS else []
+    return format_table(headers, cells, '>' * len(headers)) + more
+
+
+def _grid_cells(figures, kinds):
+    if figures['error']:
+        return [_plain(figures['error'])] + ['-'] * (len(GRID_COLUMNS) - 1)
+    return [shown_value(figures[name], kinds[name][1]) for name in GRID_COLUMNS]
+
+
+def _write_grid(order, rows):
+    """grid.csv: the parameters, all metrics and the error of each point."""
+    if not order.csv:
+        return []
+    directory = order.output or output_directory(order)
+    _make_directory(directory)
+    metrics = [name for group in METRIC_GROUPS.values() for name, _, _ in group]
+    names = list(rows[0][0]) + metrics + ['error']
+    cells = [list(point.values()) + [figures.get(name) for name in metrics + ['error']] for point, figures in rows]
+    return [_write_csv(os.path.join(directory, 'grid.csv'), names, cells)]
+
+
+# -- what is left behind -------------------------------------------------------------------------------------------
+def _write_results(order, result, metrics):
+    """What was written: the page, and the directory of the tables."""
+    directory, written = order.output or output_directory(order), []
+    if order.csv:
+        written.append('%s（%d 个 CSV 文件）' % (directory, len(write_csvs(result, metrics, directory))))
+    if order.html:
+        _make_directory(directory)
+        path = os.path.join(directory, 'report.html')
+        write_html(result, metrics, path)
+        written.append(path)
+    return written
+
+
+def output_directory(order):
+    """Beside where the command was given, named after the strategy and its span."""
+    stem = os.path.splitext(os.path.basename(order.path))[0]
+    return os.path.join('backtests', '%s_%s_%s' % (stem, order.start, order.end))

@@ -20,7 +20,8 @@ ALLOWED = {1: set(), 2: {1}, 3: {1, 2}, 4: {1, 2}, 5: {1, 2, 3, 4}, 6: {1, 2, 5}
 LAST = max(ALLOWED)
 RULE = re.compile(r'# ={20,}')
 TITLE = re.compile(r'# (\d+)\. (\S.*?) - (\S.*)')
-STDLIB = set('''argparse array ast base64 bisect collections contextlib csv datetime decimal enum errno functools
+STDLIB = set('''argparse array ast base64 bisect collections concurrent.futures contextlib csv datetime decimal
+enum errno functools
 getpass hashlib heapq hmac importlib inspect io ipaddress itertools json logging logging.handlers math numbers operator
 os platform queue random re secrets select shlex shutil signal socket socketserver sqlite3 ssl string struct sys
 tempfile textwrap threading time traceback types unicodedata urllib.parse uuid warnings weakref zlib'''.split())

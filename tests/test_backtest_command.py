@@ -1,0 +1,231 @@
+"""The backtest command: what it prints, what it writes, what it returns; the README's chapter; sweeps."""
+import csv
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import bullet_qmt as bq
+import jq_helper as jq
+from tests.base import TOKEN, serving
+from tests.engine import REAL, strategy_path, written
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+MODULE = os.path.abspath(bq.__file__)
+SPAN = ['--start', '2018-01-02', '--end', '2018-03-30', '--data-provider', REAL]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch, tmp_path):
+    monkeypatch.chdir(str(tmp_path))
+    for name in [name for name in os.environ if name.startswith(('QMT_', 'BT_', 'DEFAULT_'))]:
+        monkeypatch.delenv(name)
+
+
+def run(capsys, *arguments):
+    code = bq.main(['backtest'] + list(arguments))
+    return (code,) + tuple(capsys.readouterr())
+
+
+def rows_of(path):
+    with open(str(path), encoding='utf-8-sig', newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def test_summary_and_files(capsys, tmp_path):
+    code, out, err = run(capsys, strategy_path('moving_average'), *SPAN)
+    assert code == 0 and err == ''
+    assert '策略 moving_average.py：2018-01-02 至 2018-03-30' in out and '夏普比率' in out and '100%' in out
+    directory = tmp_path / 'backtests' / 'moving_average_2018-01-02_2018-03-30'
+    assert {'report.html', 'trades.csv', 'daily_records.csv', 'metrics.csv', 'positions.csv', 'orders.csv',
+            'dividends.csv', 'monthly_returns.csv', 'annual_returns.csv', 'records.csv'} == set(
+                os.listdir(str(directory)))
+    days = rows_of(directory / 'daily_records.csv')
+    result = jq.backtest(strategy_path('moving_average'), '2018-01-02', '2018-03-30', provider=REAL)
+    assert [float(row['equity']) for row in days] == pytest.approx(result.equity, abs=1e-6)
+    with open(str(directory / 'report.html'), encoding='utf-8') as file:
+        assert 'moving_average.py' in file.read()
+
+
+def test_what_is_not_wanted_is_not_written(capsys, tmp_path):
+    code, out, _ = run(capsys, strategy_path('moving_average'), '--no-html', '--no-csv', '--log', 'run.log', *SPAN)
+    assert code == 0 and os.listdir(str(tmp_path)) == ['run.log'] and '已写入' not in out
+    code, _, _ = run(capsys, strategy_path('moving_average'), '--no-html', '--output', 'here', *SPAN)
+    assert code == 0 and not os.path.exists('here/report.html') and os.path.exists('here/trades.csv')
+
+
+def test_parameters_cash_benchmark(capsys, tmp_path):
+    code, out, _ = run(capsys, strategy_path('moving_average'), '--param', 'FAST=3', '--param', 'name=abc', '--cash',
+                       '500000', '--benchmark', '000938.XSHE', '--output', 'here', *SPAN)
+    assert code == 0 and '投入 500,000.00' in out
+    with open('here/report.html', encoding='utf-8') as file:
+        page = file.read()
+    assert '参数 FAST' in page and '000938.XSHE' in page
+
+
+def test_a_failing_strategy_says_where_and_leaves_its_days(capsys, tmp_path):
+    path = written(tmp_path, '''
+    def handle_data(context, data):
+        if context.current_dt.day > 10:
+            raise ValueError('no luck')
+    ''')
+    code, out, _ = run(capsys, path, '--output', 'here', *SPAN)
+    assert code == 1 and 'ValueError: no luck' in out and '第 4 行' in out and '没有走完' in out
+    assert len(rows_of('here/daily_records.csv')) == 7
+    code, out, _ = run(capsys, path, '--keep-going', '--no-csv', '--no-html', *SPAN)
+    assert code == 0 and out.count('ValueError: no luck') > 5
+
+
+@pytest.mark.parametrize('arguments, word', [
+    (['missing.py'] + SPAN, 'missing.py'), ([strategy_path('moving_average'), '--param', 'FAST'] + SPAN, '--param'),
+    ([strategy_path('moving_average'), '--grid', 'FAST'] + SPAN, '--grid'),
+    ([strategy_path('moving_average')] + SPAN[:-1] + ['csv:nowhere'], 'nowhere'),
+    ([strategy_path('moving_average')] + SPAN[:-1] + ['paper'], 'csv:')])
+def test_what_cannot_be_run_is_a_usage_error(capsys, arguments, word):
+    code, _, err = run(capsys, *arguments)
+    assert code == bq.Exit.USAGE and word in err
+
+
+def test_ctrl_c_leaves_a_report(capsys, tmp_path):
+    path = written(tmp_path, '''
+    def handle_data(context, data):
+        if context.current_dt.month == 2:
+            raise KeyboardInterrupt
+    ''')
+    code, out, _ = run(capsys, path, '--output', 'here', *SPAN)
+    assert code == bq.Exit.INTERRUPTED and 'Ctrl-C' in out and os.path.exists('here/report.html')
+    assert rows_of('here/daily_records.csv')[-1]['date'] == '2018-01-31'
+
+
+# -- progress ------------------------------------------------------------------------------------------------------
+class Ticking:
+    """A clock that a test moves."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_a_terminal_has_one_bar_below_the_lines():
+    clock, out = Ticking(), []
+    screen = jq.Screen(out.append, True, clock=clock)
+    clock.now = 2.0
+    screen.progress(25, 100, '2018-01-02', 1000000.0)
+    assert '[######..................]  25.0%' in out[-1] and '12 日/秒' in out[-1] and '剩余 0:06' in out[-1]
+    assert '1,000,000.00' in out[-1] and '\n' not in out[-1]
+    drawn = len(out)
+    screen.progress(26, 100, '2018-01-03', 1.0)
+    assert len(out) == drawn  # too soon to draw again
+    screen.line('a line')
+    assert re.match(r'\r +\ra line\n\[#', out[-1])
+    screen.finish()
+    assert re.fullmatch(r'\r +\r', out[-1])
+
+
+def test_elsewhere_there_is_a_line_for_each_tenth():
+    out = []
+    screen = jq.Screen(out.append, False, clock=Ticking())
+    for done in range(1, 251):
+        screen.progress(done, 250, '2018-01-02', 5.0)
+    assert len(out) == 10 and out[0].startswith(' 10%') and all(line.endswith('\n') for line in out)
+
+
+def test_log_lines_cannot_move_the_cursor():
+    out = []
+    jq.Screen(out.append, False).line('a\x1b[2Jb\nc')
+    assert '\x1b' not in ''.join(out) and ''.join(out).count('\n') == 2
+
+
+# -- sweeps --------------------------------------------------------------------------------------------------------
+def test_a_grid_runs_all_combinations(capsys, tmp_path):
+    code, out, _ = run(capsys, strategy_path('moving_average'), '--grid', 'FAST=3,5', '--grid', 'SLOW=10,20',
+                       '--output', 'here', *SPAN)
+    assert code == 0
+    rows = rows_of('here/grid.csv')
+    assert sorted((row['FAST'], row['SLOW']) for row in rows) == [('3', '10'), ('3', '20'), ('5', '10'), ('5', '20')]
+    returns = [float(row['returns']) for row in rows]
+    assert returns == sorted(returns, reverse=True) and len(set(returns)) > 1
+    for row in rows[:2]:
+        params = {'FAST': int(row['FAST']), 'SLOW': int(row['SLOW'])}
+        alone = jq.backtest(strategy_path('moving_average'), '2018-01-02', '2018-03-30', provider=REAL, params=params)
+        assert float(row['returns']) == pytest.approx(jq.compute_metrics(alone).values['returns'])
+    assert '4/4' in out and '策略收益' in out
+
+
+def test_a_point_that_fails_is_in_the_table(capsys, tmp_path):
+    path = written(tmp_path, 'N = 1\n\n\ndef initialize(context):\n    1 / N\n')
+    code, out, _ = run(capsys, path, '--grid', 'N=0,1', '--output', 'here', *SPAN)
+    assert code == 1 and 'ZeroDivisionError' in out
+    assert [(row['N'], bool(row['error'])) for row in rows_of('here/grid.csv')] == [('1', False), ('0', True)]
+
+
+CLUSTER = '''
+import sys
+import distributed
+import bullet_qmt as bq
+
+if __name__ == '__main__':
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        sys.exit(bq.main(['backtest'] + sys.argv[1:] + ['--dask', cluster.scheduler_address]))
+'''
+
+
+def test_a_cluster_runs_them_too(tmp_path):
+    """In a process of its own: the scheduler takes the modules that it is sent in place of those it has."""
+    pytest.importorskip('distributed')
+    (tmp_path / 'cluster.py').write_bytes(CLUSTER.encode('utf-8'))
+    command = [sys.executable, 'cluster.py', strategy_path('moving_average'), '--grid', 'FAST=3,5', '--output', 'here']
+    output = subprocess.check_output(
+        command + SPAN,
+        env=dict(os.environ, PYTHONIOENCODING='utf-8', PYTHONPATH=os.path.dirname(MODULE)), cwd=str(tmp_path))
+    rows = rows_of(tmp_path / 'here' / 'grid.csv')
+    assert len(rows) == 2 and not any(row['error'] for row in rows) and '2/2' in output.decode('utf-8')
+
+
+def test_without_dask_it_is_said_what_is_missing(capsys, monkeypatch):
+    monkeypatch.setattr(jq, 'optional_import', lambda name: None)
+    order = jq.BacktestOrder(strategy_path('moving_average'), '2018-01-02', '2018-03-30', 1e6, 'day', None, {}, REAL,
+                             None, 'stop', None, False, True)
+    with pytest.raises(bq.ConfigError) as caught:
+        jq.run_grid_command(order, [{}], jq.Screen(lambda text: None, False), 'tcp://127.0.0.1:1')
+    assert 'distributed' in caught.value.hint
+
+
+# -- the README ----------------------------------------------------------------------------------------------------
+with open(os.path.join(ROOT, 'README.md'), encoding='utf-8') as _file:
+    CHAPTER = _file.read().split('## 回测\n')[1].split('\n## ')[0]
+COMMANDS = [line for line in re.findall(r'```sh\n(.*?)```', CHAPTER, re.DOTALL)[0].splitlines() if line]
+
+
+@pytest.fixture(scope='module')
+def server():
+    with serving() as server:
+        yield server
+
+
+@pytest.mark.parametrize('number', range(len(COMMANDS)))
+def test_the_readme_s_commands_run_its_strategy(number, server, tmp_path):
+    """As a script of its own, which is not the module that jq_helper imports by name."""
+    with open('my_strategy.py', 'w', encoding='utf-8') as file:
+        file.write(re.search(r'```py\n(.*?)```', CHAPTER, re.DOTALL).group(1))
+    for name in ('bullet_qmt.py', 'jq_helper.py'):
+        shutil.copy(os.path.join(os.path.dirname(MODULE), name), name)
+    environment = dict(os.environ, QMT_SERVER_HOST='127.0.0.1', QMT_SERVER_PORT=str(server.address[1]),
+                       QMT_SERVER_TOKEN=TOKEN, PYTHONIOENCODING='utf-8')
+    process = subprocess.Popen([sys.executable] + COMMANDS[number].split()[1:], env=environment, cwd=str(tmp_path),
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    output = process.communicate(timeout=300)[0].decode('utf-8')
+    assert process.returncode == 0, output
+    assert '已写入' in output
+
+
+def test_the_readme_s_options_are_those_of_the_command():
+    text = subprocess.check_output([sys.executable, MODULE, 'backtest', '--help'],
+                                   env=dict(os.environ, PYTHONIOENCODING='utf-8')).decode('utf-8')
+    for option in set(re.findall(r'--[a-z][a-z-]+', CHAPTER)):
+        assert option in text, option

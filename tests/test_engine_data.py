@@ -1,0 +1,175 @@
+"""The shapes of the data calls, and their figures against those of the provider's own history."""
+import math
+from datetime import date, datetime
+
+import pandas
+import pytest
+
+import bullet_qmt as bq
+import jq_helper as jq
+from tests.engine import REAL
+
+MOUTAI, UNIS = '600519.XSHG', '000938.XSHE'
+OLD = hasattr(pandas, 'Panel') and pandas.__version__ < '0.25'
+FIELDS = ['open', 'close', 'high', 'low', 'volume', 'money', 'avg', 'factor', 'pre_close', 'high_limit', 'paused']
+
+
+@pytest.fixture(scope='module')
+def real():
+    with jq.opened_provider(REAL) as provider:
+        yield provider
+
+
+@pytest.fixture(scope='module')
+def paper():
+    with jq.opened_provider('stub') as provider:
+        yield provider
+
+
+def view_at(provider, moment, start=None, real_price=True):
+    moment = datetime.strptime(moment, '%Y-%m-%d %H:%M')
+    options = jq.Options()
+    options.use_real_price = real_price
+    store = jq.BarStore(provider, start or moment.date(), moment.date(), date(2020, 4, 10))
+    view = jq.DataView(store, options, None)
+    view.move(moment)
+    return view
+
+
+def same(ours, theirs):
+    assert list(ours.columns) == list(theirs.columns) and list(ours.index) == list(theirs.index)
+    for name in ours.columns:
+        for own, other in zip(ours[name], theirs[name]):
+            assert own == other or (own != own and other != other) or own == pytest.approx(other, rel=1e-12), name
+
+
+@pytest.mark.parametrize('how', [
+    dict(count=30), dict(start_date='2014-12-01', end_date='2015-06-30'), dict(count=300, skip_paused=True),
+    dict(start_date='2015-01-05', fill_paused=False), dict(count=5, frequency='1w'), dict(count=7, frequency='3d'),
+    dict(start_date='2014-01-01', frequency='1M')])
+@pytest.mark.parametrize('fq', ['pre', 'post', None])
+def test_days_are_those_of_the_provider(real, how, fq):
+    view = view_at(real, '2015-07-24 15:30')
+    span = dict(dict(end_date='2015-07-24'), **how)
+    fields = FIELDS if 'frequency' not in how else FIELDS[:6]
+    same(view.get_price(UNIS, fields=fields, fq=fq, **how),
+         real.get_price(UNIS, fields=fields, fq=fq, pre_factor_ref_date='2015-07-24', **span))
+
+
+@pytest.mark.parametrize('how', [
+    dict(count=10), dict(count=500), dict(start_date='2024-05-08 14:00:00', end_date='2024-05-09 10:00:00'),
+    dict(count=6, frequency='5m'), dict(start_date='2024-05-07', end_date='2024-05-08')])
+@pytest.mark.parametrize('fq', ['pre', None])
+def test_minutes_are_those_of_the_provider(paper, how, fq):
+    view = view_at(paper, '2024-05-10 14:33')
+    fields = None if 'frequency' in how else FIELDS[:7] + ['high_limit', 'pre_close']
+    how = dict(dict(frequency='1m', fields=fields), **how)
+    same(view.get_price('000001.XSHE', fq=fq, **how),
+         paper.get_price('000001.XSHE', fq=fq, pre_factor_ref_date='2024-05-10',
+                         **dict(dict(end_date='2024-05-10 14:33:00'), **how)))
+
+
+def test_before_the_listing_there_is_nothing_to_see(paper):
+    view = view_at(paper, '2018-06-20 15:30')
+    frame = view.get_price('300750.XSHE', count=20)
+    assert len(frame) == 20 and frame['close'].isnull().sum() > 5 and not math.isnan(frame['close'].iloc[-1])
+    assert len(view.attribute_history('300750.XSHE', 20)) < 20
+    with pytest.raises(bq.SecurityNotFound):
+        view_at(paper, '2018-05-02 15:30').get_price('300750.XSHE', count=20)
+
+
+def test_shapes(real):
+    view = view_at(real, '2018-03-15 09:30')
+    both, last = [MOUTAI, UNIS], pandas.Timestamp('2018-03-14')
+    frame = view.attribute_history(MOUTAI, 3, '1d', ['open', 'close'])
+    assert frame.shape == (3, 2) and list(frame.columns) == ['open', 'close'] and frame.index[-1] == last
+    arrays = view.attribute_history(MOUTAI, 3, '1d', ['open', 'close'], df=False)
+    assert sorted(arrays) == ['close', 'open'] and (arrays['close'] == frame['close'].values).all()
+    table = view.history(4, '1d', 'close', both)
+    assert table.shape == (4, 2) and list(table.columns) == both and table.index[-1] == last
+    assert view.history(4, '1d', 'close', both, df=False)[UNIS].tolist() == table[UNIS].tolist()
+    assert view.history(4, '1d', 'close', both, skip_paused=True).index.tolist() == [0, 1, 2, 3]
+    long = view.get_price(both, count=2, panel=False)
+    assert list(long.columns) == ['time', 'code', 'open', 'close', 'high', 'low', 'volume', 'money'] and len(long) == 4
+    assert long.index.tolist() == [0, 1, 2, 3] and long['code'].tolist() == [MOUTAI] * 2 + [UNIS] * 2
+    panel = view.get_price(both, count=2)
+    assert list(panel.items) == list(long.columns[2:]) and panel['close'].shape == (2, 2) if OLD else len(panel) == 4
+    bars = view.get_bars(MOUTAI, 3)
+    assert bars.dtype.names == ('date', 'open', 'high', 'low', 'close') and bars['date'][-1] == date(2018, 3, 14)
+    assert view.get_bars(MOUTAI, 3, include_now=True)['date'][-1] == date(2018, 3, 15)
+    now = view.get_bars(MOUTAI, 1, '1d', ['open', 'close', 'volume'], include_now=True)
+    assert now['open'][0] == now['close'][0] and now['volume'][0] == 0
+    assert view.get_bars(MOUTAI, 3, df=True).index.tolist() == [0, 1, 2]
+    assert sorted(view.get_bars(both, 3)) == sorted(both)
+    many = view.get_bars(both, 3, df=True)
+    assert many.index.nlevels == 2 and len(many) == 6
+
+
+def test_charts_of_minutes_keep_to_the_clock(paper):
+    view = view_at(paper, '2024-05-10 10:33')
+    dates = [str(moment)[11:16] for moment in view.get_bars('000001.XSHE', 3, '30m', include_now=True)['date']]
+    assert dates == ['10:00', '10:30', '10:33']
+    dates = [str(moment)[11:16] for moment in view.get_bars('000001.XSHE', 3, '60m')['date']]
+    assert dates == ['14:00', '15:00', '10:30']
+    weeks = view.get_bars('000001.XSHE', 2, '1w')['date'].tolist()
+    assert weeks == [date(2024, 4, 30), date(2024, 5, 6)] or weeks[-1] < date(2024, 5, 10)
+
+
+def test_what_is_known_of_today_in_its_course(paper):
+    whole = paper.get_price('000001.XSHE', '2024-05-10', '2024-05-10', fq=None).iloc[0]
+    for clock, close in (('09:30', whole['open']), ('15:00', whole['close'])):
+        row = view_at(paper, '2024-05-10 ' + clock).get_price('000001.XSHE', count=1, fq=None).iloc[0]
+        assert (row['open'], row['close']) == (whole['open'], close)
+    minutes = paper.get_price('000001.XSHE', '2024-05-10 09:00:00', '2024-05-10 10:15:00', '1m', fq=None)
+    row = view_at(paper, '2024-05-10 10:15').get_price('000001.XSHE', count=1, fq=None).iloc[0]
+    assert row['close'] == minutes['close'].iloc[-1] and row['high'] == minutes['high'].max()
+    assert row['volume'] == minutes['volume'].sum()
+    before = view_at(paper, '2024-05-10 09:00')
+    assert before.get_price('000001.XSHE', count=1).index[-1] == pandas.Timestamp('2024-05-09')
+    assert before.get_price('000001.XSHE', count=1, fields=['paused']).index[-1] == pandas.Timestamp('2024-05-10')
+
+
+def test_prices_of_the_day_the_run_was_made_on(real):
+    """Without real prices all is on the level of today, which for these files is their end."""
+    view = view_at(real, '2015-07-24 15:30', real_price=False)
+    theirs = real.get_price(UNIS, count=10, end_date='2015-07-24', pre_factor_ref_date='2020-04-10')
+    same(view.get_price(UNIS, count=10), theirs)
+    assert view.last_price(UNIS) == theirs['close'].iloc[-1]
+
+
+def test_securities_and_days(real):
+    view = view_at(real, '2018-03-15 09:30')
+    assert view.get_trade_days(count=2) == [date(2018, 3, 14), date(2018, 3, 15)]
+    assert view.get_trade_days('2018-03-10', '2018-03-13') == [date(2018, 3, 12), date(2018, 3, 13)]
+    assert view.get_all_trade_days()[0] == date(2010, 1, 4)
+    info = view.get_security_info(MOUTAI)
+    assert info.display_name == '贵州茅台' and info.start_date == date(2010, 1, 4) and info.end_date == date(2200, 1, 1)
+    frame = view.get_all_securities()
+    assert sorted(frame.index) == [UNIS, MOUTAI] and list(view.get_all_securities(['etf']).index) == []
+    assert view.get_extras('is_st', [MOUTAI], count=2)[MOUTAI].tolist() == [False, False]
+    unit = view.get_current_data()[MOUTAI]
+    assert unit.name == '贵州茅台' and unit.is_st is False and unit.paused is False and unit.security == MOUTAI
+
+
+@pytest.mark.parametrize('name, arguments, how', [
+    ('get_price', (MOUTAI,), dict(start_date='2018-01-01', count=3)), ('get_price', (MOUTAI,), dict(fields=['last'])),
+    ('get_price', (MOUTAI,), dict(count=0)), ('get_price', ([MOUTAI, UNIS],), dict(count=2, skip_paused=True)),
+    ('history', (3, '1y'), {}), ('history', (3,), {}), ('attribute_history', (MOUTAI, 3), dict(fq='after')),
+    ('get_bars', ('600519', 3), {}), ('get_price', (MOUTAI,), dict(end_date='soon'))])
+def test_questions_that_make_no_sense(real, name, arguments, how):
+    with pytest.raises((bq.BadRequest, bq.SecurityNotFound)):
+        getattr(view_at(real, '2018-03-15 09:30'), name)(*arguments, **how)
+
+
+def test_what_a_strategy_does_to_its_frames_stays_with_it(real):
+    view = view_at(real, '2018-03-15 09:30')
+    for call in (lambda: view.attribute_history(MOUTAI, 3, '1d', ['close']), lambda: view.get_price(MOUTAI, count=3),
+                 lambda: view.history(3, '1d', 'close', [MOUTAI]),
+                 lambda: view.get_price(MOUTAI, count=3, panel=False)):
+        before = call().values.tolist()
+        frame = call()
+        frame.iloc[:, :] = -1.0
+        assert call().values.tolist() == before
+    array = view.history(3, '1d', 'close', [MOUTAI], df=False)[MOUTAI]
+    array[:] = -1
+    assert view.history(3, '1d', 'close', [MOUTAI], df=False)[MOUTAI][0] > 0

@@ -1,0 +1,351 @@
+"""Orders in simulated hours, each on a market of a few bars whose outcome can be told by hand."""
+import math
+
+import pytest
+
+import jq_helper as jq
+from tests.engine import A, B, ETF, GOLD, STAR, MadeMarket, day_row, days_from, run
+
+DAYS = days_from('2024-03-04', 5)
+PLAIN = '''
+    from jqdata import *
+
+    def initialize(context):
+        set_option('use_real_price', True)
+        set_slippage(FixedSlippage(0.02))
+        set_order_cost(OrderCost(0, 0.001, 0.0003, 0.0003, 0, 5), 'stock')
+        g.seen = []
+        begin(context)
+'''
+
+
+@pytest.fixture
+def market(tmp_path):
+    """Five quiet days at 10.00; A and B have minutes on the first three."""
+    made = MadeMarket(tmp_path)
+    for code in (A, B, STAR):
+        made.daily(code, [day_row(day, 10.0, 10.0, 10.3, 9.7) for day in DAYS])
+    for code in (ETF, GOLD):
+        made.daily(code, [day_row(day, 4.0, 4.0, 4.1, 3.9) for day in DAYS])
+    rows = []
+    for day in DAYS[:3]:
+        rows += made.minutes(A, day, {
+            '09:31': (10.0, 10.0, 10.0, 10.0, 5000), '10:00': (10.0, 9.9, 10.0, 9.8, 300),
+            '10:01': (9.9, 9.9, 10.0, 9.7, 1000), '14:00': (9.9, 10.2, 10.3, 9.9, 2000),
+            '14:59': (10.2, 10, 10.2, 10, 0)})
+    made.write_minutes(A, rows)
+    return made
+
+
+def play(market, tmp_path, body, days=2, **options):
+    result, lines = run(tmp_path, PLAIN.replace('begin(context)', 'begin(context)\n') + body, market.source, DAYS[0],
+                        DAYS[days - 1], **options)
+    return result, lines
+
+
+def only(rows):
+    assert len(rows) == 1, rows
+    return rows[0]
+
+
+def test_a_market_order_is_final_when_order_returns(market, tmp_path):
+    result, lines = play(market, tmp_path, '''
+    def begin(context):
+        run_daily(buy, '9:30')
+
+    def buy(context):
+        if g.seen:
+            return
+        placed = order('%s', 1000)
+        g.seen.append(placed)
+        assert placed.status == OrderStatus.held and str(placed.status) == 'held' and placed.status.value == 4
+        assert (placed.amount, placed.filled, placed.price) == (1000, 1000, 10.01)
+        assert placed.is_buy and placed.action == 'open'
+        assert list(get_orders()) == [placed.order_id] and not get_open_orders()
+        assert list(get_orders(status=OrderStatus.held)) == [placed.order_id]
+        assert not get_orders(status=OrderStatus.open)
+        assert [trade.amount for trade in get_trades().values()] == [1000]
+        position = context.portfolio.positions['%s']
+        assert (position.total_amount, position.closeable_amount, position.today_amount) == (1000, 0, 1000)
+        assert position.avg_cost == (1000 * 10.01 + 5) / 1000 and position.init_time == context.current_dt
+        assert order('%s', -1000) is None
+    ''' % (A, A, A))
+    trade = only(result.trades)
+    assert (trade['price'], trade['commission'], trade['tax'], trade['profit']) == (10.01, 5.0, 0.0, None)
+    assert result.cash == [1000000 - 10010 - 5] * 2 and result.equity == pytest.approx([1000000 - 15] * 2)
+    assert any('可卖 0 股' in line for line in lines)
+
+
+def test_a_sale_pays_tax_and_realises_its_profit(market, tmp_path):
+    result, _ = play(market, tmp_path, '''
+    def begin(context):
+        run_daily(trade, '9:30')
+
+    def trade(context):
+        if order_target('%s', 0) is None:
+            order('%s', 5000)
+    ''' % (A, A))
+    buy, sale = result.trades
+    assert sale['side'] == 'SELL' and sale['price'] == 9.99 and sale['amount'] == 5000
+    assert sale['commission'] == pytest.approx(14.985) and sale['tax'] == pytest.approx(49.95)
+    assert buy['commission'] == pytest.approx(15.015)
+    assert sale['profit'] == pytest.approx(5000 * (9.99 - 10.01) - 14.985 - 49.95 - 15.015)
+    assert result.equity[-1] == pytest.approx(1000000 + sale['profit'])
+
+
+@pytest.mark.parametrize('amount, cash, bought', [
+    (1050, 1000000, 1000), (99, 1000000, None), (10 ** 6, 20000, 1900), (10 ** 6, 1005, 100), (10 ** 6, 1004.99, None)])
+def test_buys_are_cut_to_cash_then_to_lots(market, tmp_path, amount, cash, bought):
+    result, _ = play(market, tmp_path, '''
+    def begin(context):
+        run_daily(buy, '9:30')
+
+    def buy(context):
+        order('%s', %d)
+    ''' % (A, amount), days=1, cash=cash)
+    assert [row['amount'] for row in result.trades] == ([bought] if bought else [])
+
+
+def test_cash_is_judged_before_slippage_and_may_go_below_zero(market, tmp_path):
+    result, _ = play(market, tmp_path, '''
+    def begin(context):
+        set_slippage(FixedSlippage(0.5))
+        run_daily(lambda context: order('%s', 100000), '9:30')
+    ''' % B, days=1, cash=1006)
+    assert (only(result.trades)['amount'], only(result.trades)['price']) == (100, 10.25)
+    assert result.cash == [pytest.approx(1006 - 1025 - 5)]
+
+
+@pytest.mark.parametrize('code, first, second', [(A, 0, 1000), (ETF, 0, 1000), (GOLD, 1000, 0)])
+def test_who_may_sell_the_same_day(market, tmp_path, code, first, second):
+    result, _ = play(market, tmp_path, '''
+    def begin(context):
+        run_daily(buy, '9:30')
+        run_daily(sell, '9:31')
+
+    def buy(context):
+        if not g.seen:
+            g.seen.append(order('%s', 1000))
+
+    def sell(context):
+        order('%s', -1000)
+    ''' % (code, code))
+    sold = {str(row['time'].date()): row['amount'] for row in result.trades if row['side'] == 'SELL'}
+    assert (sold.get(DAYS[0], 0), sold.get(DAYS[1], 0)) == (first, second)
+
+
+def test_t0_mode_lifts_it(market, tmp_path):
+    result, _ = play(market, tmp_path, '''
+    def begin(context):
+        set_option('t0_mode', True)
+        run_daily(trade, '9:30')
+
+    def trade(context):
+        order('%s', 1000)
+        order('%s', -1000)
+    ''' % (A, A), days=1)
+    assert [row['side'] for row in result.trades] == ['BUY', 'SELL']
+
+
+def test_star_needs_a_protection_price_and_two_hundred_shares(market, tmp_path):
+    result, lines = play(market, tmp_path, '''
+    def begin(context):
+        run_daily(trade, '9:30')
+
+    def trade(context):
+        assert order('%s', 300) is None
+        assert order('%s', 199, MarketOrderStyle(11)) is None
+        assert order('%s', 201, MarketOrderStyle(11)).filled == 201
+    ''' % (STAR, STAR, STAR), days=1)
+    assert any('保护价' in line for line in lines) and only(result.trades)['amount'] == 201
+
+
+def test_the_whole_day_s_volume_is_the_most_at_once(market, tmp_path):
+    result, _ = play(market, tmp_path, '''
+    def begin(context):
+        set_option('order_volume_ratio', 0.01)
+        run_daily(trade, '9:30')
+
+    def trade(context):
+        assert order('%s', 10000).status == OrderStatus.held
+        assert order('%s', 10100).status == OrderStatus.canceled
+        assert order('%s', 10100, LimitOrderStyle(10.5)).status == OrderStatus.open
+    ''' % (B, B, B), days=1)
+    assert [row['filled'] for row in result.orders] == [10000, 0, 10000]  # the rest of the last one never comes
+
+
+def limit_day(market, opened):
+    rows = [day_row(DAYS[0], 10.0), day_row(DAYS[1], opened, opened, opened, opened, pre_close=10.0)]
+    market.daily(B, rows)
+
+
+@pytest.mark.parametrize('opened, amount, filled', [
+    (11.0, 100, 0), (10.99, 100, 0), (10.98, 100, 100), (9.0, -100, 0), (9.01, -100, 0), (9.02, -100, 100)])
+def test_at_the_price_limit_nothing_is_had(market, tmp_path, opened, amount, filled):
+    limit_day(market, opened)
+    result, _ = play(market, tmp_path, '''
+    def begin(context):
+        run_daily(trade, '9:30')
+
+    def trade(context):
+        if not g.seen:
+            g.seen.append(order('%s', 1000))
+        else:
+            order('%s', %d)
+    ''' % (B, B, amount))
+    assert result.orders[1]['filled'] == filled and result.orders[1]['status'] == ('held' if filled else 'canceled')
+
+
+def test_a_limit_order_fills_at_the_market_or_rests_until_bars_pass_it(market, tmp_path):
+    """Bars at 10:00 (low 9.80, 300 shares) and 10:01 (low 9.70, 1000): a bid of 9.80 needs a bar below it."""
+    result, lines = play(market, tmp_path, '''
+    def begin(context):
+        run_daily(place, '9:31')
+        run_daily(look, '10:01')
+        run_daily(late, '15:30')
+
+    def place(context):
+        assert order('{0}', 100, LimitOrderStyle(10.5)).price == 10.01
+        resting = order('{0}', 1500, LimitOrderStyle(9.8))
+        early = order('{0}', 700, LimitOrderStyle(9.85))
+        assert resting.status == early.status == OrderStatus.open and resting.filled == 0
+        assert abs(context.portfolio.locked_cash - 1500 * 9.8 - 5 - 700 * 9.85 - 5) < 1e-6
+        g.orders = resting, early
+
+    def look(context):
+        resting, early = g.orders
+        assert (resting.filled, resting.status, early.filled, early.status) == (
+            1000, OrderStatus.filled, 700, OrderStatus.held)
+        assert list(get_open_orders()) == [resting.order_id]
+
+    def late(context):
+        assert g.orders[0].status == OrderStatus.filled
+    '''.format(A), days=1)
+    fills = [(str(row['time'])[11:16], row['amount'], row['price']) for row in result.trades]
+    assert fills == [('09:31', 100, 10.01), ('10:00', 300, 9.85), ('10:01', 1000, 9.8), ('10:01', 400, 9.85)]
+    last = result.orders[1]
+    assert (last['status'], last['filled'], last['avg_price']) == ('canceled', 1000, 9.8)
+    assert result.cash[-1] == pytest.approx(1000000 - 1001 - 5 - 700 * 9.85 - 5 - 9800 - 5)
+
+
+def test_cancelling_gives_back_what_was_locked(market, tmp_path):
+    result, _ = play(market, tmp_path, '''
+    def begin(context):
+        run_daily(place, '9:31')
+
+    def place(context):
+        resting = order('{0}', 1000, LimitOrderStyle(9.0))
+        assert cancel_order(resting) is resting and resting.status == OrderStatus.canceled
+        assert cancel_order(resting) is None and cancel_order(resting.order_id) is None and cancel_order(77) is None
+        assert context.portfolio.available_cash == 1000000 and context.portfolio.locked_cash == 0
+    '''.format(A), days=1)
+    assert result.orders[0]['status'] == 'canceled'
+
+
+def test_orders_before_the_open_wait_for_it(market, tmp_path):
+    result, _ = play(market, tmp_path, '''
+    def begin(context):
+        run_daily(place, 'before_open')
+        run_daily(look, '9:30')
+
+    def place(context):
+        placed = order('{0}', 1000)
+        assert placed.status == OrderStatus.new and context.portfolio.locked_cash > 10000
+        g.seen = [placed]
+
+    def look(context):
+        assert g.seen[0].status == OrderStatus.held and g.seen[0].price == 10.01
+    '''.format(A), days=1)
+    assert str(only(result.trades)['time']) == DAYS[0] + ' 09:30:00'
+
+
+def test_a_suspended_security_gives_no_order(market, tmp_path):
+    market.daily(B, [day_row(day, 10.0, paused=int(day == DAYS[1])) for day in DAYS])
+    result, lines = play(market, tmp_path, '''
+    def begin(context):
+        run_daily(trade, '9:30')
+
+    def trade(context):
+        g.seen.append(order('%s', 100) is not None)
+        record(paused=get_current_data()['%s'].paused)
+    ''' % (B, B), days=3)
+    assert [values['paused'] for _, values in result.records] == [0.0, 1.0, 0.0]
+    assert len(result.trades) == 2 and any('停牌' in line for line in lines)
+
+
+@pytest.mark.parametrize('security', ['000300.XSHG', '600001.XSHG', '600000', 'nothing'])
+def test_what_cannot_be_traded_gives_no_order_and_a_line(market, tmp_path, security):
+    market.daily('000300.XSHG', [day_row(day, 3000.0) for day in DAYS])
+    result, lines = play(market, tmp_path, '''
+    def begin(context):
+        run_daily(trade, '9:30')
+
+    def trade(context):
+        assert order('%s', 100) is None and order('%s', -100) is None
+        assert order_value('%s', 1000000) is None and order_target('%s', 100) is None
+    ''' % ((security,) * 4), days=1)
+    assert result.orders == [] and len(lines) == 4
+
+
+def test_targets_count_what_is_held_and_cancel_what_is_open(market, tmp_path):
+    result, _ = play(market, tmp_path, '''
+    def begin(context):
+        run_daily(trade, '9:31')
+
+    def trade(context):
+        if not g.seen:
+            g.seen.append(order('{0}', 5000, LimitOrderStyle(9.0)))
+            order_target_value('{0}', 20050)
+            assert g.seen[0].status == OrderStatus.canceled
+        else:
+            order_target('{0}', 1230)
+            order_target_value('{1}', 8000)
+            order_value('{1}', -8000)
+    '''.format(A, ETF), days=2)
+    traded = [(row['security'], row['side'], row['amount']) for row in result.trades]
+    assert traded == [(A, 'BUY', 2000), (A, 'SELL', 700), (ETF, 'BUY', 2000)]
+
+
+def test_dividends_and_shares_come_on_the_ex_date(market, tmp_path, monkeypatch):
+    """The files know cash alone; a provider that knows new shares too says so."""
+    market.daily(B, [day_row(DAYS[0], 10.0), day_row(DAYS[1], 10.0), day_row(DAYS[2], 5.0, pre_close=4.75),
+                     day_row(DAYS[3], 5.0)])
+    events = [dict(security=B, date=DAYS[2], security_type='stock', scale_factor=2.0, bonus_pre_tax=5.0, per_base=10)]
+    with jq.opened_provider(market.source) as provider:
+        monkeypatch.setattr(type(provider), 'get_split_dividend', lambda self, code, start, end: events)
+        result, lines = run(tmp_path, PLAIN + '''
+    def begin(context):
+        run_daily(trade, '9:30')
+
+    def trade(context):
+        if not g.seen:
+            g.seen.append(order('%s', 1000))
+
+    def on_event(context, event):
+        assert (event.amount, event.shares, event.cash) == (1000, 1000, 400.0)
+        position = context.portfolio.positions['%s']
+        assert position.total_amount == position.closeable_amount == 2000 and position.price == 4.75
+        assert abs(position.avg_cost - (10.015 * 1000 - 400) / 2000) < 1e-9
+        record(seen=1)
+    ''' % (B, B), provider, DAYS[0], DAYS[3])
+    assert only(result.dividends) == dict(date=result.days[2], security=B, name=only(result.dividends)['name'],
+                                          amount=1000, cash=400.0, tax=100.0, shares=1000)
+    assert len(result.records) == 1 and result.positions[-1]['amount'] == 2000
+    assert result.equity[-1] == pytest.approx(1000000 - 10010 - 5 + 400 + 2000 * 5.0)
+
+
+def test_without_real_prices_the_account_lives_on_adjusted_ones(market, tmp_path):
+    market.daily(B, [day_row(DAYS[0], 10.0), day_row(DAYS[1], 5.0, pre_close=5.0), day_row(DAYS[2], 5.0)])
+    result, _ = run(tmp_path, '''
+    from jqdata import *
+
+    def initialize(context):
+        set_slippage(FixedSlippage(0))
+        run_daily(trade, '9:30')
+
+    def trade(context):
+        if not context.portfolio.positions:
+            order('%s', 1000)
+    ''' % B, market.source, DAYS[0], DAYS[2])
+    assert only(result.trades)['price'] == 5.0 and result.dividends == []
+    assert result.equity == pytest.approx([1000000 - 5] * 3) and not math.isnan(result.equity[0])

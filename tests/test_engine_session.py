@@ -1,0 +1,286 @@
+"""What surrounds a strategy: its names and modules, its log, its errors, what it leaves behind."""
+import sys
+from datetime import datetime
+
+import pytest
+
+import bullet_qmt as bq
+import jq_helper as jq
+from tests.engine import A, B, REAL, MadeMarket, day_row, days_from, open_run, run, written
+
+DAYS = days_from('2024-03-04', 6)
+
+
+@pytest.fixture
+def market(tmp_path):
+    made = MadeMarket(tmp_path)
+    for number, code in enumerate((A, B)):
+        made.daily(code, [day_row(day, 10.0 + n, pre_close=10.0 + max(0, n - 1), volume=1000 * (n + 1))
+                          for n, day in enumerate(DAYS)])
+    return made
+
+
+def play(market, tmp_path, body, days=2, **options):
+    text = 'from jqdata import *\n\n\n' + body
+    return run(tmp_path, text, market.source, DAYS[0], DAYS[days - 1], **options)
+
+
+def failing(market, tmp_path, body, **options):
+    with pytest.raises(jq.StrategyError) as caught:
+        play(market, tmp_path, body, **options)
+    return caught.value
+
+
+# -- errors --------------------------------------------------------------------------------------------------------
+BROKEN = '''def initialize(context):
+    run_daily(trade, '9:30')
+
+
+def trade(context):
+    order('%s', 100)
+    helper(context)
+
+
+def helper(context):
+    if context.current_dt.day == 5:
+        raise ValueError('no luck')
+''' % A
+
+
+def test_a_failure_ends_the_run_with_the_strategy_s_own_traceback(market, tmp_path):
+    error = failing(market, tmp_path, BROKEN, days=4)
+    assert error.line == 15 and error.text.endswith('ValueError: no luck')
+    assert "helper(context)" in error.text and 'in trade' in error.text and 'jq_helper' not in error.text
+    assert isinstance(error.__cause__, ValueError)
+    result = error.result
+    assert [str(day) for day in result.days] == [DAYS[0]] and not result.finished and len(result.trades) == 1
+    assert any('no luck' in text for text in result.messages)
+
+
+def test_or_is_logged_and_the_run_goes_on(market, tmp_path):
+    result, lines = play(market, tmp_path, BROKEN, days=4, on_error='continue')
+    assert len(result.days) == 4 and result.finished and len(result.trades) == 3  # at the limit on one
+    assert sum('no luck' in text for text in result.messages) == 1
+    assert any('line 15' in line for line in lines)
+
+
+@pytest.mark.parametrize('body, line, said', [
+    ('def initialize(context)\n    pass\n', 4, 'SyntaxError'), ('1 / 0\n', 4, 'ZeroDivisionError'),
+    ('def initialize(context):\n    g.never_set\n', 5, 'never_set'),
+    ('def initialize(context):\n    raise SystemExit(3)\n', 5, 'SystemExit'),
+    ("def initialize(context):\n    order('%s', 'many')\n" % A, 5, 'many'),
+    ("def initialize(context):\n    get_price('600001.XSHG', count=1)\n", 5, '600001'),
+    ("def initialize(context):\n    get_fundamentals(query())\n", 5, 'read_file'),
+    ("def initialize(context):\n    order('%s', 100, side='short')\n" % A, 5, '做空'),
+    ("def initialize(context):\n    set_option('use_real_prices', True)\n", 5, 'use_real_price'),
+    ('import jqlib.technical_analysis\n', 4, 'pandas'), ('from jqfactor import *\n', 4, 'pandas')])
+def test_failures_of_all_kinds_name_the_line(market, tmp_path, body, line, said):
+    error = failing(market, tmp_path, body, on_error='continue')
+    assert error.line == line and said in error.text, error.text
+
+
+def test_ctrl_c_leaves_what_was_done(market, tmp_path):
+    result, _ = play(market, tmp_path, '''def handle_data(context, data):
+    if context.current_dt.day == 6:
+        raise KeyboardInterrupt
+''', days=5)
+    assert [str(day) for day in result.days] == DAYS[:2] and not result.finished
+    assert any('Ctrl-C' in text for text in result.messages)
+
+
+def test_a_progress_that_is_interrupted_counts_as_one_too(market, tmp_path):
+    def stop(done, total, day, equity):
+        if done == 3:
+            raise KeyboardInterrupt
+    result, _ = play(market, tmp_path, 'def initialize(context):\n    pass\n', days=5, progress=stop)
+    assert len(result.days) == 3 and not result.finished
+
+
+# -- names and modules ---------------------------------------------------------------------------------------------
+def test_modules_are_there_for_the_run_alone(market, tmp_path):
+    kept = dict(sys.modules)
+    play(market, tmp_path, '''import jqdata, kuanke.user_space_api as api
+from kuanke.user_space_api import order_target_value, get_price
+from kuanke.wizard import *
+assert jqdata.get_price == api.get_price == get_price and jqdata.g is g
+
+
+def initialize(context):
+    import jqdata as again
+    assert again.order is order and pd.DataFrame and np.nan != 1
+''')
+    assert not {'jqdata', 'kuanke', 'kuanke.user_space_api', 'kuanke.wizard'} & set(sys.modules)
+    assert all(sys.modules.get(name) is module for name, module in kept.items())
+    assert not any(type(finder).__name__ == '_NoSuchModules' for finder in sys.meta_path)
+
+
+def test_another_module_of_the_name_is_put_back(market, tmp_path):
+    sys.modules['jqdata'] = own = type(sys)('jqdata')
+    try:
+        play(market, tmp_path, 'import jqdata\njqdata.order\n')
+        assert sys.modules['jqdata'] is own
+    finally:
+        del sys.modules['jqdata']
+
+
+def test_each_name_of_common_use_is_there(market, tmp_path):
+    with open_run(tmp_path, 'def initialize(context): pass', market.source, DAYS[0], DAYS[1]) as prepared:
+        names = prepared.session.names()
+    assert set('''log g set_option set_benchmark run_daily set_order_cost get_current_data order_target_value
+        set_slippage get_fundamentals query get_price get_security_info order_target attribute_history FixedSlippage
+        get_index_stocks get_all_securities history run_weekly order_value PriceRelatedSlippage OrderStatus run_monthly
+        order run_query get_bars record get_trades get_extras OrderCost PerTrade set_commission send_message read_file
+        write_file LimitOrderStyle MarketOrderStyle get_orders get_open_orders cancel_order get_trade_days
+        get_all_trade_days set_universe unschedule_all inout_cash batch_submit_orders'''.split()) <= set(names)
+
+
+@pytest.mark.parametrize('name', sorted(jq.LEFT_OUT))
+def test_what_is_left_out_names_a_way_out(name):
+    with pytest.raises(NotImplementedError) as caught:
+        jq.LEFT_OUT[name]()
+    assert name in str(caught.value) and '：' in str(caught.value)
+
+
+def test_parameters_are_in_g_and_replace_constants(market, tmp_path):
+    _, lines = play(market, tmp_path, '''FAST = 5
+
+
+def initialize(context):
+    log.info('%s %s', FAST, g.slow)
+''', params={'FAST': 7, 'slow': 'x'})
+    assert lines == [DAYS[0] + ' 00:00:00 - INFO - 7 x']
+
+
+# -- log, records, files -------------------------------------------------------------------------------------------
+def test_log_levels_and_print(market, tmp_path):
+    _, lines = play(market, tmp_path, '''def initialize(context):
+    log.debug('d %d', 1)
+    log.info('50%')
+    log.warn('w', 2)
+    log.error('e')
+    print('p', 3)
+    log.set_level('strategy', 'error')
+    log.info('hidden')
+    log.error('shown')
+''')
+    assert [line.split(' - ', 1)[1] for line in lines] == [
+        'DEBUG - d 1', 'INFO - 50%', 'WARNING - w 2', 'ERROR - e', 'INFO - p 3', 'ERROR - shown']
+
+
+def test_an_empty_position_and_its_warning(market, tmp_path):
+    _, lines = play(market, tmp_path, '''def initialize(context):
+    position = context.portfolio.positions['%s']
+    assert position.total_amount == position.closeable_amount == position.avg_cost == position.price == 0
+    assert '%s' not in context.portfolio.positions and len(context.portfolio.positions) == 0
+''' % (A, A))
+    assert len(lines) == 1 and 'WARNING' in lines[0] and A in lines[0]
+
+
+def test_records_files_messages(market, tmp_path):
+    result, lines = play(market, tmp_path, '''def initialize(context):
+    write_file('kept.txt', 'one')
+    write_file('kept.txt', b' two', append=True)
+    assert read_file('kept.txt') == b'one two'
+    send_message('hello')
+    run_daily(early, '9:00')
+    run_daily(late, '14:00')
+    run_daily(after, '16:30')
+
+
+def early(context):
+    record(a=1)
+
+
+def late(context):
+    record(a=2, b=context.current_dt.day)
+
+
+def after(context):
+    record(c=3)
+''', days=3)
+    assert [(str(day), dict(values)) for day, values in result.records] == [
+        (DAYS[0], {'a': 2.0, 'b': 4.0}), (DAYS[1], {'a': 2.0, 'b': 5.0, 'c': 3.0}),
+        (DAYS[2], {'a': 2.0, 'b': 6.0, 'c': 3.0})]
+    assert any('hello' in line for line in lines)
+
+
+def test_money_in_counts_as_capital(market, tmp_path):
+    result, _ = play(market, tmp_path, '''def initialize(context):
+    run_monthly(pay, 2, '9:30')
+
+
+def pay(context):
+    inout_cash(500000)
+''', days=3)
+    assert result.capital == [1000000, 1500000, 1500000] and result.equity == result.capital
+    assert jq.compute_metrics(result).values['returns'] == 0
+
+
+def test_units_of_handle_data(market, tmp_path):
+    _, lines = play(market, tmp_path, '''def initialize(context):
+    set_option('use_real_price', True)
+
+
+def handle_data(context, data):
+    bar = data['{0}']
+    if context.current_dt.day == 8:
+        assert (bar.close, bar.volume, bar.security, bar.isnan()) == (13.0, 4000.0, '{0}', False)
+        assert abs(bar.returns - (13 / 12 - 1)) < 1e-12 and bar.mavg(3) == 12.0
+        assert abs(bar.vwap(2) - (12 * 3000 + 13 * 4000) / 7000) < 1e-9
+        log.info('looked')
+    if context.current_dt.day == 4:
+        assert bar.mavg(3) != bar.mavg(3)
+'''.format(A), days=5)
+    assert len(lines) == 1 and 'looked' in lines[0]
+
+
+# -- benchmark, arguments ------------------------------------------------------------------------------------------
+def test_the_benchmark_grows_from_the_close_before_the_start(market, tmp_path):
+    body = 'def initialize(context):\n    set_benchmark({"%s": 3, "%s": 1})\n' % (A, B)
+    result, _ = run(tmp_path, 'from jqdata import *\n' + body, market.source, DAYS[2], DAYS[4])
+    assert result.benchmark == pytest.approx([12 / 11, 13 / 11, 14 / 11])
+
+
+def test_a_benchmark_without_data_is_none_and_says_so(market, tmp_path):
+    result, _ = play(market, tmp_path, 'def initialize(context):\n    pass\n')
+    assert result.benchmark is None and any('000300' in text for text in result.messages)
+    result, _ = play(market, tmp_path, 'def initialize(context):\n    pass\n', benchmark=A)
+    assert result.benchmark == pytest.approx([1.0, 1.1])
+
+
+@pytest.mark.parametrize('change, word', [
+    (dict(start='2024-03-09', end='2024-03-08'), '2024-03-09'), (dict(start='soon'), 'start'),
+    (dict(start='2031-01-01', end='2031-02-01'), '交易日'), (dict(cash=-1), 'cash'),
+    (dict(frequency='tick'), 'frequency'), (dict(provider='nowhere'), 'nowhere'),
+    (dict(path='missing.py'), 'missing.py')])
+def test_arguments_that_cannot_be(market, tmp_path, change, word):
+    given = dict(path=written(tmp_path, 'def initialize(context): pass'), start=DAYS[0], end=DAYS[1],
+                 provider=market.source)
+    with pytest.raises(bq.BulletError) as caught:
+        jq.backtest(**dict(given, **change))
+    assert word in str(caught.value)
+
+
+def test_a_span_beyond_the_data_says_so(tmp_path):
+    result, _ = run(tmp_path, 'def initialize(context): pass', REAL, '2020-04-01', '2020-06-30')
+    assert str(result.days[-1]) == '2020-04-10' and any('2020-04-10' in text for text in result.messages)
+
+
+def test_without_pandas_there_is_one_clear_error(market, tmp_path, monkeypatch):
+    monkeypatch.setattr(jq, 'optional_import', lambda name: None)
+    with pytest.raises(bq.ConfigError) as caught:
+        play(market, tmp_path, 'def initialize(context): pass')
+    assert 'pip install pandas' in caught.value.hint
+
+
+def test_previous_date_and_run_params(market, tmp_path):
+    _, lines = play(market, tmp_path, '''def initialize(context):
+    run_daily(look, '9:30')
+
+
+def look(context):
+    assert context.portfolio is context.subportfolios[0] and context.portfolio.type == 'stock'
+    log.info('%s %s %s', context.previous_date, context.current_dt, context.run_params.frequency)
+''', days=3)
+    assert lines[-1].endswith('%s %s 09:30:00 day' % (DAYS[1], DAYS[2]))
+    assert datetime.strptime(lines[0][:19], '%Y-%m-%d %H:%M:%S').hour == 9
