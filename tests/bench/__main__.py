@@ -4,7 +4,6 @@ Starts servers and clients of all sides on the loopback, measures them at the sa
 """
 import argparse
 import importlib.util
-import os
 import subprocess
 import sys
 
@@ -36,7 +35,7 @@ def build_parser():
     parser.add_argument('--quick', action='store_true', help='每项只测一小会儿：看能不能运行，数字不作数')
     parser.add_argument('--only', metavar='NAME,...', help='只测这些项目')
     parser.add_argument('--growth', action='store_true', help='随连接数、行数、证券数如何增长')
-    parser.add_argument('--rounds', type=int, metavar='N', help='每项轮流测几轮（默认 5，--quick 时 1），取中位数')
+    parser.add_argument('--rounds', type=int, metavar='N', help='每项轮流测几轮（默认 3，--quick 时 1），取中位数')
     return parser
 
 
@@ -52,6 +51,4 @@ def main(arguments=None):
 
 
 if __name__ == '__main__':
-    sys.path.insert(0, ROOT) if ROOT not in sys.path else None
-    os.chdir(ROOT)
     sys.exit(main())

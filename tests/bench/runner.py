@@ -69,7 +69,7 @@ def bench(options, say):
     except UnknownCase as error:
         say(str(error))
         return 2
-    rounds = options.rounds or (1 if options.quick else 2 if options.growth else 5)
+    rounds = options.rounds or (1 if options.quick else 2 if options.growth else 3)
     with Stage() as stage:
         told, notes, rows = machine(stage), [], []
         for case in cases:
