@@ -163,6 +163,12 @@ def test_a_name_that_is_not_there_is_refused_with_the_list():
     assert all(case.name in err for case in CASES)
 
 
+def test_each_name_is_in_the_readme():
+    with open(os.path.join(ROOT, 'README.md'), encoding='utf-8') as file:
+        readme = file.read()
+    assert all('`%s`' % case.name in readme for case in CASES)
+
+
 @pytest.mark.parametrize('rounds', ['0', '-1', 'x'])
 def test_rounds_are_a_positive_number(rounds):
     assert run('--rounds=' + rounds)[0] == 2

@@ -1,11 +1,11 @@
 """How the work grows: with connections, rows, securities, and orders that rest in the book."""
 from tests.bench import figures as f
 from tests.bench.cases import MS, AccountRate, Case, Orders, Ticks
-from tests.bench.stage import LOAD_PROCESSES, OurServer, pinned
+from tests.bench.stage import OurServer, pinned
 
 
 class MoreConnections(AccountRate):
-    """As many processes as there is work for, at most LOAD_PROCESSES."""
+    """As many processes as there is work for, at most four."""
 
     figures = (f.figure('rate', '每秒', '次'),)
 
@@ -64,7 +64,7 @@ def sized(base, name, title, attribute, sizes):
         attribute: size, 'name': '%s%d' % (name, size), 'title': title % '{:,}'.format(size)}) for size in sizes]
 
 
-GROWTH = (sized(MoreConnections, 'connections', '账户查询，%s 个连接，' + '最多 %d 个进程' % LOAD_PROCESSES, 'connections', [1, 4, 16, 64])
+GROWTH = (sized(MoreConnections, 'connections', '账户查询，%s 个连接，最多 4 个进程', 'connections', [1, 4, 16, 64])
           + sized(MoreRows, 'rows', '%s 行 × 6 到 DataFrame', 'rows', [10000, 100000, 500000, 2000000])
           + sized(MoreSymbols, 'symbols', '行情到回调，每秒 %s 只，8 个订阅者', 'symbols', [1, 10, 100, 1000, 5000])
           + sized(MoreResting, 'resting', '市价委托，已有 %s 笔挂单', 'resting', [1, 100, 500]))

@@ -1,4 +1,4 @@
-"""Our server with ticks and bars that the benchmark makes, as a worker: all but the source of data is the real thing."""
+"""Our server with ticks and bars that the benchmark makes, as a worker: all but the source of data is real."""
 import random
 import threading
 from array import array

@@ -92,7 +92,8 @@ def show(told, rows, notes, as_json):
 
 
 def headline(told):
-    loads = ' → '.join('/'.join('%.1f' % value for value in part) for part in (told['load'], told['load_after']) if part)
+    loads = ' → '.join('/'.join('%.1f' % value for value in part) for part in (told['load'], told['load_after'])
+                       if part)
     return '%s，Python %s（bullet-trade：%s），%d 核，%s，负载 %s，%d 轮的中位数%s，%s' % (
         told['system'], told['python'], told['peer_python'], told['cores'],
         '单连接项目两端各占一核' if told['pinned'] else '没有绑核', loads or '未知', told['rounds'],

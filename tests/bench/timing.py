@@ -55,7 +55,7 @@ def wait_until(moment):
 
 
 class Arrivals:
-    """Ticks of one subscriber as they come: (name, number, seconds on the way). A number that came already is no news."""
+    """Ticks of one subscriber as they come: how long each was on the way. One that came already is no news."""
 
     def __init__(self):
         self._lock, self._seen, self.taken = threading.Lock(), set(), []
