@@ -199,8 +199,10 @@ class Orders(Case):
 
 class Visits(Case):
     name, title = 'connect', '连接、登录、查询、断开'
-    figures = (f.figure('plain', '明文 p50', '毫秒', f.at_most(0.45)),
-               f.figure('tls', 'TLS p50', '毫秒', f.at_most_raw(1.4, 0.5)))
+    sides = ('ours', 'raw', 'floor', 'peer')
+    figures = (f.figure('plain', '明文 p50，对一次 TCP 连接', '毫秒', f.at_most(0.45)),
+               f.Figure('plain', '明文 p50，对连接 + 两次 JSON 回声', '毫秒', 'floor', 'plain', ()),
+               f.figure('tls', 'TLS p50，对一次握手', '毫秒', f.at_most_raw(1.4, 0.5)))
 
     def ours(self, side='ours'):
         found, client = {}, self.stage.client(side)
@@ -222,6 +224,12 @@ class Visits(Case):
                 times = client('visit_times', port, None, files[0] if files else None, self.size(400))
             found[key] = f.spread_of(times, MS)['p50']
         return found
+
+    def floor(self):
+        """A login and a query are two exchanges, whatever is in them."""
+        client, port, question = self.stage.client('raw'), echo_port(self.stage, True), exchange(self.stage)[0]
+        with pinned(self.stage.raw_server().pid, client.pid):
+            return {'plain': f.spread_of(client('exchange_times', port, question, self.size(200)), MS)['p50']}
 
 
 class Ticks(Case):

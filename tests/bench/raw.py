@@ -223,6 +223,16 @@ def visit_times(port, token, tls_cert, count):
     return timed(visit, count)
 
 
+def exchange_times(port, request_bytes, count):
+    """Seconds to connect, for two questions through JSON one after the other, and to close."""
+    def visit():
+        open_connections(port)
+        ask(OPEN[-1], request_bytes)
+        ask(OPEN[-1], request_bytes)
+        OPEN.pop().close()
+    return timed(visit, count)
+
+
 def orders_rate(path, count):
     """Rows a second, each one synced to the disk by a commit of its own."""
     db = sqlite3.connect(path, isolation_level=None)
