@@ -5,7 +5,7 @@ import bullet_qmt as bq
 from tests.bench.timing import Arrivals, calls_between, rate, timed
 
 OPEN, ARRIVALS, PROVIDERS = [], [], []
-BARS_END = '2026-10-30 15:00:00'  # as many bars as anybody asks for lie before it
+BARS_END = '2025-12-31 15:00:00'  # as many bars as anybody asks for lie before it
 
 
 def open_connections(port, token, count=1, compress='auto'):
