@@ -82,8 +82,8 @@ def quotient(value, other):
 def as_dict(row):
     """What --json gives of a row."""
     return OrderedDict([
-        ('case', row.case), ('figure', row.key), ('label', row.label), ('unit', row.unit), ('ours', row.ours), ('raw', row.raw),
-        ('peer', row.peer), ('ours_to_raw', quotient(row.ours, row.raw)),
+        ('case', row.case), ('figure', row.key), ('label', row.label), ('unit', row.unit), ('ours', row.ours),
+        ('raw', row.raw), ('peer', row.peer), ('ours_to_raw', quotient(row.ours, row.raw)),
         ('ours_to_peer', quotient(row.ours, row.peer)),
         ('bars', [{'bar': text, 'met': met} for text, met in verdicts(row)])])
 
