@@ -13,7 +13,7 @@ import bullet_qmt as bq
 from tests.bench import __main__ as command
 from tests.bench import figures as f
 from tests.bench import runner, stage, timing
-from tests.bench.cases import CASES, Account, Case, echo_port, exchange
+from tests.bench.cases import CASES, Account, Case, TickBursts, Ticks, echo_port, exchange
 from tests.bench.growth import GROWTH
 from tests.environments import ROOT
 from tests.peer import require_peer
@@ -248,6 +248,16 @@ def test_ticks_of_our_server_are_counted_and_timed(scene):
     assert server('made') >= 10
     assert len(client('arrived', 0, 10)) == 20 and all(0 < late < 30 for late in client('arrived', 0, 10))
     client('close_connections')
+
+
+class OneTickASecond(Ticks):
+    symbols = 1
+
+
+@pytest.mark.parametrize('kind', [OneTickASecond, TickBursts])
+def test_ticks_that_are_rare_or_come_in_bursts_are_measured_too(scene, kind):
+    measured = kind(scene, quick=True).round('raw')
+    assert measured['delivered'] == 100 and 0 < measured['p50'] <= measured['p99']
 
 
 @pytest.mark.skipif(stage.cores() is None, reason='nothing to pin to here')
