@@ -70,14 +70,25 @@ def bench(options, say):
         say(str(error))
         return 2
     rounds = options.rounds or (1 if options.quick else 2 if options.growth else 3)
-    with Stage() as stage:
-        told, notes, rows = machine(stage), [], []
+    stage, notes, rows = Stage(), [], []
+    try:
+        told = machine(stage)
         for case in cases:
             say('%s ...' % case.title)
             rows += f.rows_of(case, measure(case(stage, options.quick), rounds, notes))
+    finally:
+        close(stage, notes)
     told.update(rounds=rounds, quick=options.quick, load_after=load())
     show(told, rows, notes, options.json)
     return 1 if any(side == 'ours' for _, side, _ in notes) else 0
+
+
+def close(stage, notes):
+    """A server that does not stop is told of like any failure: what was measured before is shown all the same."""
+    try:
+        stage.close()
+    except FAILURES as error:
+        notes.append(('stop', 'ours', str(error)))
 
 
 def show(told, rows, notes, as_json):

@@ -136,6 +136,9 @@ class Stage:
         return self
 
     def __exit__(self, *exc_info):
+        self.close()
+
+    def close(self):
         self._stack.close()
 
     def once(self, key, make):
