@@ -27,6 +27,10 @@ class LineProcess:
             self._lines.put(line.decode('utf-8', 'replace').rstrip())
         self._lines.put(None)
 
+    @property
+    def pid(self):
+        return self._process.pid
+
     def line(self, timeout_s=30):
         """The next line; an AssertionError with everything written so far if there is none in time."""
         try:
