@@ -1652,9 +1652,25 @@ def _stacked(numpy, columns):
     first, rows = columns[0], len(columns[0])
     places = [column.__array_interface__['data'][0] for column in columns]
     together = all(column.flags.c_contiguous and column.flags.writeable for column in columns) and rows > 0
-    if together and places == [places[0] + 8 * rows * i for i in range(len(columns))]:
+    if together and _have_one_owner(columns) and places == [places[0] + 8 * rows * i for i in range(len(columns))]:
         return numpy.lib.stride_tricks.as_strided(first, (len(columns), rows), (8 * rows, 8))
     return numpy.array(columns) if rows else numpy.empty((len(columns), 0))
+
+
+def _have_one_owner(columns):
+    """Whether one object holds the memory of all, so that a view of the first keeps all of it alive.
+
+    Small arrays of their own may lie side by side as well, and each is gone when its owner is.
+    """
+    owner = _owner(columns[0])
+    return owner is not None and all(_owner(column) is owner for column in columns)
+
+
+def _owner(column):
+    base = column.base
+    while hasattr(base, 'base'):
+        base = base.base
+    return base.obj if isinstance(base, memoryview) else None
 
 
 OVERVIEW_HEADERS = ('股票代码', '名称', '持仓', '可用', '成本价', '现价', '市值', '盈亏', '盈亏%', '占比%')
@@ -9719,9 +9735,11 @@ class Timekeeper:
         late = []
         while self._due and (self._due[0][2].answered or self._due[0][0] <= time.monotonic()):
             _, number, job, limit_s = heapq.heappop(self._due)
-            if job.moved + limit_s > time.monotonic():
+            if job.answered:
+                continue
+            if job.moved + limit_s > time.monotonic():  # it made progress since
                 heapq.heappush(self._due, (job.moved + limit_s, number, job, limit_s))
-            elif not job.answered:
+            else:
                 late.append((job, limit_s))
         return late
 

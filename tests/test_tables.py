@@ -252,3 +252,18 @@ def test_bytes_that_fell_over_never_cost_more_than_the_frame(compact):
 def test_only_what_is_a_double_is_ever_made_of_a_block():
     assert math.isnan(bq._native('d', struct.pack('<d', NAN))[0]) and sys.byteorder in ('little', 'big')
     assert list(bq._native('q', struct.pack('<3q', -1, 0, 1 << 62))) == [-1, 0, 1 << 62]
+
+
+def test_a_frame_of_small_arrays_outlives_them():
+    """Arrays that happen to lie side by side in memory are no matrix: each goes with its owner."""
+    for _ in range(500):
+        frame = bq.Table(OrderedDict([('time', [0, 1]), ('a', array('d', [1.0, 2.0])), ('b', array('d', [3.0, 4.0]))]),
+                         {'time': 'time', 'a': 'float', 'b': 'float'}, ['time']).to_pandas()
+        fillers = [array('d', [7.0, 7.0]) for _ in range(64)]
+        assert frame.values.tolist() == [[1.0, 3.0], [2.0, 4.0]] and len(fillers) == 64
+
+
+def test_columns_of_one_frame_become_a_frame_without_a_copy():
+    arrived = sent(bars(64))
+    frame = arrived.to_pandas()
+    assert all(numpy.shares_memory(frame.values, arrived.columns[name]) for name in ('open', 'volume'))
