@@ -2332,7 +2332,7 @@ class JqOrderStatus(enum.Enum):
 
 def install_jq_compat(namespace, context=None, host=None, token=None, port=58620, account_key=None,
                       sub_account_id=None, tls_cert=None, wait_timeout=16, starting_cash=None, cache_seconds=1.0,
-                      **connection):
+                      max_lag=None, **connection):
     """In process_initialize: install_jq_compat(globals(), context=context, host=..., token=...).
 
     In a backtest it does nothing and returns False. In simulated trading it returns True, and from then on order,
@@ -2340,6 +2340,8 @@ def install_jq_compat(namespace, context=None, host=None, token=None, port=58620
     `namespace`, context.portfolio and context.subportfolios are the remote account's, with JoinQuant's signatures and
     results. Nothing is sent yet. wait_timeout: seconds that an order waits for its outcome. starting_cash (yuan):
     what portfolio.returns is measured from. cache_seconds: how old a reading of the account may be; orders end it.
+    max_lag: seconds between context.current_dt and now beyond which nothing is ordered, as a task that JoinQuant makes
+    up for later would trade on yesterday's reasons; None: not looked at.
     connection: retries, retry_interval, rpc_timeout, debug, place_order_timeout_margin as in configure(), which is
     called too.
 
@@ -2352,8 +2354,11 @@ def install_jq_compat(namespace, context=None, host=None, token=None, port=58620
     _check_namespace(namespace)
     settings = dict(connection, host=host, token=token, port=port, account_key=account_key,
                     sub_account_id=sub_account_id, tls_cert=tls_cert)
-    own = {'wait_timeout': wait_timeout, 'starting_cash': starting_cash, 'cache_seconds': cache_seconds}
-    _installed(settings, own, namespace, context).take_over(namespace, context)
+    own = {'wait_timeout': wait_timeout, 'starting_cash': starting_cash, 'cache_seconds': cache_seconds,
+           'max_lag': max_lag}
+    install = _installed(settings, own, namespace, context)
+    install.trading.context = context
+    install.take_over(namespace, context)
     return True
 
 
@@ -2485,14 +2490,16 @@ def _restore(namespace, name, ours, original):
         namespace[name] = original
 
 
-def _own_settings(wait_timeout, starting_cash, cache_seconds):
+def _own_settings(wait_timeout, starting_cash, cache_seconds, max_lag):
     return {'wait_s': _own_setting('wait_timeout', wait_timeout, 0, 600),
             'cache_s': _own_setting('cache_seconds', cache_seconds, 0, 60),
-            'starting_cash': None if starting_cash is None else
-            _own_setting('starting_cash', starting_cash, 1, MAX_VALUE)}
+            'lag_s': _own_setting('max_lag', max_lag, 1, 86400, optional=True),
+            'starting_cash': _own_setting('starting_cash', starting_cash, 1, MAX_VALUE, optional=True)}
 
 
-def _own_setting(name, value, minimum, maximum):
+def _own_setting(name, value, minimum, maximum, optional=False):
+    if optional and value is None:
+        return None
     try:
         return check_number(value, name, minimum, maximum)
     except BadRequest as error:
@@ -2531,7 +2538,7 @@ class JqContextPatch:
 
     def _functions(self):
         def __getattribute__(context, name):
-            if name in self._shown and not self._hidden and self._get(context, 'run_params').type == 'sim_trade':
+            if name in self._shown and not self._hidden and self._trades(context):
                 return self._value(name)
             return self._get(context, name)
 
@@ -2542,6 +2549,13 @@ class JqContextPatch:
             finally:
                 self._hidden -= 1
         return zip(self.NAMES, (__getattribute__, __reduce_ex__))
+
+    def _trades(self, context):
+        """A context that is still being built has no run_params."""
+        try:
+            return self._get(context, 'run_params').type == 'sim_trade'
+        except AttributeError:
+            return False
 
     def _value(self, name):
         value = self._shown[name]
@@ -2912,9 +2926,10 @@ def _refuse_call(name, *args, **how):
 
 
 class JqTrading:
-    """JoinQuant's functions on the remote account. One request each, no thread, nothing sent twice."""
+    """JoinQuant's functions on the remote account. No thread, nothing sent twice. context: the newest one."""
 
-    def __init__(self, plain, data, namespace, wait_s, cache_s, starting_cash):
+    def __init__(self, plain, data, namespace, wait_s, cache_s, starting_cash, lag_s):
+        self.context, self._lag_s, self._closed = None, lag_s, False
         self._plain, self._data, self._namespace, self._wait_s = plain, data, namespace, wait_s
         self._broker, self._process = JqBroker(plain, data, self.warn), os.getpid()
         self._statuses, self._own_statuses = _jq_statuses(namespace)
@@ -2924,13 +2939,19 @@ class JqTrading:
 
     @property
     def broker(self):
-        """A connection that a parent process opened is not ours to use: two would read each other's answers."""
+        """For whoever kept a function of ours, nothing is done after uninstall_jq_compat.
+
+        A connection that a parent process opened is not ours to use: two would read each other's answers.
+        """
+        if self._closed:
+            raise ConfigError('已经 uninstall_jq_compat，远程账户不再可用', '重新调用 install_jq_compat(...)')
         if os.getpid() != self._process:
             self._plain._connection._kept, self._process = None, os.getpid()
         return self._broker
 
     def close(self):
         self.broker._connection.close()
+        self._closed = True
 
     def names(self):
         """What the strategy's namespace gets: name -> function, or class."""
@@ -2967,6 +2988,7 @@ class JqTrading:
 
     def _order(self, name, security, how_much, style, side, pindex, close_today):
         code = _jq_order_code(security, style, side, pindex, close_today)
+        self._check_lag()
         with self._writing():
             try:
                 placed = getattr(self.broker, name)(code, how_much, style=style, wait_timeout=self._wait_s)
@@ -2974,6 +2996,15 @@ class JqTrading:
                 self.warn('%s 没有下单：%s' % (code, error))
                 return None
             return None if placed is None else self._placed(placed)
+
+    def _check_lag(self):
+        """Raises BadRequest, before anything is sent, where the task is not of now."""
+        if self._lag_s is None:
+            return
+        lag_s = abs((datetime.now(BEIJING).replace(tzinfo=None) - self.context.current_dt).total_seconds())
+        if lag_s > self._lag_s:
+            raise BadRequest('context.current_dt 是 %s，与现在相差 %d 秒，没有下单' % (self.context.current_dt, lag_s),
+                             '这是补跑的任务，或任务运行得太久；上限是 install_jq_compat 的 max_lag=%g' % self._lag_s)
 
     def _placed(self, placed):
         """It is at the broker: what cannot be told of it now is unknown, not failed."""
@@ -3002,23 +3033,22 @@ class JqTrading:
         order_id = _order_id(order_or_id)
         with self._writing():
             try:
-                row = self.broker.cancel_order(order_id).get('last_snapshot')
+                row, reason = self.broker.cancel_order(order_id).get('last_snapshot'), ''
             except OrderNotFound as error:
                 self.warn('没有撤单：%s' % error)
                 return None
             except OrderRejected as error:  # too late, perhaps: what became of it tells
-                self.warn('没有撤成 %s：%s' % (order_id, error))
-                row = None
-            return self._after_cancel(order_id, row)
+                row, reason = None, '：%s' % error
+            return self._after_cancel(order_id, row, reason)
 
-    def _after_cancel(self, order_id, row):
+    def _after_cancel(self, order_id, row, reason):
         row = row if isinstance(row, dict) and row else self.broker.get_order_status(order_id)
         if not row:
             raise _unknown('撤单之后读不到委托 %s' % order_id, None)
-        order = RemoteOrder(row)
-        if order.status not in ('canceled', 'partly_canceled'):
-            self.warn('委托 %s 没有撤成，状态 %s' % (order_id, order.status))
-        return JqOrder(order, self._statuses)
+        order = JqOrder(RemoteOrder(row), self._statuses)
+        if order.remote_status not in ('canceled', 'partly_canceled'):
+            self.warn('委托 %s 没有撤成，状态 %s%s' % (order_id, order.status, reason))
+        return order
 
     # -- views ---------------------------------------------------------------------------------------------------
     def get_open_orders(self):

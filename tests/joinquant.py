@@ -10,9 +10,11 @@ import os
 import pickle
 import sys
 import types
+from datetime import datetime
 
 STRATEGY = 'strategy.py'
-BUILTIN = ('portfolio', 'subportfolios', 'run_params', 'current_dt')
+READ_ONLY = ('portfolio', 'subportfolios', 'run_params')
+NOW = datetime(2024, 1, 8, 10, 0)
 
 
 class OrderStatus(enum.Enum):
@@ -64,7 +66,7 @@ class Context:
     """Attributes of its own beside read-only ones, as JoinQuant's."""
 
     def __init__(self, type='sim_trade'):
-        self._portfolio, self.run_params = Portfolio(), RunParams(type)
+        self._portfolio, self.run_params, self.current_dt = Portfolio(), RunParams(type), NOW
 
     @property
     def portfolio(self):
@@ -78,11 +80,11 @@ class Context:
 class SlotsContext:
     """One whose pickle is made of what its attributes give."""
 
-    __slots__ = ('portfolio', 'subportfolios', 'run_params', 'name')
+    __slots__ = ('portfolio', 'subportfolios', 'run_params', 'current_dt', 'name', 'kept')
 
     def __init__(self, type='sim_trade'):
         self.portfolio = Portfolio()
-        self.subportfolios, self.run_params = [self.portfolio], RunParams(type)
+        self.subportfolios, self.run_params, self.current_dt = [self.portfolio], RunParams(type), NOW
 
 
 class StatefulContext(Context):
@@ -96,7 +98,7 @@ class StatefulContext(Context):
         vars(self).update(state)
 
     def __setattr__(self, name, value):
-        if name in BUILTIN and name in vars(self):
+        if name in READ_ONLY and name in vars(self):
             raise AttributeError('%s is read-only' % name)
         object.__setattr__(self, name, value)
 

@@ -5,7 +5,8 @@ import math
 import os
 import pickle
 import sys
-from datetime import datetime
+import types
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -14,6 +15,7 @@ import jq_helper as jq
 from tests import base, joinquant
 from tests.fakes import FakeClock
 from tests.processes import run
+from tests.test_jq_helper_e2e import CuttingProxy
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CODE, OTHER, STAR = '000001.XSHE', '600000.XSHG', '688001.XSHG'
@@ -26,7 +28,8 @@ class Strategy:
 
     def __init__(self, address, context=None, source=SOURCE, **options):
         self.namespace, self.context = joinquant.fresh_namespace(source), context or joinquant.Context()
-        self.address, self.options = address, dict({'retry_interval': 0, 'rpc_timeout': 20, 'wait_timeout': 1}, **options)
+        self.address = address
+        self.options = dict({'retry_interval': 0, 'rpc_timeout': 20, 'wait_timeout': 1}, **options)
 
     def install(self, **changes):
         return jq.install_jq_compat(self.namespace, context=self.context, **dict(
@@ -93,6 +96,7 @@ def trading(clock=None, context=None, stub=(), **options):
         strategy = Strategy(server.address, context, **options)
         assert strategy.install() is True
         yield strategy
+        jq.uninstall_jq_compat()
 
 
 def last(code=CODE):
@@ -128,8 +132,10 @@ def test_who_cannot_tell_a_backtest_from_trading_gets_an_error(context):
 
 @pytest.mark.parametrize('changes', [
     {'host': None}, {'token': None}, {'port': 0}, {'wait_timeout': -1}, {'wait_timeout': 601}, {'wait_timeout': '16'},
-    {'wait_timeout': math.nan}, {'wait_timeout': None}, {'starting_cash': 0}, {'starting_cash': True},
-    {'cache_seconds': -1}, {'cache_seconds': 61}, {'retries': -1}, {'account_key': ''}])
+    {'wait_timeout': math.nan}, {'wait_timeout': None},
+    {'starting_cash': 0}, {'starting_cash': True},
+    {'cache_seconds': -1}, {'cache_seconds': 61}, {'max_lag': 0}, {'max_lag': '1800'}, {'retries': -1},
+    {'account_key': ''}])
 def test_a_wrong_setting_installs_nothing(changes):
     strategy = Strategy(('127.0.0.1', 1))
     with pytest.raises(bq.ConfigError):
@@ -168,12 +174,8 @@ def test_a_second_subportfolio_is_refused():
 
 
 def test_a_context_that_cannot_be_taken_over_leaves_the_functions_alone():
-    class Hidden(type):
-        def __call__(cls):
-            return types_namespace
-    import types
-    types_namespace = types.SimpleNamespace(run_params=joinquant.RunParams('sim_trade'), portfolio=1, subportfolios=[1])
-    strategy = Strategy(('127.0.0.1', 1), types_namespace)
+    context = types.SimpleNamespace(run_params=joinquant.RunParams('sim_trade'), portfolio=1, subportfolios=[1])
+    strategy = Strategy(('127.0.0.1', 1), context)
     with pytest.raises(jq.JqNotSupported):
         strategy.install()
     assert jq._jq_install is None and jq._clients is None and not isinstance(strategy.order, jq.JqFunction)
@@ -225,9 +227,13 @@ def test_a_market_order_gives_the_order_as_joinquant_does():
 
 
 def test_orders_wait_sixteen_seconds_unless_told_otherwise(sent):
-    with trading() as strategy:
+    with base.serving(FakeClock(MORNING)) as server:
+        strategy = Strategy(server.address)
+        del strategy.options['wait_timeout']
+        strategy.install()
         strategy.order(CODE, 100)
         assert [payload['wait_timeout'] for payload in writes(sent)] == [16.0]
+        jq.uninstall_jq_compat()
     with trading(wait_timeout=0) as strategy:
         strategy.order(CODE, 100)
         assert 'wait_timeout' not in writes(sent)[1]
@@ -285,7 +291,7 @@ def test_buys_are_cut_to_the_cash():
         assert strategy.context.portfolio.cash >= 0
 
 
-@pytest.mark.parametrize('price', [0.07, 3.33, 10.0, 99.99])
+@pytest.mark.parametrize('price', [1.07, 3.33, 10.0, 99.99])
 @pytest.mark.parametrize('cash', [0.0, 5.0, 1005.31, 10005.31, 33333.33])
 @pytest.mark.parametrize('code', [CODE, STAR])
 def test_the_largest_affordable_lot(price, cash, code):
@@ -424,7 +430,7 @@ def test_a_cancel_in_doubt_is_raised(monkeypatch):
             with pytest.raises(bq.OrderStateUnknown):
                 strategy.cancel_order(order)
         with answering(monkeypatch, {'broker.cancel_order': bq.OrderRejected('late')}):
-            assert strategy.cancel_order(order).status.name == 'open' and len(warnings()) == 2
+            assert strategy.cancel_order(order).status.name == 'open' and len(warnings()) == 1
 
 
 def test_every_order_has_a_key_of_its_own(sent):
@@ -434,6 +440,60 @@ def test_every_order_has_a_key_of_its_own(sent):
         strategy.order_target(CODE, 0)
         keys = [payload['idempotency_key'] for payload in writes(sent)]
         assert len(keys) == len(set(keys)) == 6
+
+
+@contextlib.contextmanager
+def cutting(server, cuts, **options):
+    """A strategy installed behind a line that breaks before the answers to its first `cuts` writes."""
+    proxy = CuttingProxy(server.address, cuts)
+    try:
+        strategy = Strategy(proxy.address, **options)
+        strategy.install()
+        yield strategy, proxy
+        jq.uninstall_jq_compat()
+    finally:
+        proxy.close()
+
+
+def test_a_lost_answer_is_fetched_with_the_same_key():
+    with base.serving(FakeClock(MORNING)) as server, cutting(server, 2, retries=2) as (strategy, proxy):
+        assert strategy.order(CODE, 100).filled == 100
+        assert len(proxy.seen) == 3 and len(set(proxy.seen)) == 1
+        assert len(strategy.get_orders()) == 1 and strategy.positions[CODE].total_amount == 100
+
+
+def test_an_order_whose_answer_never_comes_is_unknown_and_a_target_makes_no_second_one():
+    with base.serving(FakeClock(MORNING)) as server, cutting(server, 1, retries=0) as (strategy, proxy):
+        assert strategy.context.portfolio.positions == {}
+        with pytest.raises(bq.OrderStateUnknown) as caught:
+            strategy.order_target(CODE, 300)
+        assert proxy.seen == [caught.value.idempotency_key] and proxy.seen[0] in caught.value.hint
+        assert strategy.order_target(CODE, 300) is None
+        assert strategy.positions[CODE].total_amount == 300 and len(strategy.get_orders()) == 1
+
+
+def test_a_cancel_whose_answer_is_lost_is_unknown_and_no_target_follows():
+    with base.serving(FakeClock(MORNING)) as server:
+        with cutting(server, 2, retries=0, wait_timeout=0) as (strategy, _):
+            with pytest.raises(bq.OrderStateUnknown):
+                strategy.order(CODE, 500, resting())
+            with pytest.raises(bq.OrderStateUnknown):
+                strategy.order_target(CODE, 300)
+            (order,) = strategy.get_orders().values()
+            assert (order.status.name, order.amount) == ('canceled', 500)
+
+
+def test_a_task_that_is_made_up_for_later_orders_nothing(sent):
+    with trading(max_lag=600) as strategy:
+        for lag_s in (-700, 700, 86400):
+            strategy.context.current_dt = datetime.now(bq.BEIJING).replace(tzinfo=None) - timedelta(seconds=lag_s)
+            for call in (strategy.order, strategy.order_value, strategy.order_target, strategy.order_target_value):
+                with pytest.raises(bq.BadRequest) as caught:
+                    call(CODE, 5000)
+                assert 'max_lag' in caught.value.hint
+        assert sent == [] and strategy.get_open_orders() == {}
+        strategy.context.current_dt += timedelta(seconds=86000)
+        assert strategy.order(CODE, 100).filled == 100
 
 
 # -- the account ---------------------------------------------------------------------------------------------------
@@ -472,7 +532,7 @@ def test_positions_work_like_a_dictionary():
         assert CODE in held and '000001.SZ' in held and list(held.keys()) == [CODE] and len(held) == 1
         assert held['000001.SZ'].total_amount == 200 == held.get(CODE).total_amount and held.get(OTHER) is None
         assert [item.security for item in held.values()] == [CODE] == [code for code, _ in held.items()]
-        assert held == {CODE: held[CODE]} or True
+        assert held != {} and held == strategy.positions and held != {CODE: None}
         assert held.copy().keys() == {CODE} and 'total_amount=200' in repr(held) and warnings() == []
         for name in ('init_time', 'hold_cost', 'transact_time'):
             with pytest.raises(jq.JqNotSupported):
@@ -534,7 +594,8 @@ def test_an_account_that_cannot_be_read_is_an_error_and_no_zero(monkeypatch, fai
         assert held[CODE].total_amount == 100
         strategy.order(CODE, 100)
         with answering(monkeypatch, {'broker.account': failure}):
-            for read in (lambda: strategy.context.portfolio.total_value, lambda: strategy.positions, lambda: CODE in held,
+            for read in (lambda: strategy.context.portfolio.total_value, lambda: strategy.positions,
+                         lambda: CODE in held,
                          lambda: held[CODE], lambda: held.get(CODE), lambda: len(held), lambda: list(held),
                          lambda: strategy.context.subportfolios[0].cash, lambda: held.items(), lambda: bool(held),
                          lambda: getattr(strategy.context.portfolio, 'cash', 0)):
@@ -634,6 +695,16 @@ def test_a_child_process_uses_no_connection_of_its_parent():
         assert jq._clients[1]._connection._kept[0] is not kept[0]
 
 
+def test_who_kept_a_function_of_ours_orders_nothing_after_uninstall(sent):
+    with trading() as strategy:
+        order, portfolio = strategy.order, strategy.context.portfolio
+        jq.uninstall_jq_compat()
+        for call in (lambda: order(CODE, 100), lambda: portfolio.cash):
+            with pytest.raises(bq.ConfigError):
+                call()
+        assert sent == []
+
+
 # -- JoinQuant's own processes -------------------------------------------------------------------------------------
 TASKS = '''
 from jqdata import *
@@ -701,7 +772,7 @@ def backtest(context):
 class Simulation:
     """A strategy at JoinQuant: each task is run by a process of its own."""
 
-    def __init__(self, folder, server, kind='Context', run_type='sim_trade', wait=5):
+    def __init__(self, folder, server, kind='Context', run_type='sim_trade', wait=1):
         self.folder, self.kind, self.run_type = folder, kind, run_type
         source = TASKS % {'port': server.address[1], 'token': base.TOKEN, 'wait': wait}
         (folder / joinquant.STRATEGY).write_bytes(source.encode('utf-8'))
