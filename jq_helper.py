@@ -42,6 +42,7 @@ import math
 import operator
 import os
 import sys
+import threading
 import time
 import types
 import uuid
@@ -2531,23 +2532,23 @@ class JqContextPatch:
     NAMES = ('__getattribute__', '__reduce_ex__')
 
     def __init__(self, cls, trading):
-        self.cls, self._hidden = cls, 0
+        self.cls, self._saving = cls, threading.local()
         self._shown = {'portfolio': trading.portfolio, 'subportfolios': [trading.subportfolio]}
         self._get, self._reduce = cls.__getattribute__, cls.__reduce_ex__
         self._before = {name: vars(cls)[name] for name in self.NAMES if name in vars(cls)}
 
     def _functions(self):
         def __getattribute__(context, name):
-            if name in self._shown and not self._hidden and self._trades(context):
+            if name in self._shown and not vars(self._saving) and self._trades(context):
                 return self._value(name)
             return self._get(context, name)
 
         def __reduce_ex__(context, protocol):
-            self._hidden += 1  # what reads the attributes for a pickle shall find JoinQuant's own
+            self._saving.on = True  # what reads the attributes for a pickle shall find JoinQuant's own
             try:
                 return self._reduce(context, protocol)
             finally:
-                self._hidden -= 1
+                vars(self._saving).clear()
         return zip(self.NAMES, (__getattribute__, __reduce_ex__))
 
     def _trades(self, context):
@@ -3008,10 +3009,11 @@ class JqTrading:
 
     def _placed(self, placed):
         """It is at the broker: what cannot be told of it now is unknown, not failed."""
+        row = placed.raw_response
         try:
-            if _first(placed.raw_response, 'filled', 'traded_volume') is None:
-                placed = RemoteOrder(self.broker.get_order_status(placed.order_id))
-            return JqOrder(placed, self._statuses, getattr(placed, 'holding_cost', None))
+            if _first(row, 'filled', 'traded_volume') is None:
+                row = self.broker.get_order_status(placed.order_id)
+            return JqOrder(RemoteOrder(row), self._statuses, placed.holding_cost)
         except BulletError as error:
             raise _unknown('委托 %s 已在柜台，但读不到它的状态：%s' % (printable(placed.order_id), error.message),
                            placed.idempotency_key) from error

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pickle
+import random
 import sys
 import types
 from datetime import datetime, timedelta
@@ -326,6 +327,9 @@ def test_sales_are_cut_to_what_can_be_sold_and_know_the_cost():
         with pytest.raises(jq.JqNotSupported):
             strategy.get_orders()[sold.order_id].avg_cost
         assert strategy.order(CODE, -100) is None
+        clock.set(datetime(2024, 1, 10, 10, 0))
+        assert strategy.order_value(CODE, -100 * last() - 1).amount == 100
+        assert strategy.order_target_value(CODE, 0).amount == 100 and strategy.positions == {}
 
 
 def test_targets_cancel_what_is_open_first():
@@ -411,9 +415,12 @@ def test_an_answer_without_fills_is_completed_by_asking(monkeypatch):
             with pytest.raises(bq.OrderStateUnknown) as caught:
                 strategy.order(CODE, 100)
             assert caught.value.idempotency_key
-        with answering(monkeypatch, {'broker.order_status': lambda answer: {}}):
-            with pytest.raises(bq.OrderStateUnknown):
-                strategy.order(CODE, 100)
+        odd = {'order_id': '1', 'security': CODE, 'amount': 1, 'side': 'BUY', 'status': '?'}
+        for told in ({}, {'order_id': '1'}, odd):
+            with answering(monkeypatch, {'broker.order_status': lambda answer: told}):
+                with pytest.raises(bq.OrderStateUnknown) as caught:
+                    strategy.order(CODE, 100)
+                assert caught.value.idempotency_key in caught.value.hint
 
 
 def test_a_cancel_in_doubt_is_raised(monkeypatch):
@@ -481,6 +488,48 @@ def test_a_cancel_whose_answer_is_lost_is_unknown_and_no_target_follows():
                 strategy.order_target(CODE, 300)
             (order,) = strategy.get_orders().values()
             assert (order.status.name, order.amount) == ('canceled', 500)
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_whatever_breaks_none_and_errors_left_no_order_and_orders_are_there_once(monkeypatch, seed):
+    """Lines break before and after the server has got a request, at random; then the exchange is asked by key."""
+    chance, wait, write, sent = random.Random(seed), bq.ShortConnection._await, bq.Channel.write, []
+
+    def breaking_write(channel, data):
+        if chance.random() < 0.1:
+            raise bq.ConnectionLost('before')
+        write(channel, data)
+
+    def breaking_wait(self, channel, call, deadline):
+        sent.append(call.payload.get('idempotency_key') if call.action == 'broker.place_order' else None)
+        if chance.random() < 0.25:
+            raise bq.ConnectionLost('after')
+        wait(self, channel, call, deadline)
+
+    calls = []
+    with trading(wait_timeout=0, retries=seed % 3) as strategy:
+        prices = [resting(), resting(OTHER), None, joinquant.LimitOrderStyle(0.01)]
+        with monkeypatch.context() as patch:
+            patch.setattr(bq.Channel, 'write', breaking_write)
+            patch.setattr(bq.ShortConnection, '_await', breaking_wait)
+            for _ in range(40):
+                del sent[:]
+                name, amount = chance.choice([('order', 200), ('order', 150), ('order_target', 300), ('order', -100)])
+                try:
+                    result = strategy.namespace[name](chance.choice([CODE, OTHER]), amount, chance.choice(prices))
+                except bq.BulletError as error:
+                    result = error
+                calls.append((result, set(sent) - {None}))
+        found = [order.idempotency_key for order in jq.get_broker_client().get_orders().values()]
+        ids = set(strategy.get_orders())
+    assert len(found) == len(set(found)) and {type(result) for result, _ in calls} >= {jq.JqOrder, type(None)}
+    assert seed % 3 or any(isinstance(result, bq.OrderStateUnknown) for result, _ in calls)
+    for result, keys in calls:
+        there = keys.intersection(found)
+        if isinstance(result, jq.JqOrder):
+            assert len(there) == len(keys) == 1 and result.order_id in ids
+        else:
+            assert len(there) <= (1 if isinstance(result, bq.OrderStateUnknown) else 0), result
 
 
 def test_a_task_that_is_made_up_for_later_orders_nothing(sent):
