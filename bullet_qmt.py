@@ -803,6 +803,8 @@ OPTIONS = [
     Option('sub_account', 'QMT_SERVER_SUB_ACCOUNT', None, parse_text, '使用的子账户', 'client', metavar='NAME'),
     Option('rpc_timeout', 'QMT_SERVER_RPC_TIMEOUT', '60', real(0.1, 3600), '一次请求最多等待的时间（秒）', 'client',
            metavar='SECONDS'),
+    Option('compress', 'QMT_SERVER_COMPRESS', 'auto', one_of('auto', 'always', 'never'),
+           '行情是否压缩传送：auto 不在本机时压缩，always，never', 'client', metavar='WHEN'),
     Option('data_provider', 'DEFAULT_DATA_PROVIDER', 'qmt-remote', one_of('qmt-remote'), '默认行情来源', 'client', ()),
     Option('broker', 'DEFAULT_BROKER', 'qmt-remote', one_of('qmt-remote'), '默认交易通道', 'client', ()),
 ]
@@ -10101,13 +10103,15 @@ class _Call:
     sent:    a server may have a copy of it that got no answer, or the answer did not say that nothing was done.
     doubt:   that was so already when the newest copy went out; its answer may know nothing of the earlier one.
     journal: the journal that may have seen it: the only one that may see it again.
+    moved:   when the server last told of progress, until the waiting thread has seen that.
     """
 
-    def __init__(self, action, payload):
+    def __init__(self, action, payload, on_progress=None):
         self.id = '%x' % next(_call_numbers)
         self.action, self.payload = action, _with_key(action, payload)
         self.sent, self.doubt, self.journal, self.channel = False, False, None, None
-        self.finished, self._event, self.moved = False, None, None  # moved: when the server last told of progress
+        self.finished, self._event, self.moved = False, None, None
+        self._on_progress, self._told = on_progress, deque()
         self._answer, self._error = None, None
         self.encode()
 
@@ -10145,6 +10149,25 @@ class _Call:
     def _finish(self):
         self.finished = True
         self.wake()
+
+    def note_progress(self, figures):
+        self._told.append(figures)
+        self.moved = time.monotonic()
+        self.wake()
+
+    def tell_progress(self):
+        """To its caller, by the caller's own thread."""
+        while self._told:
+            figures = self._told.popleft()
+            if self._on_progress is not None:
+                self._on_progress(figures)
+
+    def later(self, deadline, timeout_s):
+        """The deadline, counted anew from the last progress; what was told of that is passed on."""
+        if self.moved is not None:
+            deadline, self.moved = max(deadline, self.moved + timeout_s), None
+        self.tell_progress()
+        return deadline
 
     def prepare_to_wait(self):
         """By its own thread, with the lock held under which it is finished: from now on wake() ends wait()."""
@@ -10187,6 +10210,7 @@ class _Call:
 
     def result(self):
         """Once it is finished."""
+        self.tell_progress()
         if self._error is not None:
             raise self._error
         return self._answer
@@ -10257,7 +10281,8 @@ class EventDispatcher:
 class BaseConnection:
     """What the facades need of a connection. Subclasses provide request(); the pushing ones more.
 
-    request(action, payload=None, timeout=None) -> payload of the answer, or a BulletError.
+    request(action, payload=None, timeout=None, on_progress=None) -> payload of the answer, or a BulletError.
+    on_progress(figures): what a long task tells of itself meanwhile; its time counts anew from there.
     """
 
     def start(self):
@@ -10272,7 +10297,7 @@ class BaseConnection:
     def __exit__(self, *exc_info):
         self.close()
 
-    def request(self, action, payload=None, timeout=None):
+    def request(self, action, payload=None, timeout=None, on_progress=None):
         raise NotImplementedError
 
     def subscribe(self, key, symbols):
@@ -10411,8 +10436,8 @@ class RemoteQmtConnection(PushingConnection):
         with self._lock:
             return self._channel is not None
 
-    def request(self, action, payload=None, timeout=None):
-        call = _Call(action, dict(payload or {}))
+    def request(self, action, payload=None, timeout=None, on_progress=None):
+        call = _Call(action, dict(payload or {}), on_progress)
         timeout_s = _request_timeout(action, call.payload, timeout, self.request_timeout)
         deadline = time.monotonic() + timeout_s
         if action == 'data.history' and self._packs():
@@ -10488,8 +10513,7 @@ class RemoteQmtConnection(PushingConnection):
     # -- reading by turns ------------------------------------------------------------------------------------------
     def _await(self, call, deadline, timeout_s):
         while not call.finished:
-            if call.moved is not None:
-                deadline, call.moved = max(deadline, call.moved + timeout_s), None
+            deadline = call.later(deadline, timeout_s)
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 raise call.lost('等待 %g 秒' % timeout_s)
@@ -10656,8 +10680,8 @@ class RemoteQmtConnection(PushingConnection):
     def _emit(self, frame):
         event, payload, seq = frame['event'], frame.get('payload'), frame.get('seq')
         if event == 'progress':
-            self._note_progress(str(frame.get('id')))
-        if event == 'tick' and isinstance(payload, dict):
+            self._note_progress(str(frame.get('id')), payload)
+        elif event == 'tick' and isinstance(payload, dict):
             self._events.emit_ticks([payload])
         elif isinstance(seq, int) and isinstance(payload, dict):
             if self.last_seq is None or seq > self.last_seq:  # what was told already is not told again
@@ -10666,12 +10690,11 @@ class RemoteQmtConnection(PushingConnection):
         else:
             self._events.emit(event, payload)
 
-    def _note_progress(self, id):
+    def _note_progress(self, id, figures):
         with self._lock:
             call = self._calls.get(id)
             if call is not None:
-                call.moved = time.monotonic()
-                call.wake()
+                call.note_progress(figures)
 
     def _answered(self, channel, kind, id, frame):
         with self._lock:
@@ -10762,10 +10785,11 @@ class ShortConnection(BaseConnection):
         if kept is not None:
             kept[0].close()
 
-    def request(self, action, payload=None, timeout=None):
+    def request(self, action, payload=None, timeout=None, on_progress=None):
         """timeout: for all attempts together, connecting included."""
-        call = _Call(action, dict(payload or {}))
-        deadline = time.monotonic() + _request_timeout(action, call.payload, timeout, self.request_timeout)
+        call = _Call(action, dict(payload or {}), on_progress)
+        timeout_s = _request_timeout(action, call.payload, timeout, self.request_timeout)
+        call.timeout_s, deadline = timeout_s, time.monotonic() + timeout_s
         for attempt in range(self.retries + 1):
             try:
                 return self._attempt(call, deadline)
@@ -10826,6 +10850,9 @@ class ShortConnection(BaseConnection):
             frame = _next_frame(channel, deadline - time.monotonic())
             if frame is None:
                 raise RequestTimeout('%s 没有在限定时间内回答' % self.endpoint)
+            if frame.get('event') == 'progress' and frame.get('id') == call.id:
+                call.note_progress(frame.get('payload'))
+                deadline = call.later(deadline, call.timeout_s)
         call.take(frame)
 
 
@@ -10835,25 +10862,40 @@ def _answers(frame, call):
     return id == call.id and kind in ('response', 'error') or (id is None and kind == 'error')
 
 
+class _LocalCaller:
+    """What an action of the service sees of a call in the same process."""
+
+    legacy_helper, binary = False, True
+
+    def __init__(self, session, on_progress):
+        self.session, self.progress = session, on_progress or (lambda figures: None)
+
+    def with_defaults(self, payload):
+        return payload
+
+    def wanted(self):
+        return not self.session.ended
+
+
 class LocalConnection(PushingConnection):
     """The same calls without a socket, in the same process. Payloads pass through the codec, so types are the wire's.
 
-    `service` has call(action, payload, caller) and close(); it sees this object as its session and its caller.
+    `service` has call(action, payload, caller) and close(); it sees this object as its session.
     """
 
-    legacy_helper, ended, binary = False, False, True
+    ended = False
 
     def __init__(self, service):
         super().__init__('local')
-        self._service, self.session = service, self
+        self._service = service
         service.hear(self)
 
-    def request(self, action, payload=None, timeout=None):
+    def request(self, action, payload=None, timeout=None, on_progress=None):
         if self.ended:
             raise ConnectionLost('连接已关闭', '新建一个连接', retryable=False, broker_called=False)
         call = _Call(action, dict(payload or {}))
         frame = decode_frame(call.data[_LENGTH.size:])
-        answer = self._service.call(action, frame['payload'], self)
+        answer = self._service.call(action, frame['payload'], _LocalCaller(self, on_progress))
         if isinstance(answer, Table):
             return answer
         return decode_frame(encode_frame({'payload': answer})[_LENGTH.size:])['payload']
@@ -10864,16 +10906,7 @@ class LocalConnection(PushingConnection):
         self._events.close()
         self._service.close()
 
-    # -- as a session of the service, and as the caller of its actions -------------------------------------------------
-    def with_defaults(self, payload):
-        return payload
-
-    def wanted(self):
-        return not self.ended
-
-    def progress(self, figures):
-        self._events.emit('progress', figures)
-
+    # -- as a session of the service ---------------------------------------------------------------------------------
     def post(self, tick, symbol):
         self._events.emit_ticks([dict(tick.to_wire(), symbol=symbol)])
 
@@ -10900,14 +10933,15 @@ def client_settings(config=None, **given):
 _CONFIG_NAMES = {'sub_account_id': 'sub_account'}
 
 
-def connect(host=None, port=None, token=None, tls_cert=None, rpc_timeout=None):
+def connect(host=None, port=None, token=None, tls_cert=None, rpc_timeout=None, compress=None):
     """A started RemoteQmtConnection; what is not given comes from QMT_SERVER_* in the environment or .env."""
-    return _connected(client_settings(host=host, port=port, token=token, tls_cert=tls_cert, rpc_timeout=rpc_timeout))
+    return _connected(client_settings(host=host, port=port, token=token, tls_cert=tls_cert, rpc_timeout=rpc_timeout,
+                                      compress=compress))
 
 
 def _connected(settings):
     return RemoteQmtConnection(settings.host, settings.port, settings.token, settings.tls_cert,
-                               request_timeout=settings.rpc_timeout).start()
+                               request_timeout=settings.rpc_timeout, compress=settings.compress).start()
 
 
 class SecurityInfo(dict):
@@ -10923,7 +10957,7 @@ class SecurityInfo(dict):
 class RemoteQmtProvider:
     """Market data of a remote server, in JoinQuant's shapes: DataFrames with pandas, `Table`s without.
 
-    config: host, port, token, tls_cert, rpc_timeout; or give a connection of your own (then close it yourself).
+    config: host, port, token, tls_cert, rpc_timeout, compress; or give a connection (then close it yourself).
     Every method raises BulletError: BadRequest, SecurityNotFound, DataUnavailable, RequestTimeout, ...
     """
 
@@ -11012,23 +11046,12 @@ class RemoteQmtProvider:
                      on_progress=None):
         """Has the server fetch what get_price of the same arguments needs. Dict of figures.
 
-        on_progress: called meanwhile with dicts of `finished` and `total`, on a long connection.
+        on_progress: called meanwhile with dicts of `finished` and `total`.
         """
         payload = _given_values(security=security, frequency=frequency, start=start_date, end=end_date, count=count,
                                 auto_download=auto_download)
-        with self._hearing('progress', on_progress):
-            return self._connection.request('data.ensure_cache', payload)['value']
-
-    @contextlib.contextmanager
-    def _hearing(self, event, listener):
-        if listener is None:
-            yield
-            return
-        self._connection.add_event_listener(event, listener)
-        try:
-            yield
-        finally:
-            self._connection.remove_event_listener(event, listener)
+        more = {} if on_progress is None else {'on_progress': on_progress}
+        return self._connection.request('data.ensure_cache', payload, **more)['value']
 
     # -- ticks -----------------------------------------------------------------------------------------------------
     def set_tick_callback(self, callback, context=None):
@@ -11075,7 +11098,7 @@ def _to_panel(table):
 class RemoteQmtBroker:
     """Trading through a remote server; synchronous, in rows (dicts) as WIRE names them.
 
-    config: host, port, token, tls_cert, rpc_timeout, account_key, sub_account_id; or give a connection. Every order
+    config: as of the provider, account_key, sub_account_id; or give a connection of your own. Every order
     and cancel carries an idempotency key. Raises OrderRejected (certainly not at the broker, or refused by it),
     OrderStateUnknown (may be there: ask with resolve_submission(key), never order again), BadRequest, ...
     """
@@ -11285,7 +11308,7 @@ _provider = None
 
 
 def set_data_provider(name='qmt-remote', **config):
-    """Where get_price and its sisters read from. config: host, port, token, tls_cert, rpc_timeout. Connects at once."""
+    """Where get_price and its sisters read from. config: as of RemoteQmtProvider. Connects at once."""
     global _provider
     if name != 'qmt-remote':
         raise ConfigError('不认识的行情来源 %s' % brief(name), '可用：qmt-remote')
@@ -11521,7 +11544,7 @@ def _client(args):
     """(settings, a connection that opens on the first request)."""
     settings = settings_from(args)
     yield settings, ShortConnection(settings.host, settings.port, settings.token, settings.tls_cert,
-                                    request_timeout=settings.rpc_timeout)
+                                    request_timeout=settings.rpc_timeout, compress=settings.compress)
 
 
 @contextlib.contextmanager

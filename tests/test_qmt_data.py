@@ -234,6 +234,13 @@ def test_ensure_cache(terminal, data):
     assert len(terminal.market.downloads) == asked
 
 
+def test_ensure_cache_tells_how_far_it_is(terminal, data):
+    told = []
+    data.ensure_cache(query(data, [STOCK, SUSPENDED, BOND], count=5), progress=told.append)
+    assert told[-1] == {'finished': 3, 'total': 3}
+    assert [figures['finished'] for figures in told] == sorted(figures['finished'] for figures in told)
+
+
 def test_ensure_cache_can_only_look(terminal, data):
     wanted = query(data, [STOCK, SUSPENDED], count=5)
     figures = data.ensure_cache(wanted, download=False)
@@ -327,6 +334,21 @@ def test_ticks_are_pushed_and_survive_a_failing_listener(zone, terminal, data):
     assert listener.heard(SUSPENDED, 12.1) and listener.ticks[-1].dt == datetime(2025, 8, 6, 10)
     data.unsubscribe([STOCK, SUSPENDED])
     assert terminal.market.subscriptions() == [] and data.health()['subscriptions'] == 0
+
+
+def test_a_whole_market_is_one_subscription_beside_codes_of_others(terminal, data):
+    listener = Listener()
+    data.set_tick_listener(listener)
+    data.subscribe(['XSHG', STOCK, SUSPENDED])
+    assert [(sorted(item[1]), item[3]) for item in terminal.market.subscriptions()] == [(['000001.SZ', 'SH'], True)]
+    terminal.push('510300.SH', 4.02, 100)
+    terminal.push('000001.SZ', 12.3, 100)
+    assert listener.heard(ETF, 4.02) and listener.heard(SUSPENDED, 12.3)
+    data.unsubscribe(['XSHG'])
+    assert sorted(sorted(item[1]) for item in terminal.market.subscriptions()) == [['000001.SZ'], ['600000.SH']]
+    terminal.push('510300.SH', 4.03, 100)
+    terminal.push('600000.SH', 9.98, 100)
+    assert listener.heard(STOCK, 9.98) and not any(tick.last_price == 4.03 for tick in listener.ticks)
 
 
 def test_many_are_covered_by_one_subscription_and_few_again_by_their_own(terminal, data):

@@ -5,6 +5,7 @@ import math
 import queue
 import struct
 import threading
+import time
 
 import pytest
 
@@ -68,6 +69,16 @@ class Blocker:
     def wait_entered(self, times=1):
         for _ in range(times):
             assert self.entered.acquire(timeout=20)
+
+
+class Watched:
+    """What the timekeeper knows of a job."""
+
+    def __init__(self):
+        self.answered, self.moved = False, time.monotonic()
+
+    def wait_s(self):
+        return 0.0
 
 
 @contextlib.contextmanager
@@ -474,6 +485,52 @@ def test_a_data_request_that_takes_too_long_is_answered(monkeypatch):
             history.go.set()
             assert history.left.acquire(timeout=20)
             assert ask_raw(sock, 'admin.health', id='next')['id'] == 'next', 'the late answer is dropped'
+
+
+def test_progress_gives_a_request_more_time_and_is_told_to_those_who_want_it(monkeypatch):
+    steps, go = queue.Queue(), threading.Semaphore(0)
+
+    def slow(service, payload, caller):
+        for step in range(1, 4):
+            steps.put(step)
+            assert go.acquire(timeout=20)
+            caller.progress({'finished': step, 'total': 3})
+        return {'ok': True}
+
+    answering(monkeypatch, 'data.ensure_cache', slow)
+    with serving(request_timeout=1.0) as server, session(server, features=['progress1']) as sock:
+        send_request(sock, 'slow', 'data.ensure_cache', {})
+        for step in range(1, 4):
+            assert steps.get(timeout=20) == step
+            go.release()
+            told = read_raw(sock)
+            assert (told['event'], told['id'], told['payload']) == (
+                'progress', 'slow', {'finished': step, 'total': 3, 'action': 'data.ensure_cache'})
+        assert read_raw(sock)['payload'] == {'ok': True}
+
+
+def test_the_time_of_a_request_counts_from_its_last_progress():
+    keeper, job = bq.Timekeeper(60.0), Watched()
+    try:
+        keeper.watch(job)
+        job.moved += 100.0
+        keeper._due[0] = (time.monotonic() - 1.0,) + keeper._due[0][1:]
+        assert keeper._late() == [] and keeper._due[0][0] == job.moved + 60.0
+        job.moved -= 200.0
+        keeper._due[0] = (time.monotonic() - 1.0,) + keeper._due[0][1:]
+        assert keeper._late() == [(job, 60.0)] and not keeper._due
+    finally:
+        keeper.close()
+
+
+def test_what_is_answered_leaves_the_timekeeper_whenever_it_looks():
+    keeper, job = bq.Timekeeper(60.0), Watched()
+    try:
+        keeper.watch(job)
+        job.answered = True
+        assert keeper._late() == [] and keeper._due == []
+    finally:
+        keeper.close()
 
 
 def test_an_order_that_takes_too_long_is_unknown_and_exists_once(monkeypatch):

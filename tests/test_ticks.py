@@ -169,6 +169,54 @@ def test_the_stub_pushes_at_its_interval(server):
         assert {tick['sid'] for tick in seen} == {ONE, TWO} and all(tick['last_price'] > 0 for tick in seen)
 
 
+# -- whole markets -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize('asked', ['*', 'SH', ['XSHG'], ['sz', ONE]])
+def test_whole_markets_are_refused_where_the_server_does_not_allow_them(server, source, asked):
+    with session(server) as sock:
+        refused = ask_raw(sock, 'data.subscribe', {'securities': asked})
+        assert refused['code'] == 'SUBSCRIPTION_LIMIT' and '--allow-full-market' in refused['hint']
+    assert source.calls == [] and server.service.hub.count() == 0
+
+
+def test_a_whole_market_is_one_subscription_and_pushes_all_of_it(monkeypatch):
+    with serving(max_subscriptions=3, allow_full_market=True) as server:
+        source = Source(server, monkeypatch)
+        with session(server) as sock, session(server) as other:
+            assert change(sock, 'subscribe', 'SH') == {'count': 1}
+            assert change(sock, 'subscribe', 'XSHG', '600519.SH') == {'count': 2}
+            assert change(other, 'subscribe', TWO) == {'count': 1}
+            for code, price in ((ONE, 1.0), (TWO, 2.0), (THREE, 3.0)):
+                source.tick(code, price)
+            told = [read_raw(sock)['payload'] for _ in range(2)]
+            assert [(tick['sid'], tick['last_price']) for tick in told] == [(TWO, 2.0), ('600519.SH', 3.0)]
+            assert read_raw(other)['payload']['last_price'] == 2.0
+            assert change(sock, 'unsubscribe', 'SH') == {'count': 1, 'removed': 1}
+            source.tick(TWO, 4.0)
+            assert read_raw(other)['payload']['last_price'] == 4.0
+            assert change(sock, 'unsubscribe') == {'count': 0, 'removed': 1}
+
+
+def test_all_markets_at_once(monkeypatch):
+    with serving(allow_full_market=True) as server:
+        source = Source(server, monkeypatch)
+        with session(server) as sock:
+            assert change(sock, 'subscribe', '*') == {'count': 3}
+            assert source.held == set(bq.MARKETS)
+            source.tick('430047.BJ', 5.0)
+            assert read_raw(sock)['payload']['sid'] == '430047.BJ'
+        assert becomes(lambda: source.held == set())
+
+
+def test_the_stub_pushes_whole_markets():
+    with serving(allow_full_market=True) as server, session(server) as sock:
+        listed = {code for code in server.service.backend.data.source.codes() if code.endswith('.XSHE')}
+        change(sock, 'subscribe', 'SZ')
+        seen = set()
+        while seen != listed:
+            seen.add(read_raw(sock)['payload']['sid'])
+            assert seen <= listed
+
+
 def test_a_tick_that_is_no_json_silences_no_other(server, source):
     with session(server) as sock:
         change(sock, 'subscribe', ONE)
