@@ -40,6 +40,7 @@ Contents, each section using only those above it:
    20. METRICS      what a run earned and risked
    21. REPORT       the run as lines, CSV files and one HTML page
    22. BACKTEST     from a strategy's file to its result; the command
+   23. JOINQUANT    install_jq_compat: a strategy in JoinQuant's own simulated trading on the remote account
 """
 import ast
 import base64
@@ -53,9 +54,11 @@ import hashlib
 import itertools
 import json
 import math
+import operator
 import os
 import re
 import sys
+import threading
 import traceback
 import types
 import uuid
@@ -68,18 +71,19 @@ from time import monotonic
 
 from bullet_qmt import (
     BAR_MINUTES, BEIJING, FINAL_STATUSES, BadRequest, BulletError, ConfigError, DataUnavailable, LocalConnection,
-    OrderRejected, OrderStateUnknown, ProtocolError, RemoteQmtProvider, SecurityNotFound, ShortConnection, brief,
-    calendar_groups, check_choice, check_flag, check_moment, check_number, check_text, check_whole, combine,
-    factor_at, factor_ranges, format_table, from_ms, instrument, load_settings, lot_problem, normalize_code,
-    normalize_codes, open_service, optional_import, order_style, parse_bool, parse_frequency, parse_host,
-    parse_moment, parse_order_id, parse_text, parse_token, printable, qmt_code, real, round_lot, round_to_tick, scale,
-    text_width, to_ms, tradable, whole, windows_from_end)
+    NotSupported, OrderNotFound, OrderRejected, OrderStateUnknown, ProtocolError, RemoteQmtProvider, SecurityNotFound,
+    ShortConnection, brief, calendar_groups, check_choice, check_flag, check_moment, check_number, check_text,
+    check_whole, combine, factor_at, factor_ranges, format_table, from_ms, instrument, load_settings, lot_problem,
+    normalize_code, normalize_codes, open_service, optional_import, order_style, parse_bool, parse_frequency,
+    parse_host, parse_moment, parse_order_id, parse_text, parse_token, printable, protect_price, qmt_code, real,
+    round_lot, round_to_tick, scale, text_width, to_ms, tradable, trade_fees, whole, windows_from_end)
 
 __all__ = [
     'configure', 'get_data_client', 'get_broker_client', 'order', 'order_value', 'order_target', 'order_target_value',
     'order_percent', 'order_target_percent', 'cancel_order', 'get_order_status', 'get_open_orders', 'get_orders',
     'get_trades', 'get_account', 'get_positions', 'MarketOrderStyle', 'LimitOrderStyle', 'RemoteAccount',
     'RemotePosition', 'RemoteOrder', 'RemoteTrade', 'BulletError', 'OrderRejected', 'OrderStateUnknown', 'backtest',
+    'install_jq_compat', 'uninstall_jq_compat',
 ]
 
 # ======================================================================================================
@@ -4959,3 +4963,783 @@ def output_directory(order):
     """Beside where the command was given, named after the strategy and its span."""
     stem = os.path.splitext(os.path.basename(order.path))[0]
     return os.path.join('backtests', '%s_%s_%s' % (stem, order.start, order.end))
+
+
+# ======================================================================================================
+# 23. JOINQUANT - a strategy in JoinQuant's own simulated trading works on the remote account
+# ======================================================================================================
+# JoinQuant starts a process for each task that is due, reruns the strategy's module and puts back what it pickled
+# after the last one: g, the context's own attributes, the module's globals. Nothing of ours may stand in such a
+# pickle, as it is read before process_initialize comes to install us again. Hence every __reduce__ of this section.
+_JQ_NAMES = ('order', 'order_value', 'order_target', 'order_target_value', 'cancel_order', 'get_open_orders',
+             'get_orders', 'get_trades')
+_FOREIGN_SUFFIXES = ('.CCFX', '.XSGE', '.XDCE', '.XZCE', '.XINE', '.GFEX', '.OF')  # futures, funds off the exchange
+_JQ_REFUSED = ('batch_submit_orders', 'inout_cash', 'transfer_cash', 'set_subportfolios', 'margincash_open',
+               'margincash_close', 'margincash_direct_refund', 'marginsec_open', 'marginsec_close',
+               'marginsec_direct_refund', 'purchase', 'redeem')
+_MISSING = object()
+_jq_install = None  # the JqInstall of this process
+
+
+class JqNotSupported(NotSupported, NotImplementedError):
+    """What the remote account cannot do for a JoinQuant strategy; nothing was sent. Code NOT_SUPPORTED."""
+
+
+class JqOrderStatus(enum.Enum):
+    """JoinQuant's OrderStatus, where the strategy has none of its own. Equal to its name and to members so named."""
+
+    new, open, filled, canceled, rejected, held = 8, 0, 1, 2, 3, 4
+
+    def __str__(self):
+        return self.name
+
+    def __eq__(self, other):
+        return getattr(other, 'name', other) == self.name
+
+    def __hash__(self):
+        return hash(self.name)
+
+    def __reduce_ex__(self, protocol):
+        return str, (self.name,)
+
+
+def install_jq_compat(namespace, context=None, host=None, token=None, port=58620, account_key=None,
+                      sub_account_id=None, tls_cert=None, wait_timeout=16, starting_cash=None, cache_seconds=1.0,
+                      max_lag=None, **connection):
+    """In process_initialize: install_jq_compat(globals(), context=context, host=..., token=...).
+
+    In a backtest it does nothing and returns False. In simulated trading it returns True, and from then on order,
+    order_value, order_target, order_target_value, cancel_order, get_open_orders, get_orders and get_trades in
+    `namespace`, context.portfolio and context.subportfolios are the remote account's, with JoinQuant's signatures and
+    results. Nothing is sent yet. wait_timeout: seconds that an order waits for its outcome. starting_cash (yuan):
+    what portfolio.returns is measured from. cache_seconds: how old a reading of the account may be; orders end it.
+    max_lag: seconds between context.current_dt and now beyond which nothing is ordered, as a task that JoinQuant makes
+    up for later would trade on yesterday's reasons; None: not looked at.
+    connection: retries, retry_interval, rpc_timeout, debug, place_order_timeout_margin as in configure(), which is
+    called too.
+
+    An order gives None where it came to nothing or was refused, with a warning that says why; OrderStateUnknown where
+    it may be at the broker; any other failure is raised as what it is. Nothing is sent twice. Calling it again with
+    the same values is harmless, with others a ConfigError; so is a namespace whose own functions have these names.
+    """
+    if not _in_simulation(context):
+        return False
+    _check_namespace(namespace)
+    settings = dict(connection, host=host, token=token, port=port, account_key=account_key,
+                    sub_account_id=sub_account_id, tls_cert=tls_cert)
+    own = {'wait_timeout': wait_timeout, 'starting_cash': starting_cash, 'cache_seconds': cache_seconds,
+           'max_lag': max_lag}
+    install = _installed(settings, own, namespace, context)
+    install.trading.context = context
+    install.take_over(namespace, context)
+    return True
+
+
+def uninstall_jq_compat(namespace=None):
+    """Gives a namespace (None: all of them) its own functions back; with the last one context too. False: none was."""
+    global _jq_install
+    install = _jq_install
+    if install is None or not install.give_back(namespace):
+        return False
+    if not install.namespaces:
+        _jq_install = None
+        install.close()
+    return True
+
+
+def _in_simulation(context):
+    """Whether real orders are wanted. A context that cannot be asked is an error: a backtest must never trade."""
+    try:
+        return context.run_params.type == 'sim_trade'
+    except AttributeError:
+        raise ConfigError('install_jq_compat 没有得到聚宽的 context，分不清是回测还是模拟交易',
+                          '在 process_initialize(context) 里写 install_jq_compat(globals(), context=context, ...)')
+
+
+def _check_namespace(namespace):
+    if not isinstance(namespace, dict) or '__builtins__' not in namespace:
+        raise ConfigError('install_jq_compat 的第一个参数应为策略的 globals()', 'locals() 里的函数策略用不到')
+    code = getattr(namespace.get('process_initialize'), '__code__', None)
+    own = [name for name in _JQ_NAMES + _JQ_REFUSED if _is_own(namespace.get(name), namespace, code)]
+    if own:
+        raise ConfigError('策略自己定义了 %s，不能再接管' % '、'.join(own), '给自己的函数换个名字')
+
+
+def _is_own(function, namespace, code):
+    """Whether the strategy's own file defines this function."""
+    return (code is not None and getattr(function, '__globals__', None) is namespace
+            and function.__code__.co_filename == code.co_filename)
+
+
+def _installed(settings, own, namespace, context):
+    """The JqInstall of this process with these settings, made if there is none. Connects to nothing."""
+    global _jq_install
+    if _jq_install is None:
+        if len(getattr(context, 'subportfolios', ())) > 1:
+            raise JqNotSupported('不支持多个子账户（subportfolios）', '去掉 set_subportfolios，只用一个股票账户')
+        _jq_install = JqInstall(settings, own, namespace)
+    elif not _jq_install.has(settings, own):
+        raise ConfigError('install_jq_compat 已用别的设置安装过', '先调用 uninstall_jq_compat()')
+    return _jq_install
+
+
+class JqInstall:
+    """What was changed in this process, so that all of it can be taken back.
+
+    namespaces: list of (namespace, {name: (ours, what was there)}).
+    """
+
+    def __init__(self, settings, own, namespace):
+        global _clients
+        before = _clients
+        configure(**settings)
+        try:
+            self.trading = JqTrading(get_broker_client(), get_data_client(), namespace, **_own_settings(**own))
+        except ConfigError:
+            _clients = before
+            raise
+        self._settings, self._clients_before, self.namespaces, self._patches = (settings, own), before, [], []
+
+    def has(self, settings, own):
+        return self._settings == (settings, own)
+
+    def take_over(self, namespace, context):
+        """All or nothing: without the context no function is changed."""
+        try:
+            self._patch(context)
+        except JqNotSupported:
+            if not self.namespaces:
+                self.close()
+            raise
+        known = [kept for there, kept in self.namespaces if there is namespace]
+        if not known:
+            known = [{}]
+            self.namespaces.append((namespace, known[0]))
+        for name, value in self.trading.names().items():
+            self._replace(namespace, name, value, known[0])
+
+    @staticmethod
+    def _replace(namespace, name, value, kept):
+        """A name that JoinQuant has set again meanwhile is replaced again; ours stays."""
+        current = namespace.get(name, _MISSING)
+        if name in kept and current is kept[name][0]:
+            return
+        original = current.original if isinstance(current, JqFunction) else current
+        namespace[name] = value if isinstance(value, type) else JqFunction(name, value, original)
+        kept[name] = namespace[name], original
+
+    def _patch(self, context):
+        if not any(patch.cls is type(context) for patch in self._patches):
+            patch = JqContextPatch(type(context), self.trading)
+            patch.apply(context)
+            self._patches.append(patch)
+
+    def give_back(self, namespace):
+        """Whether there was anything to give back."""
+        back = [item for item in self.namespaces if namespace is None or item[0] is namespace]
+        self.namespaces = [item for item in self.namespaces if not any(item is other for other in back)]
+        for there, kept in back:
+            for name, (ours, original) in kept.items():
+                _restore(there, name, ours, original)
+        return bool(back)
+
+    def close(self):
+        global _clients, _jq_install
+        for patch in self._patches:
+            patch.remove()
+        if _jq_install is self:
+            _jq_install = None
+        _clients = self._clients_before
+        self.trading.close()
+
+
+def _restore(namespace, name, ours, original):
+    """What somebody else has put there meanwhile stays."""
+    if namespace.get(name) is not ours:
+        return
+    if original is _MISSING:
+        del namespace[name]
+    else:
+        namespace[name] = original
+
+
+def _own_settings(wait_timeout, starting_cash, cache_seconds, max_lag):
+    return {'wait_s': _own_setting('wait_timeout', wait_timeout, 0, 600),
+            'cache_s': _own_setting('cache_seconds', cache_seconds, 0, 60),
+            'lag_s': _own_setting('max_lag', max_lag, 1, 86400, optional=True),
+            'starting_cash': _own_setting('starting_cash', starting_cash, 1, MAX_VALUE, optional=True)}
+
+
+def _own_setting(name, value, minimum, maximum, optional=False):
+    if optional and value is None:
+        return None
+    try:
+        return check_number(value, name, minimum, maximum)
+    except BadRequest as error:
+        raise ConfigError('install_jq_compat 的 %s' % error.message, error.hint)
+
+
+class JqFunction:
+    """A function of the strategy's namespace that is ours now. Pickled it is the one that was there before."""
+
+    def __init__(self, name, call, original):
+        self.__name__, self.__doc__, self.__wrapped__, self.original = name, call.__doc__, call, original
+
+    def __call__(self, *args, **how):
+        return self.__wrapped__(*args, **how)
+
+    def __reduce__(self):
+        if self.original is _MISSING:
+            raise TypeError('cannot pickle %s: it is installed anew in every process' % self.__name__)
+        return operator.getitem, ([self.original], 0)
+
+
+class JqContextPatch:
+    """The class of JoinQuant's context while its portfolio and subportfolios are the remote account's.
+
+    Its class, because another task may be given another object, and because the object's own state, which is what
+    gets pickled, stays as it is. Contexts that are no simulated trading keep their own account.
+    """
+
+    NAMES = ('__getattribute__', '__reduce_ex__')
+
+    def __init__(self, cls, trading):
+        self.cls, self._saving = cls, threading.local()
+        self._shown = {'portfolio': trading.portfolio, 'subportfolios': [trading.subportfolio]}
+        self._get, self._reduce = cls.__getattribute__, cls.__reduce_ex__
+        self._before = {name: vars(cls)[name] for name in self.NAMES if name in vars(cls)}
+
+    def _functions(self):
+        def __getattribute__(context, name):
+            if name in self._shown and not vars(self._saving) and self._trades(context):
+                return self._value(name)
+            return self._get(context, name)
+
+        def __reduce_ex__(context, protocol):
+            self._saving.on = True  # what reads the attributes for a pickle shall find JoinQuant's own
+            try:
+                return self._reduce(context, protocol)
+            finally:
+                vars(self._saving).clear()
+        return zip(self.NAMES, (__getattribute__, __reduce_ex__))
+
+    def _trades(self, context):
+        """A context that is still being built has no run_params."""
+        try:
+            return self._get(context, 'run_params').type == 'sim_trade'
+        except AttributeError:
+            return False
+
+    def _value(self, name):
+        value = self._shown[name]
+        return list(value) if isinstance(value, list) else value
+
+    def apply(self, context):
+        """Raises JqNotSupported, with nothing changed, where the class does not let us."""
+        try:
+            for name, function in self._functions():
+                type.__setattr__(self.cls, name, function)
+        except TypeError as error:
+            raise JqNotSupported('不能接管 %s 对象的账户：%s' % (self.cls.__name__, error)) from error
+        if context.portfolio is not self._shown['portfolio']:
+            self.remove()
+            raise JqNotSupported('不能接管 %s 对象的账户' % self.cls.__name__)
+
+    def remove(self):
+        for name in self.NAMES:
+            if name in self._before:
+                type.__setattr__(self.cls, name, self._before[name])
+            else:
+                type.__delattr__(self.cls, name)
+
+
+# -- rows as JoinQuant names them ----------------------------------------------------------------------------------
+class JqRow(RemoteRow):
+    """A row that is kept by strategies: pickled it is a types.SimpleNamespace of its fields.
+
+    UNTOLD: fields of JoinQuant that the remote account does not tell; reading one raises JqNotSupported.
+    """
+
+    UNTOLD = ()
+
+    def __getattr__(self, name):
+        raise _unreadable(self, name)
+
+    def __reduce__(self):
+        return types.SimpleNamespace, (), vars(self)
+
+
+def _unreadable(thing, name):
+    if name in thing.UNTOLD:
+        return JqNotSupported('远程账户不提供 %s.%s' % (type(thing).__name__[2:], name),
+                              'returns、starting_cash 可用 install_jq_compat(starting_cash=...) 给出；其余请策略自己记在 g 里')
+    return AttributeError('%s has no attribute %s' % (type(thing).__name__, name))
+
+
+class JqPosition(JqRow):
+    """total_amount: without locked_amount, which resting sales hold. today_amount: what cannot be sold before tomorrow.
+
+    avg_cost and acc_avg_cost are the broker's cost.
+    """
+
+    SHOWN = ('security', 'total_amount', 'closeable_amount', 'locked_amount', 'avg_cost', 'price', 'value')
+    UNTOLD = ('hold_cost', 'init_time', 'transact_time')
+
+    def __init__(self, security, held=0, closeable=0, frozen=0, cost=0.0, price=0.0, value=0.0):
+        self.security, self.price, self.value, self.side, self.pindex = security, price, value, 'long', 0
+        self.avg_cost = self.acc_avg_cost = cost
+        self.locked_amount = max(0, min(frozen, held - closeable))
+        self.total_amount = held - self.locked_amount
+        self.closeable_amount = self.sellable_amount = self.amount = closeable
+        self.today_amount = max(0, self.total_amount - closeable)
+
+
+def _jq_positions(rows):
+    """OrderedDict code -> JqPosition of RemotePositions; what was sold out is none, two rows of a code are one."""
+    groups = OrderedDict()
+    for item in rows:
+        if item.total_amount:
+            groups.setdefault(_any_code(item.security), []).append(item)
+    return OrderedDict((code, _jq_position(code, items)) for code, items in groups.items())
+
+
+def _jq_position(code, items):
+    held = sum(item.total_amount for item in items)
+    rows = [item.raw_response for item in items]
+    cost = sum(_figure(row, 'avg_cost') * item.total_amount for row, item in zip(rows, items)) / held
+    return JqPosition(code, held, sum(item.closeable_amount for item in items), sum(item.frozen for item in items),
+                      _figure(rows[0], 'avg_cost') if len(rows) == 1 else cost,
+                      _figure(rows[0], 'last_price', 'current_price'),
+                      sum(_figure(row, 'market_value', 'position_value') for row in rows))
+
+
+def _any_code(security):
+    """Canonical where we know the market; an account may hold others too."""
+    try:
+        return normalize_code(security)
+    except BadRequest:
+        return security
+
+
+class JqOrder(JqRow):
+    """order_id: text. price: average fill, 0.0 if none; avg_cost: of a sale the holding's cost, where it is known.
+
+    status: a member of the strategy's OrderStatus. order_price: its limit or protection price; remote_status: the
+    server's own word.
+    """
+
+    SHOWN = ('order_id', 'security', 'action', 'amount', 'filled', 'price', 'status', 'add_time')
+    UNTOLD = ('avg_cost',)
+
+    def __init__(self, order, statuses, cost=None):
+        if order.is_buy is None:
+            raise ProtocolError('服务端没有说明委托 %s 的方向' % printable(order.order_id), '核对服务端的版本和日志')
+        self.order_id, self.security, self.is_buy = order.order_id, _any_code(order.security), order.is_buy
+        self.amount, self.filled, self.price = order.amount, order.filled, order.price
+        self.action, self.side, self.pindex, self.commission = order.action, 'long', 0, order.commission
+        self.add_time, self.order_price, self.status_msg = order.add_time, order.order_price, order.status_msg
+        self.status, self.remote_status = statuses[_jq_status(order)], order.status
+        if order.is_buy or cost is not None:
+            self.avg_cost = order.price if order.is_buy else cost
+
+
+# An order of unknown outcome may still fill, so it counts as open.
+_JQ_STATUSES = {'new': 'new', 'submitted': 'open', 'open': 'open', 'filling': 'open', 'canceling': 'open',
+                'submit_unknown': 'open', 'partly_canceled': 'canceled', 'canceled': 'canceled', 'filled': 'held',
+                'rejected': 'rejected'}
+
+
+def _jq_status(order):
+    """JoinQuant's `filled` is filled in part, its `held` is done."""
+    status = _JQ_STATUSES.get(order.status)
+    if status is None:
+        raise ProtocolError('委托 %s 的状态看不懂：%s' % (printable(order.order_id), brief(order.status)), '核对服务端的版本')
+    return 'filled' if status in ('new', 'open') and order.filled else status
+
+
+class JqTrade(JqRow):
+    """A fill; amount in shares, price in yuan a share."""
+
+    SHOWN = ('trade_id', 'order_id', 'security', 'amount', 'price', 'time')
+
+    def __init__(self, trade):
+        self.trade_id, self.order_id, self.security = trade.trade_id, trade.order_id, _any_code(trade.security)
+        self.time, self.amount, self.price = trade.time, trade.amount, trade.price
+
+
+def _jq_statuses(namespace):
+    """(name -> member, whether they are the strategy's own): its OrderStatus, if that tells all six apart."""
+    theirs = namespace.get('OrderStatus')
+    found = {name: getattr(theirs, name, None) for name in JqOrderStatus.__members__}
+    told_apart = None not in found.values() and len(set(map(str, found.values()))) == len(found)
+    return (found, True) if told_apart else (dict(JqOrderStatus.__members__), False)
+
+
+# -- the account ---------------------------------------------------------------------------------------------------
+class JqReading:
+    """The account's money (a row) and positions (code -> JqPosition), read in one go where the server gives both."""
+
+    def __init__(self, broker):
+        self.money = broker.get_account().raw_response
+        rows = self.money.get('positions')
+        listed = isinstance(rows, list)
+        self.positions = _jq_positions(map(RemotePosition, _rows(rows, '持仓')) if listed else broker.get_positions())
+
+
+class JqLedger:
+    """The newest JqReading, at most cache_s seconds old and from after the last order. A failure to read is raised.
+
+    last: the one that was read last, whatever its age; None at first.
+    """
+
+    def __init__(self, read, cache_s):
+        self._read, self._cache_s, self._until, self.last = read, cache_s, None, None
+
+    def read(self):
+        if self._until is None or monotonic() >= self._until:
+            self._until = None
+            self.last = self._read()
+            self._until = monotonic() + self._cache_s
+        return self.last
+
+    def forget(self):
+        self._until = None
+
+
+class JqPositions:
+    """code -> JqPosition, as they are at each use. What is not held is an empty JqPosition, with a warning."""
+
+    def __init__(self, read, warn):
+        self._read, self._warn, self._seen = read, warn, None
+        self._rows()
+
+    def _rows(self):
+        self._seen = self._read()
+        return self._seen
+
+    def __getitem__(self, security):
+        code = _any_code(security)
+        if code in self._rows():
+            return self._seen[code]
+        self._warn('没有持有 %s，返回空的持仓' % brief(security))
+        return JqPosition(code)
+
+    def get(self, security, default=None):
+        return self._rows().get(_any_code(security), default)
+
+    def __contains__(self, security):
+        return _any_code(security) in self._rows()
+
+    def __iter__(self):
+        return iter(self._rows())
+
+    def __len__(self):
+        return len(self._rows())
+
+    def keys(self):
+        return self._rows().keys()
+
+    def values(self):
+        return self._rows().values()
+
+    def items(self):
+        return self._rows().items()
+
+    def copy(self):
+        return dict(self._rows())
+
+    def __eq__(self, other):
+        return self.copy() == (other.copy() if isinstance(other, JqPositions) else other)
+
+    __hash__ = None
+
+    def __repr__(self):
+        return repr(self.copy())
+
+    def __reduce__(self):
+        return dict, (dict(self._seen),)
+
+
+class JqPortfolio:
+    """JoinQuant's portfolio, read from the remote account with each use. returns: of now, not of yesterday."""
+
+    MONEY = {'total_value': ('total_value', 'total_asset'), 'portfolio_value': ('total_value', 'total_asset'),
+             'available_cash': ('available_cash',), 'cash': ('available_cash',),
+             'transferable_cash': ('transferable_cash',), 'locked_cash': ('frozen_cash',),
+             'positions_value': ('market_value',)}
+    UNTOLD = ('margin', 'returns', 'starting_cash', 'inout_cash')
+
+    def __init__(self, ledger, warn, starting_cash=None):
+        self._ledger, self._warn = ledger, warn
+        if starting_cash is not None:
+            self.starting_cash = self.inout_cash = starting_cash
+
+    def __getattr__(self, name):
+        if name in self.MONEY:
+            return _figure(self._ledger.read().money, *self.MONEY[name])
+        if name == 'returns' and 'starting_cash' in vars(self):
+            return self.total_value / self.starting_cash - 1
+        raise _unreadable(self, name)
+
+    @property
+    def positions(self):
+        return JqPositions(lambda: self._ledger.read().positions, self._warn)
+
+    long_positions = positions
+
+    @property
+    def short_positions(self):
+        return JqPositions(OrderedDict, self._warn)
+
+    def __repr__(self):
+        shown = ['%s=%s' % (name, getattr(self, name)) for name in ('total_value', 'available_cash', 'locked_cash')]
+        return '%s(%s, positions=%r)' % (type(self).__name__, ', '.join(shown), self.positions)
+
+    def __reduce__(self):
+        """What was read last, and nothing if nothing was: a pickle must not ask the network."""
+        reading, fields = self._ledger.last, {}
+        if reading is not None:
+            fields = {name: _first(reading.money, *names) for name, names in self.MONEY.items()}
+            fields['positions'] = fields['long_positions'] = dict(reading.positions)
+        return types.SimpleNamespace, (), fields
+
+
+class JqSubPortfolio(JqPortfolio):
+    """The one there is."""
+
+    type = 'stock'
+
+
+# -- orders --------------------------------------------------------------------------------------------------------
+class JqBroker(RemoteBrokerClient):
+    """Orders cut to what there is, as JoinQuant does: buys to the cash, sales to what can be sold now.
+
+    The functions of the parent class that order give a RemoteOrder, or None with a warning. warn(text): says so.
+    """
+
+    def __init__(self, plain, data, warn):
+        super().__init__(plain._connection, data, rpc_timeout=plain._rpc_timeout, margin=plain._margin,
+                         debug=plain._debug, **plain._account)
+        self._warn = warn
+
+    def _send(self, code, side, amount, terms):
+        if not amount:
+            return None
+        lots, cost = self._affordable(code, amount, terms) if side == 'BUY' else self._sellable(code, amount)
+        if not lots:
+            self._warn('%s 没有%s：要 %d 股，按交易单位和%s是 0 股' % (
+                code, '买入' if side == 'BUY' else '卖出', amount, '可用资金' if side == 'BUY' else '可卖数量'))
+            return None
+        placed = self._place(code, side, lots, terms, '' if lots == amount else '（要 %d 股）' % amount)
+        placed.holding_cost, placed.idempotency_key = cost, terms.key
+        return placed
+
+    def _affordable(self, code, amount, terms):
+        """(whole lots whose worst price and fees the cash covers, None). Without a worst price the server judges."""
+        lots = round_lot(code, amount)
+        bound = self._worst_price(code, terms) if lots else None
+        return (lots if bound is None else self._within_cash(code, lots, Decimal(repr(bound)))), None
+
+    def _within_cash(self, code, lots, bound):
+        cash = Decimal(repr(self.get_account().available_cash))
+        today = datetime.now(BEIJING).date()
+        while lots:
+            missing = bound * lots + sum(trade_fees(code, 'BUY', bound * lots, today)) - cash
+            if missing <= 0:
+                return lots
+            lots = round_lot(code, max(0, lots - max(1, int(missing / bound * Decimal('0.999')))))
+        return 0
+
+    def _worst_price(self, code, terms):
+        """What a buy is charged with until it fills: its limit, at market what the server bounds it with."""
+        if terms.limit is not None:
+            return terms.limit
+        tick = self._data.get_snapshot(code)
+        reference = _known_price(tick, 'a1_p', 'b1_p', 'last_price', 'pre_close')
+        bounds = [terms.protect, protect_price(code, 'BUY', reference, _known_price(tick, 'high_limit'), None)]
+        return min((bound for bound in bounds if bound is not None), default=None)
+
+    def _sellable(self, code, amount):
+        """(shares, the holding's cost a share or None); an odd rest goes only with all that can be sold."""
+        rows = [item for item in self.get_positions() if _is_security(item.security, code)]
+        closeable = sum(item.closeable_amount for item in rows)
+        amount = min(amount, closeable)
+        whole_rest = amount == closeable and not lot_problem(code, 'SELL', amount, closeable)
+        cost = _first(rows[0].raw_response, 'avg_cost') if len(rows) == 1 else None
+        return (amount if whole_rest else round_lot(code, amount)), cost
+
+
+def _known_price(tick, *names):
+    """The first of these that is a price; None, 0 and NaN are none."""
+    prices = (tick.get(name) for name in names)
+    return next((price for price in prices if isinstance(price, (int, float)) and 0 < price <= MAX_PRICE), None)
+
+
+def _toward_zero(amount):
+    """Whole shares; what binary fractions lack is forgiven: 2999.9999999999995 are 3000."""
+    return int(check_number(amount, 'amount', -MAX_AMOUNT, MAX_AMOUNT) * (1 + 1e-12))
+
+
+def _jq_order_code(security, style, side, pindex, close_today):
+    """The canonical code of an order that the remote account knows how to place. Nothing was sent yet."""
+    try:
+        _refuse_futures(side, pindex, close_today)
+        _style_kind(style)
+    except NotImplementedError as error:
+        raise JqNotSupported(str(error))
+    if side not in (None, 'long'):
+        raise BadRequest('side 不认识：%s' % brief(side), "只能是 'long'；卖出给出负的数量")
+    if isinstance(security, str) and security.strip().upper().endswith(_FOREIGN_SUFFIXES):
+        raise JqNotSupported('远程账户不交易期货和场外基金：%s' % brief(security), '只支持股票、场内基金和可转债')
+    return normalize_code(security)
+
+
+def _refuse_call(name, *args, **how):
+    raise JqNotSupported('远程账户不支持 %s()' % name, '没有发出任何委托；用 order、order_value、order_target、order_target_value')
+
+
+class JqTrading:
+    """JoinQuant's functions on the remote account. No thread, nothing sent twice. context: the newest one."""
+
+    def __init__(self, plain, data, namespace, wait_s, cache_s, starting_cash, lag_s):
+        self.context, self._lag_s, self._closed = None, lag_s, False
+        self._plain, self._data, self._namespace, self._wait_s = plain, data, namespace, wait_s
+        self._broker, self._process = JqBroker(plain, data, self.warn), os.getpid()
+        self._statuses, self._own_statuses = _jq_statuses(namespace)
+        self._ledger = JqLedger(lambda: JqReading(self.broker), cache_s)
+        self.portfolio = JqPortfolio(self._ledger, self.warn, starting_cash)
+        self.subportfolio = JqSubPortfolio(self._ledger, self.warn, starting_cash)
+
+    @property
+    def broker(self):
+        """For whoever kept a function of ours, nothing is done after uninstall_jq_compat.
+
+        A connection that a parent process opened is not ours to use: two would read each other's answers.
+        """
+        if self._closed:
+            raise ConfigError('已经 uninstall_jq_compat，远程账户不再可用', '重新调用 install_jq_compat(...)')
+        if os.getpid() != self._process:
+            self._plain._connection._kept, self._process = None, os.getpid()
+        return self._broker
+
+    def close(self):
+        self.broker._connection.close()
+        self._closed = True
+
+    def names(self):
+        """What the strategy's namespace gets: name -> function, or class."""
+        names = {name: getattr(self, name) for name in _JQ_NAMES}
+        names.update((name, functools.partial(_refuse_call, name)) for name in _JQ_REFUSED)
+        if not self._own_statuses:
+            names['OrderStatus'] = JqOrderStatus
+        return names
+
+    def warn(self, text):
+        """Through JoinQuant's log; a console that lacks a character makes no order fail."""
+        warn = getattr(self._namespace.get('log'), 'warn', None)
+        if warn is None:
+            BrokerCalls(None)._say('[警告] %s', text)
+        else:
+            warn('[远程账户] %s' % printable(text))
+
+    # -- orders --------------------------------------------------------------------------------------------------
+    def order(self, security, amount, style=None, side='long', pindex=0, close_today=False):
+        """Order, or None. amount: shares to buy, to sell if negative; parts of a share are dropped."""
+        return self._order('order', security, _toward_zero(amount), style, side, pindex, close_today)
+
+    def order_value(self, security, value, style=None, side='long', pindex=0, close_today=False):
+        """Order, or None. value: yuan, at the limit price, at market at the last price."""
+        return self._order('order_value', security, value, style, side, pindex, close_today)
+
+    def order_target(self, security, amount, style=None, side='long', pindex=0, close_today=False):
+        """Order, or None. The security's open orders are cancelled first."""
+        return self._order('order_target', security, _toward_zero(amount), style, side, pindex, close_today)
+
+    def order_target_value(self, security, value, style=None, side='long', pindex=0, close_today=False):
+        """Order, or None."""
+        return self._order('order_target_value', security, value, style, side, pindex, close_today)
+
+    def _order(self, name, security, how_much, style, side, pindex, close_today):
+        code = _jq_order_code(security, style, side, pindex, close_today)
+        self._check_lag()
+        with self._writing():
+            try:
+                placed = getattr(self.broker, name)(code, how_much, style=style, wait_timeout=self._wait_s)
+            except (OrderRejected, SecurityNotFound) as error:
+                self.warn('%s 没有下单：%s' % (code, error))
+                return None
+            return None if placed is None else self._placed(placed)
+
+    def _check_lag(self):
+        """Raises BadRequest, before anything is sent, where the task is not of now."""
+        if self._lag_s is None:
+            return
+        lag_s = abs((datetime.now(BEIJING).replace(tzinfo=None) - self.context.current_dt).total_seconds())
+        if lag_s > self._lag_s:
+            raise BadRequest('context.current_dt 是 %s，与现在相差 %d 秒，没有下单' % (self.context.current_dt, lag_s),
+                             '这是补跑的任务，或任务运行得太久；上限是 install_jq_compat 的 max_lag=%g' % self._lag_s)
+
+    def _placed(self, placed):
+        """It is at the broker: what cannot be told of it now is unknown, not failed."""
+        row = placed.raw_response
+        try:
+            if _first(row, 'filled', 'traded_volume') is None:
+                row = self.broker.get_order_status(placed.order_id)
+            return JqOrder(RemoteOrder(row), self._statuses, placed.holding_cost)
+        except BulletError as error:
+            raise _unknown('委托 %s 已在柜台，但读不到它的状态：%s' % (printable(placed.order_id), error.message),
+                           placed.idempotency_key) from error
+
+    @contextlib.contextmanager
+    def _writing(self):
+        """What was read of the account before a write is not true any more, however that ended."""
+        try:
+            yield
+        except OrderStateUnknown as error:
+            key = '；key=%s' % error.idempotency_key if error.idempotency_key else ''
+            raise OrderStateUnknown(error.message, '不要重下：先看 get_orders() 和持仓%s' % key,
+                                    broker_called=error.broker_called, **error.details) from error
+        finally:
+            self._ledger.forget()
+
+    def cancel_order(self, order_or_id):
+        """The Order as it is after that, or None if the account has none of that id."""
+        order_id = _order_id(order_or_id)
+        with self._writing():
+            try:
+                row, reason = self.broker.cancel_order(order_id).get('last_snapshot'), ''
+            except OrderNotFound as error:
+                self.warn('没有撤单：%s' % error)
+                return None
+            except OrderRejected as error:  # too late, perhaps: what became of it tells
+                row, reason = None, '：%s' % error
+            return self._after_cancel(order_id, row, reason)
+
+    def _after_cancel(self, order_id, row, reason):
+        row = row if isinstance(row, dict) and row else self.broker.get_order_status(order_id)
+        if not row:
+            raise _unknown('撤单之后读不到委托 %s' % order_id, None)
+        order = JqOrder(RemoteOrder(row), self._statuses)
+        if order.remote_status not in ('canceled', 'partly_canceled'):
+            self.warn('委托 %s 没有撤成，状态 %s%s' % (order_id, order.status, reason))
+        return order
+
+    # -- views ---------------------------------------------------------------------------------------------------
+    def get_open_orders(self):
+        """dict order id -> Order of those that may still change."""
+        return self._as_orders(self.broker.get_open_orders())
+
+    def get_orders(self, order_id=None, security=None, status=None):
+        """dict order id -> Order of today. status: a member of OrderStatus, or its name."""
+        security = None if security is None else normalize_code(security)
+        wanted = None if status is None else check_choice(getattr(status, 'name', status), 'status', self._statuses)
+        found = self._as_orders(self.broker.get_orders(order_id, security))
+        return {key: order for key, order in found.items()
+                if wanted is None or order.status == self._statuses[wanted]}
+
+    def get_trades(self):
+        """dict trade id -> Trade of today."""
+        return {key: JqTrade(trade) for key, trade in self.broker.get_trades().items()}
+
+    def _as_orders(self, orders):
+        return {key: JqOrder(order, self._statuses) for key, order in orders.items()}
