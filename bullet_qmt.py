@@ -4233,6 +4233,8 @@ class StubData(DataAdapter):
     def _push_loop(self):
         while not self._stop.is_set():
             for code in self._pushed():
+                if self._stop.is_set():
+                    return
                 self._push(code)
             self._stop.wait(self.tick_interval_s)
 
@@ -4487,14 +4489,14 @@ class _Depth:
     def __init__(self, key, quote, tick):
         self.key = key
         # A buyer meets the ask, a seller the bid.
-        self._prices = {'BUY': quote.a1_p, 'SELL': quote.b1_p}
+        prices = {'BUY': quote.a1_p, 'SELL': quote.b1_p}
+        self._prices = {side: _to_mills(round_to_tick(price, tick)) if price and price > 0 else None
+                        for side, price in prices.items()}
         self._left = {'BUY': int(quote.a1_v or 0), 'SELL': int(quote.b1_v or 0)}
-        self._tick = tick
 
     def price(self, side):
         """In mills; None for an empty side."""
-        price = self._prices[side]
-        return _to_mills(round_to_tick(price, self._tick)) if self._left[side] > 0 and price and price > 0 else None
+        return self._prices[side] if self._left[side] > 0 else None
 
     def take(self, side, wanted):
         amount = min(wanted, self._left[side])
@@ -4690,9 +4692,10 @@ class StubExchange:
     def _run_round(self):
         quotes = self._quotes_of_resting()
         with self._lock:
-            now = self._turn_day()
+            now, woken = self._turn_day(), self._woken
             if self.data.market_open(now):
                 self._match(quotes, now)
+            self._woken = woken  # what this round has to tell it tells itself
 
     def _quotes_of_resting(self):
         with self._lock:
@@ -4708,10 +4711,12 @@ class StubExchange:
             return None
 
     def _match(self, quotes, now):
+        depths = {code: self._depth(code, quote, now) for code, quote in quotes.items()
+                  if quote is not None and not quote.paused}
         for paper in list(self._resting.values()):
-            quote = quotes.get(paper.row.security)  # none yet for an order that came after the quotes
-            if quote is not None and not quote.paused:
-                self._try(paper, self._depth(paper.row.security, quote, now), now)
+            depth = depths.get(paper.row.security)  # none yet for an order that came after the quotes
+            if depth is not None:
+                self._try(paper, depth, now)
 
     def _depth(self, code, quote, now):
         interval_ms = max(1, int(self.tick_interval_s * 1000))
