@@ -4068,6 +4068,7 @@ class StubData(DataAdapter):
     def __init__(self, source, clock, always_open, tick_interval_s):
         super().__init__(clock)
         self.source, self.always_open, self.tick_interval_s = source, always_open, tick_interval_s
+        self._last_quotes = {}  # code -> Tick, good for its second
         self._plans, self._subscribed, self._thread = {}, set(), None
         self._lock, self._stop = threading.Lock(), threading.Event()
 
@@ -4095,6 +4096,12 @@ class StubData(DataAdapter):
         a side without orders has price 0.0 and volume 0.
         """
         now = self.clock.now().replace(microsecond=0)
+        known = self._last_quotes.get(code)
+        if known is None or known.dt != now:
+            known = self._last_quotes[code] = self._quote_at(code, now)
+        return known
+
+    def _quote_at(self, code, now):
         self._info(code)
         day = self._quote_day(now)
         plan, position = self._plan(code, day), self._position(now, day)
@@ -7554,15 +7561,15 @@ class Journal:
 
     # -- events --------------------------------------------------------------------------------------------------
     def add_events(self, found):
-        """Writes (account key, sub-account, event, payload) in their order; gives them as JournalEvents."""
+        """Writes (account key, sub-account, event, payload[, its JSON]) in their order; gives them as JournalEvents."""
         day, added = self.today(), []
-        rows = [(day,) + item[:3] + (json.dumps(item[3]),) for item in found]
+        rows = [(day,) + item[:3] + (item[4] if len(item) > 4 else json.dumps(item[3]),) for item in found]
         with self._database() as db:
             db.execute('BEGIN')
             for item, row in zip(found, rows):
                 cursor = db.execute('INSERT INTO events (day, account_key, sub_account_id, event, payload) '
                                     'VALUES (?, ?, ?, ?, ?)', row)
-                added.append(JournalEvent(cursor.lastrowid, *item))
+                added.append(JournalEvent(cursor.lastrowid, *item[:4]))
             db.execute('COMMIT')
         return added
 
@@ -8066,8 +8073,8 @@ class OrderStream:
 
     def _news(self, account_key, kind, record):
         sub, row = self._describe(account_key, kind, record)
-        json.dumps(row)  # what cannot be kept fails here, alone
-        return [(account_key, sub, kind, row)] if self._is_news(account_key, kind, row) else []
+        text = json.dumps(row)  # what cannot be kept fails here, alone
+        return [(account_key, sub, kind, row, text)] if self._is_news(account_key, kind, row) else []
 
     def _is_news(self, account_key, kind, row):
         """A broker tells some things twice, and after a reconnect much that was told before."""
@@ -8122,7 +8129,7 @@ class OrderStream:
             return self._journal.add_events(found)
         except JournalError as error:
             LOG.error('%s', printable(error))
-            return [JournalEvent(None, *item) for item in found]
+            return [JournalEvent(None, *item[:4]) for item in found]
 
     def _begin(self, owner, hearer, after):
         """Some at a time, so that it holds up nobody's news; once it knows all that is kept it hears the rest live."""
