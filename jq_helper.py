@@ -4178,6 +4178,8 @@ class LiveRun:
         deadline = self.clock.monotonic() + START_PATIENCE_S
         while state.keys and not self.stopping() and self.clock.monotonic() < deadline:
             self._resolve_open(10.0)
+            if state.keys:
+                self.clock.wait(1.0, self._event)
         if state.keys:
             self.tell('还有 %d 笔委托结果未知，核对出来之前不在这些证券上同方向下单' % len(state.keys))
 
@@ -4385,7 +4387,7 @@ def _digest(text):
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
-# What the command was told. config: host, port, token, tls_cert, rpc_timeout, account_key, sub_account_id.
+# What the command was told. config: host, port, token, tls_cert, rpc_timeout, account_key, sub_account.
 LiveOrder = namedtuple('LiveOrder', 'path frequency params config runtime_dir dry_run order_wait_s limits late_limit_s '
                                     'overview_minutes on_error')
 
@@ -4393,10 +4395,11 @@ LiveOrder = namedtuple('LiveOrder', 'path frequency params config runtime_dir dr
 def run_live_command(order, screen, stopping):
     """Runs a strategy on the account until stopping(); the exit code: 0, 1 where the strategy failed."""
     make_private_directory(order.runtime_dir)
-    config = {name: value for name, value in order.config.items() if name not in ('account_key', 'sub_account_id')}
+    config, account = dict(order.config), {}
+    for name in ('account_key', 'sub_account'):
+        account[name] = config.pop(name, None)
     with contextlib.closing(connect(**config)) as connection:
-        remote = RemoteQmtBroker(connection=connection, config={
-            name: order.config.get(name) for name in ('account_key', 'sub_account_id')})
+        remote = RemoteQmtBroker(connection=connection, config=account)
         plan = LivePlan(order.path, order.frequency, order.params, LiveTerms(order.order_wait_s, order.dry_run,
                                                                             order.limits),
                         order.late_limit_s, order.overview_minutes, order.on_error, order.runtime_dir,

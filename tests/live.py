@@ -15,7 +15,7 @@ NO_LIMITS = jq.RiskLimits(None, None, None, None)
 class SimClock(FakeClock):
     """A clock for live runs: to wait is to move it, in steps of at most a minute; hooks hear of each step.
 
-    at(moment, action): action() once that moment is reached. until: the run is told to stop then.
+    at(moment, action): action() once that moment is reached, which ends a wait. until: the run is told to stop then.
     """
 
     def __init__(self, start, until):
@@ -38,8 +38,8 @@ class SimClock(FakeClock):
             self.set(stop)
             for hook in self.hooks:
                 hook()
-            while self._planned and self._planned[0][0] <= self.now():
-                self._planned.pop(0)[1]()
+            if self._planned and self._planned[0][0] <= self.now():
+                return self._planned.pop(0)[1]()
 
     def over(self):
         return self.now() >= self.until
