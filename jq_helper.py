@@ -3512,12 +3512,14 @@ class LiveStore(BarStore):
         return moment is None or moment.date() == self._today
 
     def today_of(self, code):
-        """Dict of today's figures as they are now; NaN for what is not known (yet)."""
+        """Dict of today's figures as they are now; NaN for what is not known (yet), the last close while suspended."""
         quote = self.quote(code)
         fresh = self.is_of_today(quote)
         row = {name: _number_of(quote.get(name) if fresh else None) for name in _QUOTED}
         row.update(self._reference(code, quote, fresh), close=_number_of(quote.get('last_price')),
                    paused=float(bool(quote.get('paused'))))
+        if row['paused']:
+            row.update(dict.fromkeys(('open', 'high', 'low', 'close'), row['pre_close']), volume=0.0, money=0.0)
         return row
 
     def _reference(self, code, quote, fresh):
@@ -3659,11 +3661,11 @@ class LiveView(DataView):
         return bool(quote.get('stale')) or not self.store.is_of_today(quote)
 
     def _running_day(self, code, level):
-        """Dict of today's bar so far; nothing of it before the open, the last close all day while suspended."""
+        """Dict of today's bar so far; nothing of it before the open, the reference price until the first trade."""
         if self.minute < _OPENING:
             return dict.fromkeys(_FIELDS, math.nan)
         bar = self.store.today_of(code)
-        if bar['paused'] or bar['open'] != bar['open']:
+        if bar['open'] != bar['open']:
             bar.update(dict.fromkeys(('open', 'high', 'low', 'close'), bar['pre_close']), volume=0.0, money=0.0)
         bar = self._on_level(code, bar, level)
         average = bar['money'] / bar['volume'] if bar['volume'] else bar['close']
