@@ -3216,9 +3216,10 @@ class RemoteBroker(BrokerInterface):
     """Orders of a strategy at the remote account.
 
     book: what must not be forgotten: new_key(what) -> key, on disk when it returns; close_key(key, order_id=None);
-    count_cancel() -> key; keys: key -> dict security, side, ...; own: order id -> key, of today; orders, cancels:
-    counts of today; day. remote: RemoteQmtBroker. log(level, text): of orders. A failing read is an error, never an
-    empty account; an order whose outcome is unknown is never sent again.
+    count_cancel() -> key; count_order(); keys: key -> dict security, side, ...; own: order id -> key, of today;
+    is_own_key(key); orders, cancels: counts of today. remote: RemoteQmtBroker. log(level, text): of orders.
+    overview: (row of the account, rows of its positions) as read last. A failing read is an error, never an empty
+    account; an order whose outcome is unknown is never sent again.
     """
 
     def __init__(self, view, costs, options, log, remote, book, patience, terms):
@@ -3230,7 +3231,7 @@ class RemoteBroker(BrokerInterface):
 
     # -- what it looks like ----------------------------------------------------------------------------------------
     def refresh(self):
-        """Reads the account. overview: (row of the account, rows of its positions), as they came."""
+        """Reads the account."""
         info = self._patience.ask(self._remote.get_account_info)
         if not isinstance(info, dict):
             raise ProtocolError('服务端没有给出账户资金', '核对服务端的日志')
@@ -3298,7 +3299,7 @@ class RemoteBroker(BrokerInterface):
             amount = self._sized(code, amount, style)
             self._check_open_keys(code, amount)
             self._check_limits(code, amount, style)
-        except _Void as reason:
+        except (_Void, DataUnavailable, SecurityNotFound) as reason:
             self._log('warning', '%s 下单 %s 股没有成立：%s' % (printable(str(security)), asked, reason))
             return None
         if self._terms.dry_run:
@@ -3963,8 +3964,7 @@ class LiveSession(Session):
             raise BadRequest('subscribe 只支持 tick，得到 %s' % brief(frequency), "写 subscribe(证券代码, 'tick')")
 
     def fire_tick(self, row, moment):
-        self.broker.advance(moment)
-        self._sync()
+        self.move(moment)
         self._hook('handle_tick', LiveTick(row))
 
     def inout_cash(self, cash, pindex=0):
@@ -4122,8 +4122,8 @@ class LiveRun:
         """The state and a session, nothing of the strategy has run."""
         plan, strategy = self.plan, StrategyFile(self.plan.path)
         found = LiveState.read(plan.runtime_dir)
-        self._is_new = found is None
-        self.state = self._new_state(strategy) if self._is_new else self._own(found, strategy)
+        self.state = self._new_state(strategy) if found is None else self._own(found, strategy)
+        self._is_new = not self.state.kept
         self._code_changed = self.state.source != _digest(strategy.source)
         store = LiveStore(self._provider, self.clock)
         params = RunParams(self.state.born, self.clock.now().date(), 'sim_trade', plan.frequency)
@@ -4144,6 +4144,8 @@ class LiveRun:
             if getattr(state, name) != ours:
                 raise ConfigError('运行目录 %s 属于另一次运行：%s是 %s，不是 %s' % (
                     self.plan.runtime_dir, what, brief(getattr(state, name)), brief(ours)), '换一个 --runtime-dir')
+        if not state.kept and state.number:
+            raise ConfigError('上次 initialize 没有做完就结束了，而它已经下过单：不会重做一遍', '核对账户和委托，再换一个 --runtime-dir')
         return state
 
     def _broker(self, session):
@@ -4160,6 +4162,8 @@ class LiveRun:
         session.broker.portfolio.inout_cash = state.capital
         self._overview('启动')
         self._resume()
+        if state.day <= now.date():
+            self._begin_day(now.date(), now)
         if self._is_new:
             session.load(('initialize', 'process_initialize'))
         else:
@@ -4187,6 +4191,7 @@ class LiveRun:
 
     def _end(self):
         """Open orders are left as they are, and listed."""
+        self.tell('正在停止')
         try:
             orders = self.session.broker.open_orders()
         except BulletError as error:
@@ -4270,15 +4275,14 @@ class LiveRun:
         return True
 
     def _begin_day(self, today, now):
-        session, state = self.session, self.state
+        session, state, before = self.session, self.state, (self._day_of_store, self._trades_today)
         session.store.begin_day(today)
-        self._trades_today = session.store.live_row is not None
+        self._day_of_store, self._trades_today = today, session.store.live_row is not None
         self._calendar_at = now + timedelta(seconds=CALENDAR_S) if today.weekday() < 5 else NEVER
         if state.day != today:
             self._drop_old_keys(today)
             state.begin_day(today)
-        if self._day_of_store != today:
-            self._day_of_store = today
+        if before != (self._day_of_store, self._trades_today):
             session.begin_day(today)
             session.move(now.replace(second=0, microsecond=0))
             self.tell('%s %s' % (today, '交易日' if self._trades_today else '不是交易日'))
@@ -4317,16 +4321,8 @@ class LiveRun:
         """Whatever happens in it, what the strategy has become is kept."""
         try:
             call()
-        except Exception as error:
-            self._keep()
-            if self.plan.on_error != 'continue' or not isinstance(error, BulletError) or not error.retryable:
-                raise
-            self.tell('任务失败，继续运行：%s' % error.message)
-        else:
-            self._keep()
-
-    def _keep(self):
-        self.state.end_job(self.session.packed())
+        finally:
+            self.state.end_job(self.session.packed())
 
     def _prepare(self, now):
         """Reads the account before a job begins; one that cannot be read leaves the job for later."""

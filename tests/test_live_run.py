@@ -202,3 +202,90 @@ def test_the_overview_comes_on_its_schedule(tmp_path):
     with stage(tmp_path, '2025-03-03 09:00', '2025-03-03 10:59') as it:
         it.run(it.strategy(HOOKS), overview_minutes=30)
         assert [line.split()[1] for line in it.said('（定时）')] == ['09:30:00', '10:00:00', '10:30:00']
+
+
+def test_an_initialize_that_ordered_and_failed_is_not_repeated(tmp_path):
+    with stage(tmp_path, '2025-03-03 09:40', '2025-03-03 18:00') as it:
+        with pytest.raises(jq.StrategyError):
+            it.run(it.strategy("def initialize(context):\n    order('000001.XSHE', 100)\n    1 / 0\n"))
+        with pytest.raises(bq.ConfigError, match='initialize 没有做完'):
+            it.run(it.strategy("def initialize(context):\n    order('000001.XSHE', 100)\n"))
+        assert len(it.broker.get_orders()) == 1
+
+
+def test_an_initialize_that_failed_without_orders_runs_again(tmp_path):
+    with stage(tmp_path, '2025-03-03 09:40', '2025-03-03 09:45') as it:
+        with pytest.raises(jq.StrategyError):
+            it.run(it.strategy('def initialize(context):\n    1 / 0\n'))
+        assert it.run(it.strategy('def initialize(context):\n    g.n = 1\n')).session.g.n == 1
+
+
+# -- ticks -----------------------------------------------------------------------------------------------------------
+TICKS = '''
+def initialize(context):
+    g.seen = []
+    subscribe(['000001.XSHE', '510300.XSHG'], 'tick')
+
+def handle_tick(context, tick):
+    g.seen.append((tick.code, tick.current, tick.datetime, context.current_dt, context.portfolio.available_cash))
+    if len(g.seen) == 1:
+        unsubscribe('510300.XSHG', 'tick')
+
+def process_initialize(context):
+    log.info('subscribed')
+'''
+
+
+class PatientClock:
+    """Lets real ticks arrive before it moves on."""
+
+    def __init__(self, clock):
+        self.clock, self.__dict__['wait_s'] = clock, 1.0
+
+    def __getattr__(self, name):
+        return getattr(self.clock, name)
+
+    def wait(self, seconds, event):
+        if not event.wait(self.wait_s):
+            self.clock.wait(seconds, event)
+
+
+def test_pushed_ticks_reach_the_strategy_between_jobs(tmp_path):
+    with stage(tmp_path, '2025-03-03 10:00', '2025-03-03 23:00') as it:
+        run = it.make(it.strategy(TICKS), stopping=lambda: len(run.session.g.seen) >= 5)
+        run.clock = PatientClock(it.clock)
+        run.run()
+        codes = [row[0] for row in run.session.g.seen]
+        assert codes[-3:] == ['000001.XSHE'] * 3 and run.session.subscribed == {'000001.XSHE'}
+        code, current, told, now, cash = run.session.g.seen[-1]
+        assert current > 0 and told == now == moment('2025-03-03 10:00') and cash == 1000000.0
+        again = it.make(it.strategy(TICKS), stopping=lambda: len(again.session.g.seen) >= 7)
+        again.clock = PatientClock(it.clock)
+        again.run()
+        assert again.session.subscribed == {'000001.XSHE'} and len(again.session.g.seen) >= 7
+
+
+def test_of_ticks_that_wait_the_newest_of_each_security_is_told(tmp_path):
+    with stage(tmp_path, '2025-03-03 09:50', '2025-03-03 10:30') as it:
+        run = it.make(it.strategy(TICKS.replace("subscribe(['000001.XSHE', '510300.XSHG'], 'tick')", 'pass')))
+
+        def push():
+            run.session.subscribed.add('000001.XSHE')
+            for price in (10.0, 10.1, 10.2):
+                run.inbox.put({'sid': '000001.XSHE', 'last_price': price, 'dt': '2025-03-03 10:00:00'})
+                run.inbox.put({'sid': '600000.XSHG', 'last_price': price, 'dt': '2025-03-03 10:00:00'})
+        it.clock.at(moment('2025-03-03 10:00'), push)
+        run.run()
+        assert [row[:2] for row in run.session.g.seen] == [('000001.XSHE', 10.2)]
+
+
+def test_only_ticks_can_be_subscribed(tmp_path):
+    with stage(tmp_path, MONDAY) as it:
+        with pytest.raises(jq.StrategyError, match='subscribe 只支持 tick'):
+            it.run(it.strategy("def initialize(context):\n    subscribe('000001.XSHE', '1m')\n"))
+
+
+def test_what_only_a_backtest_can_do_says_so(tmp_path):
+    with stage(tmp_path, MONDAY) as it:
+        with pytest.raises(jq.StrategyError, match='inout_cash 只用于回测'):
+            it.run(it.strategy('def initialize(context):\n    inout_cash(1000)\n'))
