@@ -240,13 +240,13 @@ class PatientClock:
     """Lets real ticks arrive before it moves on."""
 
     def __init__(self, clock):
-        self.clock, self.__dict__['wait_s'] = clock, 1.0
+        self.clock = clock
 
     def __getattr__(self, name):
         return getattr(self.clock, name)
 
     def wait(self, seconds, event):
-        if not event.wait(self.wait_s):
+        if not event.wait(1.0):
             self.clock.wait(seconds, event)
 
 
