@@ -1,5 +1,6 @@
 """python bullet_qmt.py live, as a process, on the real clock: start, orders, signals, stop file, lock, exit codes."""
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import bullet_qmt as bq
 import jq_helper as jq
 from tests.base import TOKEN, serving, short_client
 from tests.environments import ROOT
-from tests.live import written
+from tests.live import stage, written
 from tests.processes import LineProcess, run
 
 MODULE = os.path.abspath(bq.__file__)
@@ -156,3 +157,34 @@ def test_the_help_names_every_limit():
     for option in ('--broker', '--runtime-dir', '--dry-run', '--max-order-value', '--max-orders', '--max-cancels',
                    '--max-holdings', '--order-wait', '--late-limit', '--overview-every', '--keep-going'):
         assert option in text
+
+
+# -- the README ----------------------------------------------------------------------------------------------------
+with open(os.path.join(ROOT, 'README.md'), encoding='utf-8') as _file:
+    CHAPTER = _file.read().split('## 实盘\n')[1].split('\n## ')[0]
+COMMANDS = [line for line in re.findall(r'```sh\n(.*?)```', CHAPTER, re.DOTALL)[0].splitlines() if line]
+SHOWCASE = re.search(r'```py\n(.*?)```', CHAPTER, re.DOTALL).group(1)
+
+
+@pytest.mark.parametrize('number', range(len(COMMANDS)))
+def test_the_commands_of_the_readme_run(server, tmp_path, number):
+    written(tmp_path, SHOWCASE, 'live_order_showcase.py')
+    words = COMMANDS[number].split()
+    assert words[:2] == ['python', 'bullet_qmt.py']
+    with LineProcess([sys.executable, MODULE] + words[2:], env=environment(server), cwd=str(tmp_path)) as process:
+        process.line_with('交易日')
+        process.interrupt()
+        assert process.wait() == 0, process.story()
+
+
+def test_the_strategy_of_the_readme_trades(tmp_path):
+    with stage(tmp_path, '2025-03-03 08:00', '2025-03-04 16:00') as it:
+        it.run(it.strategy(SHOWCASE))
+        placed = [(row['side'], row['amount'], row['style']) for row in it.broker.get_orders()]
+        assert placed == [('BUY', 1000, 'market'), ('BUY', 1000, 'limit'), ('SELL', 1000, 'market')]
+        assert it.said('第 2 天') and not it.said('跳过')
+
+
+def test_each_option_is_in_the_readme():
+    options = [flags[-1] for flags, _ in bq.COMMANDS['live'][3] if flags[-1].startswith('--')]
+    assert len(options) > 12 and [name for name in options if name not in CHAPTER + '--data-provider'] == []
