@@ -13,14 +13,14 @@ NO_LIMITS = jq.RiskLimits(None, None, None, None)
 
 
 class SimClock(FakeClock):
-    """A clock for live runs: to wait is to move it, in steps of at most a minute; hooks hear of each step.
+    """A clock for live runs: to wait is to move it; hooks hear of each step, which is a minute while busy() in the day.
 
     at(moment, action): action() once that moment is reached, which ends a wait. until: the run is told to stop then.
     """
 
     def __init__(self, start, until):
         super().__init__(start)
-        self.until, self.hooks, self._planned = until, [], []
+        self.until, self.hooks, self.busy, self._planned = until, [], lambda: True, []
 
     def at(self, moment, action):
         self._planned.append((moment, action))
@@ -33,13 +33,19 @@ class SimClock(FakeClock):
     def move(self, target):
         target = min(target, self.until)
         while self.now() < target:
-            minute = self.now().replace(second=0, microsecond=0) + timedelta(minutes=1)
-            stop = min([minute, target] + [moment for moment, _ in self._planned if moment > self.now()])
-            self.set(stop)
+            planned = [moment for moment, _ in self._planned if moment > self.now()]
+            self.set(min([self._step(), target] + planned))
             for hook in self.hooks:
                 hook()
             if self._planned and self._planned[0][0] <= self.now():
                 return self._planned.pop(0)[1]()
+
+    def _step(self):
+        now = self.now()
+        if 9 <= now.hour < 15 and self.busy():
+            return now.replace(second=0, microsecond=0) + timedelta(minutes=1)
+        nine = now.replace(hour=9, minute=0, second=0, microsecond=0)
+        return nine if now < nine else nine + timedelta(days=1)
 
     def over(self):
         return self.now() >= self.until
@@ -66,6 +72,7 @@ class Stage:
         self.server, self.connection, self.clock, self.directory = server, connection, clock, str(directory)
         self.exchange = server.service.backend.exchange
         clock.hooks.append(self.exchange.match_now)
+        clock.busy = lambda: self.exchange.open_orders > 0
         self.broker, self.lines = bq.RemoteQmtBroker(connection=connection), []
 
     def run(self, path, until=None, stopping=None, remote=None, provider=None, **options):

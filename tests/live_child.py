@@ -1,4 +1,4 @@
-"""A live run in a process of its own, on the clock of the test that started it, which ends without a word at an instant.
+"""A live run in a process of its own, on the clock of the test that started it; at some instant it is gone.
 
 python -m tests.live_child PORT DIRECTORY STRATEGY NOW INSTANTS
 
