@@ -80,7 +80,7 @@ from bullet_qmt import (
     format_table, from_ms, instrument, load_settings, lot_problem, normalize_code, normalize_codes, open_service,
     optional_import, order_style, parse_bool, parse_frequency, parse_host, parse_moment, parse_order_id, parse_text,
     parse_token, price_limits, printable, protect_price, qmt_code, real, restrict_to_owner, round_lot, round_to_tick,
-    rule_trade_day, scale, text_width, to_ms, whole, windows_from_end)
+    rule_trade_day, scale, text_width, to_ms, tradable, whole, windows_from_end)
 from bullet_qmt import Account as AccountRow
 from bullet_qmt import Position as PositionRow
 
@@ -1869,7 +1869,8 @@ class DataView:
     def _frame(self, window):
         """Times x fields, of a copy."""
         matrix = self.numpy.array(list(window.columns.values())).T
-        return self.pandas.DataFrame(matrix, index=window.index, columns=self._labels(tuple(window.columns)))
+        labels = self._labels(tuple(window.columns))
+        return self.pandas.DataFrame(matrix, index=window.index, columns=labels, copy=False)
 
     def _labels(self, names):
         """The pandas index of these column names; to make one takes longer than all the rest of a frame."""
@@ -2333,6 +2334,8 @@ class SimulatedBroker(BrokerInterface):
             raise _Void(error.message)
         if not info['start_date'] <= self.view.now.date() <= info['end_date']:
             raise _Void('没有上市或已经退市')
+        if not tradable(code):
+            raise _Void('指数等不能买卖')
         if self.view.today_row is not None and self.view.is_paused(code):
             raise _Void('停牌')
         return code
@@ -2993,12 +2996,13 @@ class Session:
 
     def _target(self, security, shares, style):
         """Whatever is open of the security is cancelled first."""
+        code = _canonical(security)
         for item in list(self.broker.open_orders().values()):
-            if item.security == security:
+            if item.security == code:
                 self.broker.cancel(item.order_id)
         positions = self.context.portfolio.positions
-        held = positions[security].amount if security in positions else 0
-        return self._place(security, shares - held, style)
+        held = positions[code].amount if code in positions else 0
+        return self._place(code, shares - held, style)
 
 
 def _order_style_of(style, side, pindex, close_today):
@@ -3013,6 +3017,14 @@ def _order_style_of(style, side, pindex, close_today):
         raise BadRequest('style 不认识：%s' % brief(style), '用 MarketOrderStyle() 或 LimitOrderStyle(价格)')
     price = _style_price(style)
     return MarketOrderStyle(price) if kind == 'market' else LimitOrderStyle(float(price))
+
+
+def _canonical(security):
+    """The code as it is known here; what is none stays, and the broker says so."""
+    try:
+        return normalize_code(security)
+    except SecurityNotFound:
+        return security
 
 
 def _any_whole(value, name):
@@ -6170,7 +6182,7 @@ def run_grid_point(order, source, params):
         return {'error': error.text.splitlines()[-1]}
     except BulletError as error:
         return {'error': str(error)}
-    return dict(compute_metrics(result).values, error=None)
+    return dict(compute_metrics(result).values, error=None if result.finished else '被打断')
 
 
 def run_grid_command(order, points, screen, dask=None):

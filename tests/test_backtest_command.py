@@ -164,15 +164,27 @@ def test_a_point_that_fails_is_in_the_table(capsys, tmp_path):
     assert [(row['N'], bool(row['error'])) for row in rows_of('here/grid.csv')] == [('1', False), ('0', True)]
 
 
-def test_a_cluster_runs_them_too(tmp_path):
-    distributed = pytest.importorskip('distributed')
-    order = jq.BacktestOrder(strategy_path('moving_average'), '2018-01-02', '2018-03-30', 1e6, 'day', None, {}, REAL,
-                             None, 'stop', str(tmp_path), False, True)
-    lines = []
+CLUSTER = '''
+import sys
+import distributed
+import bullet_qmt as bq
+
+if __name__ == '__main__':
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-        code = jq.run_grid_command(order, jq.parse_grid(['FAST=3,5']), jq.Screen(lines.append, False),
-                                   cluster.scheduler_address)
-    assert code == 0 and len(rows_of(tmp_path / 'grid.csv')) == 2
+        sys.exit(bq.main(['backtest'] + sys.argv[1:] + ['--dask', cluster.scheduler_address]))
+'''
+
+
+def test_a_cluster_runs_them_too(tmp_path):
+    """In a process of its own: the scheduler takes the modules that it is sent in place of those it has."""
+    pytest.importorskip('distributed')
+    (tmp_path / 'cluster.py').write_bytes(CLUSTER.encode('utf-8'))
+    command = [sys.executable, 'cluster.py', strategy_path('moving_average'), '--grid', 'FAST=3,5', '--output', 'here']
+    output = subprocess.check_output(
+        command + SPAN,
+        env=dict(os.environ, PYTHONIOENCODING='utf-8', PYTHONPATH=os.path.dirname(MODULE)), cwd=str(tmp_path))
+    rows = rows_of(tmp_path / 'here' / 'grid.csv')
+    assert len(rows) == 2 and not any(row['error'] for row in rows) and '2/2' in output.decode('utf-8')
 
 
 def test_without_dask_it_is_said_what_is_missing(capsys, monkeypatch):

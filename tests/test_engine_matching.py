@@ -273,6 +273,20 @@ def test_a_suspended_security_gives_no_order(market, tmp_path):
     assert len(result.trades) == 2 and any('停牌' in line for line in lines)
 
 
+@pytest.mark.parametrize('security', ['000300.XSHG', '600001.XSHG', '600000', 'nothing'])
+def test_what_cannot_be_traded_gives_no_order_and_a_line(market, tmp_path, security):
+    market.daily('000300.XSHG', [day_row(day, 3000.0) for day in DAYS])
+    result, lines = play(market, tmp_path, '''
+    def begin(context):
+        run_daily(trade, '9:30')
+
+    def trade(context):
+        assert order('%s', 100) is None and order('%s', -100) is None
+        assert order_value('%s', 1000000) is None and order_target('%s', 100) is None
+    ''' % ((security,) * 4), days=1)
+    assert result.orders == [] and len(lines) == 4
+
+
 def test_targets_count_what_is_held_and_cancel_what_is_open(market, tmp_path):
     result, _ = play(market, tmp_path, '''
     def begin(context):

@@ -608,7 +608,8 @@ def test_get_price_takes_both_spellings_of_the_range(wire, args, how):
     jq.get_data_client().get_price(CODE, *args, frequency='1d', fields=('close',), fq=None, **how)
     payload = wire.sent[0][1]
     assert (payload['start'], payload['end']) == ('2024-01-02', date(2024, 1, 5))
-    assert (payload['frequency'], payload['fields'], payload['fq'], payload['count']) == ('1d', ['close'], None, None)
+    assert (payload['frequency'], payload['fields'], payload['fq']) == ('1d', ['close'], None)
+    assert 'count' not in payload
 
 
 def test_ranges_that_contradict_each_other_are_refused(wire):
