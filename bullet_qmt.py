@@ -12057,7 +12057,7 @@ def run_backtest(args):
         args.strategy, args.start, args.end, args.cash, args.frequency, args.benchmark,
         helper.parse_params(args.param), args.provider or settings.data_provider, _given_values(**config),
         'continue' if args.keep_going else 'stop', args.output, not args.no_html, not args.no_csv)
-    with _backtest_log(args.log) as log:
+    with _strategy_log(args.log, 'w') as log:
         screen = helper.Screen(_write_out, sys.stdout.isatty(), log)
         if args.grid:
             return Exit(helper.run_grid_command(order, helper.parse_grid(args.grid), screen, args.dask))
@@ -12069,16 +12069,34 @@ def _write_out(text):
 
 
 @contextlib.contextmanager
-def _backtest_log(path):
+def _strategy_log(path, mode):
     if path is None:
         yield None
         return
     try:
-        file = io.open(path, 'w', encoding='utf-8')
+        file = io.open(path, mode, buffering=1, encoding='utf-8')
     except OSError as error:
         raise ConfigError('日志文件 %s 打不开：%s' % (path, error), '检查 --log')
     with file:
         yield file
+
+
+# -- live ----------------------------------------------------------------------------------------------------------
+def run_live(args):
+    """What jq_helper's strategy runtime makes of the command. Ctrl-C and SIGTERM let the current job finish."""
+    helper, settings = importlib.import_module('jq_helper'), settings_from(args)
+    config = {name: getattr(settings, name) for name in (
+        'host', 'port', 'token', 'tls_cert', 'rpc_timeout', 'account_key', 'sub_account')}
+    stem = os.path.splitext(os.path.basename(args.strategy))[0]
+    limits = helper.RiskLimits(args.max_order_value, args.max_orders, args.max_cancels, args.max_holdings)
+    order = helper.LiveOrder(
+        args.strategy, args.frequency, helper.parse_params(args.param), _given_values(**config),
+        args.runtime_dir or os.path.join('live', stem), args.dry_run, args.order_wait, limits, args.late_limit,
+        args.overview_every, 'continue' if args.keep_going else 'stop')
+    stop = StopSignal().install()
+    with _strategy_log(args.log, 'a') as log:
+        screen = helper.Screen(_write_out, False, log)
+        return Exit(helper.run_live_command(order, screen, lambda: stop.wait(0)))
 
 
 # -- the commands: name -> (function, help, option groups, arguments) ------------------------------------------------
@@ -12086,13 +12104,18 @@ def _argument(*flags, **options):
     return flags, options
 
 
-def _positive(text):
-    try:
-        return whole(1, 10 ** 7)(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error))
+def _parsed(parse):
+    """A type for argparse of a parser that says what it expects."""
+    def convert(text):
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error))
+    return convert
 
 
+_positive, _minutes = _parsed(whole(1, 10 ** 7)), _parsed(whole(0, 1440))
+_positive_yuan, _seconds = _parsed(real(0.01, 1e12)), _parsed(real(0, 600))
 _SECURITY = _argument('security', metavar='CODE', help='证券代码，如 000001.XSHE')
 _OF_SECURITY = _argument('--security', metavar='CODE', help='只看这个证券')
 _IDEMPOTENCY = _argument('--key', metavar='KEY', help='idempotency_key；重试同一笔时用同一个')
@@ -12145,6 +12168,24 @@ COMMANDS = OrderedDict([
         _argument('--keep-going', action='store_true', help='策略出错后继续运行（默认中止）'),
         _argument('--data-provider', dest='provider', metavar='qmt-remote|stub|csv:DIR',
                   help='行情来源（默认 DEFAULT_DATA_PROVIDER）')])),
+    ('live', (run_live, '实盘运行一个聚宽策略', ('client',), [
+        _argument('strategy', metavar='FILE', help='策略文件'),
+        _argument('--broker', choices=['qmt-remote'], help='交易通道（默认 DEFAULT_BROKER）'),
+        _argument('--data-provider', choices=['qmt-remote'], help='行情来源（默认 DEFAULT_DATA_PROVIDER）'),
+        _argument('--runtime-dir', metavar='DIR', help='运行目录：状态、锁、停止文件（默认 live/策略名）'),
+        _argument('--frequency', default='day', choices=['day', 'minute'], help='按日或按分钟运行（默认 day）'),
+        _argument('--param', action='append', metavar='NAME=VALUE', help='策略参数，可多次给出：g.NAME 以及同名的模块常量'),
+        _argument('--dry-run', action='store_true', help='演练：什么都照做，只是不发出委托和撤单'),
+        _argument('--max-order-value', type=_positive_yuan, metavar='YUAN', help='每笔委托的金额上限'),
+        _argument('--max-orders', type=_positive, metavar='N', help='每天的委托笔数上限'),
+        _argument('--max-cancels', type=_positive, metavar='N', help='每天的撤单次数上限'),
+        _argument('--max-holdings', type=_positive, metavar='N', help='同时持有的证券数上限'),
+        _argument('--order-wait', type=_seconds, default=16.0, metavar='SECONDS', help='下单后等结果的秒数（默认 16）'),
+        _argument('--late-limit', type=_seconds, default=300.0, metavar='SECONDS',
+                  help='任务最多晚多少秒还补做（默认 300）'),
+        _argument('--overview-every', type=_minutes, default=0, metavar='MINUTES', help='每隔多少分钟显示账户总览（默认不）'),
+        _argument('--log', metavar='FILE', help='策略的日志写进这个文件（接在后面），而不是屏幕'),
+        _argument('--keep-going', action='store_true', help='策略出错后继续运行（默认停止）')])),
     ('call', (run_call, '直接调用一个 action，打印 JSON', ('client',), [
         _argument('action', metavar='ACTION', help='例如 data.snapshot'),
         _argument('payload', nargs='?', default='{}', metavar='PAYLOAD', help='JSON 对象（默认 {}）')])),

@@ -37,6 +37,9 @@ Contents, each section using only those above it:
    14. STRATEGY     a strategy's file: its names, the modules it imports, its log, its errors
    15. SESSION      a strategy at work: tasks, data and broker under one clock
    16. RUN          a session through the trade days of a backtest
+   17. LIVE ACCOUNT the remote account as a strategy's broker: keys, limits, outcomes
+   18. LIVE DATA    bars of the past in blocks, today from quotes
+   19. LIVE RUN     what is kept on disk, the wall clock, the loop; the command
    20. METRICS      what a run earned and risked
    21. REPORT       the run as lines, CSV files and one HTML page
    22. BACKTEST     from a strategy's file to its result; the command
@@ -51,11 +54,13 @@ import csv
 import enum
 import functools
 import hashlib
+import io
 import itertools
 import json
 import math
 import operator
 import os
+import pickle
 import re
 import sys
 import threading
@@ -70,13 +75,16 @@ from decimal import Decimal
 from time import monotonic
 
 from bullet_qmt import (
-    BAR_MINUTES, BEIJING, FINAL_STATUSES, BadRequest, BulletError, ConfigError, DataUnavailable, LocalConnection,
-    NotSupported, OrderNotFound, OrderRejected, OrderStateUnknown, ProtocolError, RemoteQmtProvider, SecurityNotFound,
-    ShortConnection, brief, calendar_groups, check_choice, check_flag, check_moment, check_number, check_text,
-    check_whole, combine, factor_at, factor_ranges, format_table, from_ms, instrument, load_settings, lot_problem,
-    normalize_code, normalize_codes, open_service, optional_import, order_style, parse_bool, parse_frequency,
-    parse_host, parse_moment, parse_order_id, parse_text, parse_token, printable, protect_price, qmt_code, real,
-    round_lot, round_to_tick, scale, text_width, to_ms, tradable, trade_fees, whole, windows_from_end)
+    BAR_MINUTES, BEIJING, FINAL_STATUSES, BadRequest, BulletError, Clock, ConfigError, DataUnavailable,
+    LocalConnection, NotSupported, OrderNotFound, OrderRejected, OrderStateUnknown, ProtocolError, RemoteQmtBroker,
+    RemoteQmtProvider, SecurityNotFound, ShortConnection, account_overview, bars_elapsed, brief, calendar_groups,
+    check_choice, check_flag, check_moment, check_number, check_text, check_whole, combine, connect, factor_at,
+    factor_ranges, format_table, from_ms, instrument, load_settings, lot_problem, normalize_code, normalize_codes,
+    open_service, optional_import, order_style, parse_bool, parse_frequency, parse_host, parse_moment, parse_order_id,
+    parse_text, parse_token, price_limits, printable, protect_price, qmt_code, real, restrict_to_owner, round_lot,
+    round_to_tick, rule_trade_day, scale, text_width, to_ms, tradable, trade_fees, whole, windows_from_end)
+from bullet_qmt import Account as AccountRow
+from bullet_qmt import Position as PositionRow
 
 __all__ = [
     'configure', 'get_data_client', 'get_broker_client', 'order', 'order_value', 'order_target', 'order_target_value',
@@ -1250,6 +1258,19 @@ class Schedule:
 
     def clear(self):
         self._tasks, self._version = [], self._version + 1
+
+    def saved(self):
+        """(tasks as rows of plain values, the next number): what another process needs to go on with them."""
+        following = next(self._numbers)
+        self._numbers = itertools.count(following)
+        return [(task.kind, task.func.__name__, task.minutes, task.number, task.force, task.registered, task.order)
+                for task in self._tasks], following
+
+    def restore(self, rows, following, function_of):
+        """Takes such rows; function_of(name) -> the function, or None for one that is gone."""
+        found = [(function_of(row[1]), row) for row in rows]
+        self._tasks = [ScheduledTask(row[0], func, *row[2:]) for func, row in found if func is not None]
+        self._numbers, self._version = itertools.count(following), self._version + 1
 
     def jobs(self, day):
         """All Jobs of a trade day, in their order."""
@@ -2595,7 +2616,7 @@ class StrategyLog:
 
     def __init__(self, write, now):
         self._write, self._now = write, now
-        self._levels = {'order': 20, 'history': 20, 'strategy': 10, 'system': 20}
+        self.levels = {'order': 20, 'history': 20, 'strategy': 10, 'system': 20}
 
     def debug(self, message, *args):
         self.add('strategy', 'debug', message, *args)
@@ -2612,13 +2633,13 @@ class StrategyLog:
         self.add('strategy', 'error', message, *args)
 
     def set_level(self, source, level):
-        if source not in self._levels or level not in _LEVELS:
+        if source not in self.levels or level not in _LEVELS:
             raise BadRequest('log.set_level 不认识 %s、%s' % (brief(source), brief(level)),
                              "例如 log.set_level('order', 'error')")
-        self._levels[source] = _LEVELS[level]
+        self.levels[source] = _LEVELS[level]
 
     def add(self, source, level, message, *args):
-        if _LEVELS[level] >= self._levels[source]:
+        if _LEVELS[level] >= self.levels[source]:
             self._write('%s - %s - %s' % (self._now(), level.upper(), _log_text(message, args)))
 
     def print(self, *values, **options):
@@ -2745,15 +2766,17 @@ class Session:
 
     store: BarStore; params: name -> value; write(line): where log lines go; on_error 'stop' or 'continue'.
     broker_of(session) makes its BrokerInterface, once options, costs and view are there.
-    messages: what a reader of the results should know. records: [(date, OrderedDict)].
+    messages: what a reader of the results should know. records: [(date, OrderedDict)]. VIEW: the class of its view.
     """
+
+    VIEW = DataView
 
     def __init__(self, strategy, store, run_params, broker_of, params=None, write=lambda line: None, on_error='stop'):
         self.strategy, self.store, self.run_params, self.params = strategy, store, run_params, dict(params or {})
         self.on_error, self.messages, self.records = on_error, [], []
         self.g, self.options, self.costs = GlobalVariables(), Options(), TradingCosts()
         self.log = StrategyLog(write, lambda: self.view.now)
-        self.view = DataView(store, self.options, lambda text: self.log.add('history', 'warning', text))
+        self.view = self.VIEW(store, self.options, lambda text: self.log.add('history', 'warning', text))
         self.view.move(datetime.combine(run_params.start_date, time()))
         self.broker = broker_of(self)
         self.context = Context(run_params, self.broker.portfolio)
@@ -2763,12 +2786,12 @@ class Session:
         self._sync()
 
     # -- life ----------------------------------------------------------------------------------------------------
-    def start(self, resumed=False):
-        """Module code, then initialize (never again for a resumed run), after_code_changed, process_initialize."""
+    def start(self, hooks=('initialize', 'after_code_changed', 'process_initialize'), restore=lambda: None):
+        """Module code, restore() of what an earlier process kept, then these hooks."""
         vars(self.g).update(self.params)
         self._guarded(lambda: self.strategy.load(self.names(), self.params), always_stop=True)
         self.schedule.hooks = [name for name, _, _ in _HOOKS if self.strategy.hook(name)]
-        hooks = ('process_initialize',) if resumed else ('initialize', 'after_code_changed', 'process_initialize')
+        restore()
         for name in hooks:
             self._hook(name, always_stop=True)
 
@@ -3115,6 +3138,1308 @@ class BacktestRun:
 
 def _known_span(days):
     return '行情从 %s 到 %s' % (days[0], days[-1]) if days else '行情来源没有交易日'
+
+
+# ======================================================================================================
+# 17. LIVE ACCOUNT - the remote account as a strategy's broker: keys, limits, what became of each order
+# ======================================================================================================
+# order_value: yuan an order; orders, cancels: a day; holdings: securities held at once. None: no limit.
+RiskLimits = namedtuple('RiskLimits', 'order_value orders cancels holdings')
+# wait_s: how long an order waits for its outcome; dry_run: nothing is sent.
+LiveTerms = namedtuple('LiveTerms', 'wait_s dry_run limits')
+LIMIT_WAIT_S = 2.0     # a limit order that has not filled by then rests
+VALID_S = 120          # an order that reaches the server later than this is not submitted any more
+FIND_OUT_S = 30.0      # how long an unknown outcome is asked about before the strategy is told
+_JQ_STATUS = {'new': OrderStatus.new, 'filling': OrderStatus.filled, 'filled': OrderStatus.held,
+              'canceled': OrderStatus.canceled, 'partly_canceled': OrderStatus.canceled,
+              'rejected': OrderStatus.rejected}
+
+
+class Patience:
+    """Reads that may be repeated are, as long as the server calls the failure passing and limit_s is not over."""
+
+    PAUSE_S = 1.0
+
+    def __init__(self, clock, limit_s, stopping=lambda: False):
+        self.clock, self.limit_s, self.stopping, self._never = clock, limit_s, stopping, threading.Event()
+
+    def ask(self, call, *args, **kwargs):
+        deadline = self.clock.monotonic() + self.limit_s
+        while True:
+            try:
+                return call(*args, **kwargs)
+            except BulletError as error:
+                if not error.retryable or self.clock.monotonic() >= deadline or self.stopping():
+                    raise
+            self.clock.wait(self.PAUSE_S, self._never)
+
+
+class PatientProvider:
+    """A provider whose reads are asked with patience; all else is the provider's own."""
+
+    def __init__(self, provider, patience):
+        self._provider, self._patience = provider, patience
+
+    def __getattr__(self, name):
+        found = getattr(self._provider, name)
+        return functools.partial(self._patience.ask, found) if name.startswith('get_') else found
+
+
+class RemotePortfolio(Portfolio):
+    """The account as the server showed it last; its own figures, but for prices, which are those of now."""
+
+    def __init__(self, quote, warn):
+        super().__init__(0.0, quote, warn)
+        self._quote, self._total, self._transferable, self._prices = quote, 0.0, 0.0, {}
+
+    def show(self, account, positions):
+        """account: RemoteAccount; positions: RemotePositions."""
+        self.available_cash, self.locked_cash = account.available_cash, account.locked_cash
+        self._total, self._transferable = account.total_value, account.transferable_cash
+        held = [(normalize_code(row.security), row) for row in positions if row.total_amount > 0]
+        self._prices = {code: row.price for code, row in held}
+        self.positions.clear()
+        self.positions.update((code, self._position(code, row)) for code, row in held)
+
+    def _position(self, code, row):
+        """Whatever cannot be sold and is not locked counts as bought today."""
+        position = Position(code, self._price)
+        position.amount, position.locked_amount = row.total_amount, min(row.locked_amount, row.total_amount)
+        position.today_amount = max(0, position.total_amount - row.closeable_amount)
+        position.avg_cost = position.acc_avg_cost = position.hold_cost = row.avg_cost
+        return position
+
+    def _price(self, code):
+        """A holding that has no quote is shown at the price that the account has for it."""
+        try:
+            return self._quote(code) or self._prices.get(code, 0.0)
+        except (SecurityNotFound, DataUnavailable):
+            return self._prices.get(code, 0.0)
+
+    @property
+    def total_value(self):
+        return self._total
+
+    portfolio_value = total_value
+
+    @property
+    def transferable_cash(self):
+        return self._transferable
+
+
+class RemoteBroker(BrokerInterface):
+    """Orders of a strategy at the remote account.
+
+    book: what must not be forgotten: new_key(what) -> key, on disk when it returns; close_key(key, order_id=None);
+    count_cancel() -> key; count_order(); keys: key -> dict security, side, ...; own: order id -> key, of today;
+    is_own_key(key); orders, cancels: counts of today. remote: RemoteQmtBroker. log(level, text): of orders.
+    overview: (row of the account, rows of its positions) as read last. A failing read is an error, never an empty
+    account; an order whose outcome is unknown is never sent again.
+    """
+
+    def __init__(self, view, costs, options, log, remote, book, patience, terms):
+        self.view, self.costs, self.options, self._log = view, costs, options, log
+        self._remote, self._book, self._patience, self._terms = remote, book, patience, terms
+        self.portfolio = RemotePortfolio(view.last_price, lambda text: log('warning', text))
+        self.overview, self._fresh = None, False
+        self._seen, self._undecided = {}, {}  # order id -> Order of today; order id -> security while being cancelled
+
+    # -- what it looks like ----------------------------------------------------------------------------------------
+    def refresh(self):
+        """Reads the account."""
+        info = self._patience.ask(self._remote.get_account_info)
+        if not isinstance(info, dict):
+            raise ProtocolError('服务端没有给出账户资金', '核对服务端的日志')
+        rows = info.get('positions')
+        rows = _rows(self._patience.ask(self._remote.get_positions) if rows is None else rows, '持仓')
+        self.portfolio.show(RemoteAccount(info), [RemotePosition(row) for row in rows])
+        self.overview, self._fresh = (info, rows), True
+
+    def begin_day(self, moment):
+        self.view.move(moment)
+        self._seen, self._undecided = {}, {}
+        return []
+
+    def advance(self, moment):
+        """What was read for this job already is not read again."""
+        self.view.move(moment)
+        if not self._fresh:
+            self.refresh()
+        self._fresh = False
+
+    def orders(self):
+        """Those of this run; whatever else the account holds is somebody else's."""
+        found = [row for row in self._rows_of_orders() if self._is_own(row)]
+        return OrderedDict((row.order_id, self._order_of(row)) for row in found)
+
+    def trades(self):
+        orders = self.orders()
+        rows = [RemoteTrade(row) for row in _rows(self._patience.ask(self._remote.get_trades), '成交')]
+        found = [row for row in rows if row.order_id in orders]
+        return OrderedDict((row.trade_id, Trade(row.trade_id, orders[row.order_id], row.time, row.amount, row.price,
+                                                row.commission, row.tax)) for row in found)
+
+    def _rows_of_orders(self):
+        return [RemoteOrder(row) for row in _rows(self._patience.ask(self._remote.get_orders), '委托')]
+
+    def _is_own(self, row):
+        return row.order_id in self._book.own or self._book.is_own_key(row.idempotency_key)
+
+    def _order_of(self, row, style=None):
+        """The same Order object for the same order, as it is now."""
+        order = self._seen.get(row.order_id)
+        if order is None:
+            order = self._seen[row.order_id] = self._new_order(row, style)
+        order.filled, order.price, order.commission = row.filled, row.price, row.commission
+        order.status, order.message = _JQ_STATUS.get(row.status, OrderStatus.open), row.status_msg
+        if order.is_buy:
+            order.avg_cost = row.price
+        return order
+
+    def _new_order(self, row, style):
+        code = normalize_code(row.security)
+        if style is None:
+            is_market = row.raw_response.get('style') == 'market'
+            style = MarketOrderStyle(row.order_price or None) if is_market else LimitOrderStyle(row.order_price)
+        order = Order(row.order_id, code, row.is_buy, row.amount, style, row.add_time or self._patience.clock.now())
+        if not row.is_buy and code in self.portfolio.positions:
+            order.avg_cost = self.portfolio.positions[code].avg_cost
+        return order
+
+    # -- orders ------------------------------------------------------------------------------------------------------
+    def place(self, security, amount, style):
+        asked = amount
+        try:
+            code = self._known(security)
+            amount = self._sized(code, amount, style)
+            self._check_open_keys(code, amount)
+            self._check_limits(code, amount, style)
+        except (_Void, DataUnavailable, SecurityNotFound) as reason:
+            self._log('warning', '%s 下单 %s 股没有成立：%s' % (printable(str(security)), asked, reason))
+            return None
+        if self._terms.dry_run:
+            self._log('info', '演练，没有发出：%s' % _order_text(code, amount, style))
+            self._book.count_order()
+            return None
+        return self._send(code, amount, style)
+
+    _known, _sized, _check_style = SimulatedBroker._known, SimulatedBroker._sized, SimulatedBroker._check_style
+    _affordable = SimulatedBroker._affordable
+
+    def _reference(self, code, style):
+        """What a buy keeps of the cash: at market the worst price that it may fill at."""
+        return style.limit_price if _style_kind(style) == 'limit' else self._bound(code, style)
+
+    def _bound(self, code, style):
+        high, low = self.view.limits(code)
+        last = self.view.last_price(code)
+        bound = protect_price(code, 'BUY', last, high if high < math.inf else None, low if low > 0 else None)
+        own = style.limit_price
+        return min(filter(None, (bound or last, own)), default=0.0)
+
+    def _check_open_keys(self, code, amount):
+        side = 'BUY' if amount > 0 else 'SELL'
+        if any((item['security'], item['side']) == (code, side) for item in self._book.keys.values()):
+            raise _Void('同一证券同一方向还有一笔委托结果未知，核对出来之前不再下单')
+        if code in self._undecided.values() and self._still_undecided(code):
+            raise _Void('这只证券的撤单还没有结果，之前不再下单')
+
+    def _still_undecided(self, code):
+        alive = {row.order_id for row in self._rows_of_orders() if not row.final}
+        self._undecided = {key: item for key, item in self._undecided.items() if key in alive}
+        return code in self._undecided.values()
+
+    # -- limits: what cannot be computed does not pass -------------------------------------------------------------
+    def _check_limits(self, code, amount, style):
+        limits = self._terms.limits
+        if limits.orders is not None and self._book.orders >= limits.orders:
+            raise _Void('今天已下 %d 笔委托，上限 %d' % (self._book.orders, limits.orders))
+        if limits.order_value is not None:
+            worth = self._worth(code, amount, style)
+            if not 0 < worth <= limits.order_value:
+                raise _Void('委托金额 %s 超过每笔上限 %.2f' % ('%.2f' % worth if worth > 0 else '算不出来，视为', limits.order_value))
+        if limits.holdings is not None and amount > 0:
+            self._check_holdings(code, limits.holdings)
+
+    def _worth(self, code, amount, style):
+        """Yuan at the highest price that it may fill at; 0 where that is not known."""
+        if amount > 0 and _style_kind(style) == 'limit':
+            return amount * style.limit_price
+        last = self.view.last_price(code)
+        if self.view.is_stale(code) or last <= 0:
+            return 0.0
+        if amount > 0:
+            return amount * self._reference(code, style)
+        return -amount * max(last, style.limit_price or 0.0)
+
+    def _check_holdings(self, code, limit):
+        """Held, being bought, or perhaps being bought."""
+        codes = set(self.portfolio.positions)
+        codes.update(normalize_code(row.security) for row in self._rows_of_orders() if row.is_buy and not row.final)
+        codes.update(item['security'] for item in self._book.keys.values() if item['side'] == 'BUY')
+        if code not in codes and len(codes) >= limit:
+            raise _Void('已有 %d 只持仓（含在途买入），上限 %d' % (len(codes), limit))
+
+    # -- sending -----------------------------------------------------------------------------------------------------
+    def _send(self, code, amount, style):
+        """The key is on disk before the order leaves; only what is certain takes it away again."""
+        is_buy, now = amount > 0, self._patience.clock.now()
+        side, is_market = 'BUY' if is_buy else 'SELL', _style_kind(style) == 'market'
+        key = self._book.new_key(OrderedDict(security=code, side=side, amount=abs(amount), time=now,
+                                             style=_style_text(style)))
+        try:
+            row = self._remote.place_order(
+                code, side, abs(amount), order_style(style.limit_price, is_market), self._wait_s(is_market, now),
+                idempotency_key=key, valid_until=now.replace(microsecond=0) + timedelta(seconds=VALID_S))
+        except OrderStateUnknown as error:
+            self._log('error', '%s 结果未知，正在核对（key=%s）：%s' % (_order_text(code, amount, style), key, error.message))
+            row = self.settle(key, FIND_OUT_S)
+        except OrderRejected as error:
+            row = self._void(key, error)
+        except BulletError:  # certainly not sent
+            self._book.close_key(key)
+            raise
+        else:
+            self._book.close_key(key, row['order_id'])
+        self.refresh()
+        return None if row is None else self._placed(RemoteOrder(row), style)
+
+    def _wait_s(self, is_market, now):
+        """Nobody waits for an order that only the open can fill."""
+        if not in_trading(now.hour * 60 + now.minute):
+            return 0
+        return self._terms.wait_s if is_market else min(self._terms.wait_s, LIMIT_WAIT_S)
+
+    def _placed(self, row, style):
+        order = self._order_of(row, style)
+        level = 'warning' if order.status in (OrderStatus.rejected, OrderStatus.canceled) else 'info'
+        self._log(level, '%s：委托号 %s，状态 %s，成交 %d 股，均价 %g%s' % (
+            _order_text(order.security, order.amount if order.is_buy else -order.amount, style), order.order_id,
+            order.status, order.filled, order.price, row.status_msg and '（%s）' % printable(row.status_msg)))
+        return order
+
+    def _void(self, key, error):
+        what = self._book.keys[key]
+        self._book.close_key(key)
+        self._log('warning', '%s %s %d 股被拒绝：%s' % (
+            '买入' if what['side'] == 'BUY' else '卖出', what['security'], what['amount'], error.message))
+        return None
+
+    def settle(self, key, limit_s):
+        """The row of the order of an open key, None if it is certainly not at the broker. Raises OrderStateUnknown."""
+        try:
+            row = self._remote.wait_order(key, limit_s)
+        except OrderRejected as error:
+            return self._void(key, error)
+        what = self._book.keys[key]
+        self._book.close_key(key, str(row['order_id']))
+        self._log('warning', '已核对：%s %s %d 股在柜台，委托号 %s' % (
+            '买入' if what['side'] == 'BUY' else '卖出', what['security'], what['amount'], row['order_id']))
+        return row
+
+    # -- cancels -----------------------------------------------------------------------------------------------------
+    def cancel(self, order_id):
+        order = self.open_orders().get(str(order_id))
+        if order is None:
+            return None
+        limit = self._terms.limits.cancels
+        if limit is not None and self._book.cancels >= limit:
+            self._log('warning', '没有撤委托 %s：今天已撤 %d 次，上限 %d' % (order_id, self._book.cancels, limit))
+            return None
+        key = self._book.count_cancel()
+        if self._terms.dry_run:
+            self._log('info', '演练，没有发出：撤委托 %s' % order_id)
+            return None
+        return self._cancel(order, key)
+
+    def _cancel(self, order, key):
+        """An undecided cancel is no cancel: until it is decided nothing new is ordered of that security."""
+        try:
+            done = self._remote.cancel_order(order.order_id, idempotency_key=key)
+            text = '已撤' if done else '没有撤成，已是最终状态'
+        except OrderRejected as error:
+            text = '没有撤成：%s' % error.message
+        except OrderStateUnknown as error:
+            self._undecided[order.order_id] = order.security
+            text = '撤单还没有结果：%s' % error.message
+        self._log('info', '%s 的委托 %s：%s' % (order.security, order.order_id, text))
+        self.refresh()
+        return self.orders().get(order.order_id)
+
+
+def _style_text(style):
+    price = style.limit_price
+    if _style_kind(style) == 'limit':
+        return '限价 %g' % price
+    return '市价' if price is None else '市价（保护价 %g）' % price
+
+
+def _order_text(code, amount, style):
+    return '%s %s %d 股 %s' % ('买入' if amount > 0 else '卖出', code, abs(amount), _style_text(style))
+
+
+# ======================================================================================================
+# 18. LIVE DATA - bars of the past in blocks, today from quotes; the calls are those of a backtest
+# ======================================================================================================
+QUOTE_S = 1.0          # how long a quote is taken for that of now
+DAYS_AHEAD = 40        # days after today that weeks and months are counted with
+_QUOTED = ('open', 'high', 'low', 'volume', 'money')
+
+
+class LiveStore(BarStore):
+    """A BarStore whose last day is today. provider: asked for all; clock: of the run.
+
+    begin_day(today) makes it anew. live_row: today's row of the calendar, None if today is no trade day. Days before
+    today come from the provider; today's row from the quote, and from the provider once the day is over.
+    """
+
+    def __init__(self, provider, clock):
+        self.pandas, self.numpy = need_pandas()
+        self.provider, self._clock, self.days = provider, clock, []
+        self.begin_day(clock.now().date())
+
+    def begin_day(self, today):
+        """Raises BulletError where the provider cannot be asked; then all is as it was before."""
+        days = self.provider.get_trade_days(start_date='1990-01-01', end_date=today)
+        if not days:
+            raise DataUnavailable('行情来源没有交易日', '核对服务端的行情')
+        ahead = [today + timedelta(days=number) for number in range(1, DAYS_AHEAD + 1)]
+        self.days[:] = days + [day for day in ahead if rule_trade_day(day)]  # in place: others hold this list
+        self.calendar = array('q', [to_ms(day) for day in self.days])
+        self.row_of = {day: row for row, day in enumerate(self.days)}
+        self._today = today
+        self.last_row = self.start_row = len(days) - 1
+        self.live_row = self.row_of.get(today)
+        self.closed, self.without_minutes = False, OrderedDict()
+        self._days, self._minutes, self._infos, self._today_factors = {}, {}, {}, {}
+        self._quotes, self._todays, self._joined, self._read_at = {}, {}, {}, {}
+
+    # -- quotes ------------------------------------------------------------------------------------------------------
+    def quote(self, code):
+        """Row of the quote of now, at most a second old."""
+        now_s = self._clock.monotonic()
+        known = self._quotes.get(code)
+        if known is None or now_s - known[0] >= QUOTE_S:
+            known = self._quotes[code] = now_s, self.provider.get_live_current(code)
+        return known[1]
+
+    def is_of_today(self, quote):
+        moment = _moment(quote.get('dt'))
+        return moment is None or moment.date() == self._today
+
+    def today_of(self, code):
+        """Dict of today's figures as they are now; NaN for what is not known (yet), the last close while suspended."""
+        quote = self.quote(code)
+        fresh = self.is_of_today(quote)
+        row = {name: _number_of(quote.get(name) if fresh else None) for name in _QUOTED}
+        row.update(self._reference(code, quote, fresh), close=_number_of(quote.get('last_price')),
+                   paused=float(bool(quote.get('paused'))))
+        if row['paused']:
+            row.update(dict.fromkeys(('open', 'high', 'low', 'close'), row['pre_close']), volume=0.0, money=0.0)
+        return row
+
+    def _reference(self, code, quote, fresh):
+        """Before there is a quote of today the last close and the rules tell what is known of it."""
+        names = ('pre_close', 'high_limit', 'low_limit')
+        if fresh:
+            return {name: _number_of(quote.get(name)) for name in names}
+        last = _number_of(quote.get('last_price'))
+        high, low = price_limits(code, last, self._today)
+        return dict(zip(names, map(_number_of, (last, high, low))))
+
+    # -- days --------------------------------------------------------------------------------------------------------
+    def turn(self, closed):
+        """closed: whether today is over for the strategy."""
+        self.closed = closed
+
+    def daily(self, code, row=None):
+        """A block that was read before the close is no good after it; for some minutes it may still be completed."""
+        read = self._read_at.get(code)
+        if self.closed and read is not None and (not read[0] or self._may_have_changed(read[1])):
+            del self._days[code]
+        return super().daily(code, row)
+
+    def _may_have_changed(self, read):
+        settled = datetime.combine(self._today, time(15, 5))
+        return read < settled and (self._clock.now() - read).total_seconds() > 60
+
+    def _load_days(self, codes, first):
+        with self._until(self.live_row if self.closed or self.live_row is None else self.live_row - 1):
+            super()._load_days(codes, first)
+        for code in codes:
+            self._read_at[code] = self.closed, self._clock.now()
+            if self.live_row is not None:
+                self._days[code] = self._with_today(self._days[code])
+
+    @contextlib.contextmanager
+    def _until(self, row):
+        """What is read meanwhile ends with this row."""
+        shown, self.last_row = self.last_row, self.last_row if row is None else row
+        try:
+            yield
+        finally:
+            self.last_row = shown
+
+    def _with_today(self, block):
+        """The block with today's row: its reference prices, and all of it where the provider lacks the day."""
+        today = self.calendar[self.live_row]
+        has_today = len(block.times) and block.times[-1] == today
+        row = self.today_of(block.code)
+        if has_today and block.columns['paused'][-1] == row['paused']:
+            return block
+        times = block.times if has_today else block.times + array('q', [today])
+        columns = {name: values[:-1] if has_today else values for name, values in block.columns.items()}
+        columns = {name: values + array('d', [row[name] if self._shows(name) else math.nan])
+                   for name, values in columns.items()}
+        return DayBlock(block.code, times, columns, self._steps(block, columns, today), block.first, block.complete)
+
+    def _shows(self, name):
+        """The running day's prices are never read from here: LiveView has those of now."""
+        return self.closed or name in ('pre_close', 'high_limit', 'low_limit', 'paused')
+
+    def _steps(self, block, columns, today):
+        """What goes ex today shows in the reference price alone."""
+        before, reference = columns['close'][-2] if len(columns['close']) > 1 else math.nan, columns['pre_close'][-1]
+        if columns['paused'][-1] or not (reference > 0 and abs(before - reference) > 1e-6):
+            return block.steps
+        return [step for step in block.steps if step[0] < today] + [
+            (today, factor_at(block.steps, today - 1) * before / reference)]
+
+    # -- minutes -----------------------------------------------------------------------------------------------------
+    def minutes(self, code, first, last):
+        if self.live_row is None:
+            return super().minutes(code, first, last)
+        past = None
+        with self._until(self.live_row - 1):
+            if first < self.live_row and self.live_row:
+                past = super().minutes(code, first, min(last, self.live_row - 1))
+        if last < self.live_row:
+            return past
+        return self._join(code, past, self._minutes_today(code))
+
+    def _minutes_today(self, code):
+        """(times, columns) of today's complete minutes, or None; read again when one more should be there."""
+        now, now_s = self._clock.now(), self._clock.monotonic()
+        count = bars_elapsed(now)
+        expected = self.calendar[self.live_row] + BAR_MINUTES[count - 1] * 60000 if count else None
+        known = self._todays.get(code)
+        if known is None or (not self._has(known[1], expected) and (now_s - known[0] >= QUOTE_S or known[2] != count)):
+            part = self._minute_part(code, self.live_row, self.live_row + 1)
+            known = self._todays[code] = now_s, part, count
+        return known[1]
+
+    @staticmethod
+    def _has(part, expected):
+        return expected is None or (part is not None and len(part[0]) > 0 and part[0][-1] >= expected)
+
+    def _join(self, code, past, today):
+        known = self._joined.get(code)
+        if known is not None and known[0] is past and known[1] is today:
+            return known[2]
+        block = past
+        if today is not None and len(today[0]):
+            block = BarBlock(code, *(_appended(past, today) + (self.daily(code).steps,)))
+        self._joined[code] = past, today, block
+        return block
+
+
+def _number_of(value):
+    return math.nan if value is None or isinstance(value, str) else float(value)
+
+
+class LiveView(DataView):
+    """A DataView whose today is what quotes say; prices are anchored at today, so they are those of orders."""
+
+    def move(self, moment):
+        super().move(moment)
+        self.store.turn(self.today_row is not None and self.done_row == self.today_row)
+
+    def base(self, code, block):
+        return factor_at(block.steps, self.now_ms)
+
+    def day_value(self, code, name, row=None):
+        row = self.today_row if row is None else row
+        if row is None or row != self.store.live_row:
+            return super().day_value(code, name, row)
+        return self.store.today_of(code)[name]
+
+    def last_price(self, code):
+        """Yuan of now; before the open the reference price; 0.0 where there is none."""
+        if self.today_row is None:
+            price = self.day_value(code, 'close', self.done_row)
+        else:
+            price = self.day_value(code, 'pre_close' if self.minute < _OPENING else 'close')
+        return price if price == price else 0.0
+
+    def is_stale(self, code):
+        """Whether the source itself says that its quote is too old."""
+        quote = self.store.quote(code)
+        return bool(quote.get('stale')) or not self.store.is_of_today(quote)
+
+    def _running_day(self, code, level):
+        """Dict of today's bar so far; nothing of it before the open, the reference price until the first trade."""
+        if self.minute < _OPENING:
+            return dict.fromkeys(_FIELDS, math.nan)
+        bar = self.store.today_of(code)
+        if bar['open'] != bar['open']:
+            bar.update(dict.fromkeys(('open', 'high', 'low', 'close'), bar['pre_close']), volume=0.0, money=0.0)
+        bar = self._on_level(code, bar, level)
+        average = bar['money'] / bar['volume'] if bar['volume'] else bar['close']
+        return dict(bar, avg=average, price=average)
+
+    def _on_level(self, code, bar, level):
+        ratio = 1.0 if level is None else self.base(code, self.store.daily(code)) / level
+        if ratio == 1.0:
+            return bar
+        digits = 3 if instrument(code).tick < 0.01 else 2
+        prices = {name: round(bar[name] * ratio, digits) for name in ('open', 'high', 'low', 'close')}
+        return dict(bar, volume=float(round(bar['volume'] / ratio)), **prices)
+
+
+# ======================================================================================================
+# 19. LIVE RUN - what is kept on disk, the wall clock, and the loop that fires what is due
+# ======================================================================================================
+STATE_FILE, LOCK_FILE, STOP_FILE = 'state.bin', 'lock', 'stop'
+STATE_MAGIC = b'bullet-qmt live state\n'
+STATE_VERSION = 1
+POLL_S = 1.0            # how soon a stop file or a signal is noticed
+RETRY_S = 15.0          # between attempts to begin a day or to read the account
+RESOLVE_S = 10.0        # between looks at orders whose outcome is unknown
+CALENDAR_S = 600.0      # between looks whether a weekday has become a trade day after all
+START_PATIENCE_S = 180.0  # how long a new process asks about open keys before its first task
+NEVER = datetime(2200, 1, 1)
+
+
+class LiveClock(Clock):
+    """Beijing's wall clock. wait(seconds, event): until then or the event, but never long: signals are to be seen."""
+
+    def wait(self, seconds, event):
+        event.wait(max(0.0, min(seconds, POLL_S)))
+
+
+class DirectoryLock:
+    """One process for a directory: a lock of the operating system, which no crash leaves behind."""
+
+    def __init__(self, directory):
+        self._path, self._file = os.path.join(directory, LOCK_FILE), None
+
+    def __enter__(self):
+        self._file = io.open(self._path, 'a+', encoding='utf-8')
+        try:
+            self._acquire()
+        except OSError:
+            holder = self._holder()
+            self._file.close()
+            raise ConfigError('运行目录 %s 已有一个实盘进程在用%s' % (os.path.dirname(self._path), holder), '先停掉它，或换一个 --runtime-dir')
+        self._file.seek(0)
+        self._file.truncate()
+        self._file.write('进程 %d，自 %s' % (os.getpid(), datetime.now(BEIJING).strftime('%Y-%m-%d %H:%M:%S')))
+        self._file.flush()
+        return self
+
+    def __exit__(self, *exc_info):
+        self._file.close()
+
+    def _acquire(self):
+        """On Windows a byte far behind the text, which stays readable so."""
+        fcntl = optional_import('fcntl')
+        if fcntl is not None:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        os.lseek(self._file.fileno(), 1 << 30, os.SEEK_SET)
+        msvcrt = optional_import('msvcrt')
+        msvcrt.locking(self._file.fileno(), msvcrt.LK_NBLCK, 1)
+
+    def _holder(self):
+        try:
+            self._file.seek(0)
+            return '（%s）' % printable(self._file.read(200))
+        except (OSError, UnicodeDecodeError):
+            return ''
+
+
+# -- what is kept --------------------------------------------------------------------------------------------------
+def write_atomically(path, data):
+    """The file holds either what it held or all of this, on disk when it returns."""
+    fresh = path + '.new'
+    with open(fresh, 'wb') as file:
+        restrict_to_owner(fresh)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    _replace(fresh, path)
+    if os.name != 'nt':
+        directory = os.open(os.path.dirname(path) or '.', os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def _replace(fresh, path):
+    """On Windows a virus scanner may have the file open for a moment."""
+    for attempt in range(10):
+        try:
+            return os.replace(fresh, path)
+        except PermissionError:
+            if attempt == 9:
+                raise
+            threading.Event().wait(0.05)
+
+
+class LiveState:
+    """What a live run must not forget, in one file of its runtime directory.
+
+    A job's key is on disk as begun before it runs; cursor is the last one begun, and all before it are done with.
+    running: the one that has begun and not ended. keys: idempotency keys of orders whose outcome is not known.
+    kept: g and other things of the strategy, as LiveSession packs them.
+    """
+
+    FIELDS = OrderedDict([
+        ('version', STATE_VERSION), ('strategy', ''), ('source', ''), ('account', ''), ('dry_run', False),
+        ('frequency', 'day'), ('run_id', ''), ('born', None), ('capital', None), ('returns', 0.0),
+        ('returns_day', None), ('day', None), ('cursor', (-1,)), ('running', None), ('number', 0), ('orders', 0),
+        ('cancels', 0), ('keys', {}), ('own', {}), ('kept', {})])
+
+    def __init__(self, directory, values):
+        self._path = os.path.join(directory, STATE_FILE)
+        self.__dict__.update(self.FIELDS, keys=OrderedDict(), own={}, kept={})
+        self.__dict__.update(values)
+
+    @classmethod
+    def read(cls, directory):
+        """The state, or None where there is none yet. Raises ConfigError for a file that is damaged or foreign."""
+        path = os.path.join(directory, STATE_FILE)
+        try:
+            with open(path, 'rb') as file:
+                data = file.read()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ConfigError('状态文件 %s 读不出来：%s' % (path, error), '检查 --runtime-dir 的权限')
+        return cls(directory, cls._unpacked(data, path))
+
+    @classmethod
+    def _unpacked(cls, data, path):
+        way_out = '不会当作没有状态从头开始。先核对账户和委托；确认要从头开始时，换一个 --runtime-dir'
+        head, digest, body = data[:len(STATE_MAGIC)], data[len(STATE_MAGIC):][:32], data[len(STATE_MAGIC) + 32:]
+        if head != STATE_MAGIC:
+            raise ConfigError('%s 不是实盘的状态文件' % path, way_out)
+        if hashlib.sha256(body).digest() != digest:
+            raise ConfigError('状态文件 %s 已损坏' % path, way_out)
+        values = pickle.loads(body)
+        if values.get('version') != STATE_VERSION or set(values) != set(cls.FIELDS):
+            raise ConfigError('状态文件 %s 的版本 %s 不认识' % (path, brief(values.get('version'))), '用写它的那个版本的程序')
+        return values
+
+    def save(self):
+        body = pickle.dumps({name: getattr(self, name) for name in self.FIELDS}, protocol=4)
+        try:
+            write_atomically(self._path, STATE_MAGIC + hashlib.sha256(body).digest() + body)
+        except OSError as error:
+            raise ConfigError('状态写不进 %s：%s' % (self._path, error), '检查磁盘空间和权限；没有写下的不会执行')
+
+    # -- days and jobs -----------------------------------------------------------------------------------------------
+    def begin_day(self, day):
+        self.day, self.cursor, self.running = day, (-1,), None
+        self.orders, self.cancels, self.own = 0, 0, {}
+        self.save()
+
+    def begin_job(self, key):
+        self.cursor = self.running = key
+        self.save()
+
+    def end_job(self, kept):
+        self.running, self.kept = None, kept
+        self.save()
+
+    # -- orders: the book of RemoteBroker ----------------------------------------------------------------------------
+    @property
+    def _prefix(self):
+        return 'live-%s-' % self.run_id
+
+    def is_own_key(self, key):
+        return isinstance(key, str) and key.startswith(self._prefix)
+
+    def _next_key(self, kind=''):
+        self.number += 1
+        return '%s%s-%s%d' % (self._prefix, self.day.strftime('%Y%m%d'), kind, self.number)
+
+    def new_key(self, what):
+        """A key for an order, on disk with what it is."""
+        key = self._next_key()
+        self.keys[key] = dict(what, day=self.day)
+        self.count_order()
+        return key
+
+    def count_order(self):
+        self.orders += 1
+        self.save()
+
+    def close_key(self, key, order_id=None):
+        """Its outcome is certain; order_id: of the order that it made."""
+        del self.keys[key]
+        if order_id is not None:
+            self.own[order_id] = key
+        self.save()
+
+    def count_cancel(self):
+        self.cancels += 1
+        key = self._next_key('c')
+        self.save()
+        return key
+
+
+def _packed(values, lost):
+    """name -> pickle of each value that has one; lost(name, error) for the others. Names with __ are left out."""
+    packed = OrderedDict()
+    for name, value in values.items():
+        if name.startswith('__'):
+            continue
+        try:
+            packed[name] = pickle.dumps(value, protocol=4)
+        except Exception as error:  # whatever a strategy's object raises
+            lost(name, error)
+    return packed
+
+
+def _unpacked(packed, lost):
+    values = OrderedDict()
+    for name, data in packed.items():
+        try:
+            values[name] = pickle.loads(data)
+        except Exception as error:  # a class that the new code does not have any more, say
+            lost(name, error)
+    return values
+
+
+# -- the strategy ----------------------------------------------------------------------------------------------------
+_CONTEXT_NAMES = ('run_params', 'portfolio', 'subportfolios', 'current_dt', 'previous_date', 'universe')
+
+
+class LiveTick:
+    """What handle_tick is given: code, datetime, current, high, low, volume, money, a1_p, a1_v, b1_p, b1_v, ..."""
+
+    def __init__(self, row):
+        self.code = self.security = row['sid']
+        self.datetime, self.current = _moment(row.get('dt')), row.get('last_price')
+        for name in ('open', 'high', 'low', 'pre_close', 'volume', 'money', 'a1_p', 'a1_v', 'b1_p', 'b1_v'):
+            setattr(self, name, row.get(name))
+
+    def __repr__(self):
+        return 'Tick(code=%r, datetime=%s, current=%s)' % (self.code, self.datetime, self.current)
+
+
+class LiveSession(Session):
+    """A Session on the wall clock: its state can be packed and given to another process."""
+
+    VIEW = LiveView
+
+    def __init__(self, *args, **options):
+        self.subscribed, self._restored, self._lost_names = set(), (), set()
+        super().__init__(*args, **options)
+
+    def names(self):
+        own = {name: getattr(self, name) for name in ('subscribe', 'unsubscribe', 'unsubscribe_all')}
+        return dict(super().names(), **own)
+
+    def move(self, moment):
+        """To a time at which no job runs."""
+        self.view.move(moment)
+        self._sync()
+
+    def load(self, hooks, restore=lambda: None):
+        """Session.start; what the module defines can be pickled, as it is found under the module's name."""
+        def found():
+            sys.modules['__strategy__'] = module = types.ModuleType('__strategy__')
+            module.__dict__.update(self.strategy.namespace)
+            restore()
+        self.start(hooks, found)
+
+    # -- ticks -------------------------------------------------------------------------------------------------------
+    def subscribe(self, security, frequency='tick'):
+        self._check_tick(frequency)
+        codes = normalize_codes(security)
+        self.store.provider.subscribe_ticks(codes)
+        self.subscribed.update(codes)
+
+    def unsubscribe(self, security, frequency='tick'):
+        self._check_tick(frequency)
+        codes = normalize_codes(security)
+        self.store.provider.unsubscribe_ticks(codes)
+        self.subscribed.difference_update(codes)
+
+    def unsubscribe_all(self):
+        if self.subscribed:
+            self.unsubscribe(sorted(self.subscribed))
+
+    @staticmethod
+    def _check_tick(frequency):
+        if frequency != 'tick':
+            raise BadRequest('subscribe 只支持 tick，得到 %s' % brief(frequency), "写 subscribe(证券代码, 'tick')")
+
+    def fire_tick(self, row, moment):
+        self.move(moment)
+        self._hook('handle_tick', LiveTick(row))
+
+    def inout_cash(self, cash, pindex=0):
+        raise NotImplementedError('实盘的资金由账户决定，inout_cash 只用于回测')
+
+    # -- what is kept ------------------------------------------------------------------------------------------------
+    def packed(self):
+        """All of the strategy that another process needs, of plain values and pickles."""
+        context = {name: value for name, value in vars(self.context).items() if name not in _CONTEXT_NAMES}
+        settings = dict(options=vars(self.options), costs=vars(self.costs), levels=self.log.levels,
+                        benchmark=self.benchmark, universe=self.view.universe)
+        return dict(g=_packed(vars(self.g), self._lose), context=_packed(context, self._lose),
+                    settings=_packed(settings, self._lose), tasks=self.schedule.saved(),
+                    subscribed=sorted(self.subscribed))
+
+    def unpack(self, kept):
+        """Puts back what packed() gave; the module's code has run."""
+        vars(self.g).update(_unpacked(kept['g'], self._lose))
+        vars(self.context).update(_unpacked(kept['context'], self._lose))
+        settings = _unpacked(kept['settings'], self._lose)
+        vars(self.options).update(settings['options'])
+        vars(self.costs).update(settings['costs'])
+        self.log.levels.update(settings['levels'])
+        self.benchmark, self.view.universe = settings['benchmark'], settings['universe']
+        self.schedule.restore(*kept['tasks'], function_of=self._function_of)
+        self._restored = {row[:4] for row in kept['tasks'][0]}
+        if kept['subscribed']:
+            self.subscribe(kept['subscribed'])
+
+    def _function_of(self, name):
+        function = self.strategy.hook(name)
+        if function is None:
+            self.log.add('system', 'error', '策略里没有函数 %s 了，它的定时任务取消', name)
+        return function
+
+    def _lose(self, name, error):
+        if name not in self._lost_names:
+            self._lost_names.add(name)
+            self.log.add('system', 'warning', '%s 不能保存，重启后会丢失：%s', name, printable(str(error)))
+
+    def _add_task(self, kind, func, time, number=None, force=False):
+        """A task that a restarted process registers again, in process_initialize, is there already."""
+        if self._restored and callable(func):
+            row = kind, func.__name__, task_minutes(time, self.run_params.frequency, kind), number
+            if row in self._restored:
+                return
+        super()._add_task(kind, func, time, number, force)
+
+    def settled(self):
+        """From now on each call of run_daily and its sisters adds a task again."""
+        self._restored = ()
+
+
+# -- what is due -----------------------------------------------------------------------------------------------------
+class Agenda:
+    """Which job comes next, and whether it is too late for it. Reads the schedule and the state, changes nothing.
+
+    Up to late_limit_s a job is run late. Of overdue instants of the same function only the newest counts.
+    before_trading_start is made up until 15:00.
+    """
+
+    def __init__(self, schedule, late_limit_s):
+        self._schedule, self._late_limit_s = schedule, late_limit_s
+
+    def next(self, day, cursor):
+        """(Job, its instant), or None."""
+        job = next(self._schedule.walk(day, after=cursor), None)
+        return None if job is None else (job, instant_of(job, day))
+
+    def reason_to_skip(self, job, day, now):
+        """Text, or None where it is to run."""
+        late_s = (now - instant_of(job, day)).total_seconds()
+        if job.run == 'before_trading_start':
+            return '已过 15:00' if now >= datetime.combine(day, time(15)) else None
+        if late_s > self._late_limit_s:
+            return '晚了 %d 秒，超过 %g 秒' % (late_s, self._late_limit_s)
+        if late_s >= 60 and self._has_newer(job, day, now):
+            return '有更近的一次'
+        return None
+
+    def _has_newer(self, job, day, now):
+        return any(other.key[1:] == job.key[1:] and instant_of(other, day) <= now
+                   for other in self._schedule.walk(day, after=job.key))
+
+
+def instant_of(job, day):
+    return datetime.combine(day, time()) + timedelta(minutes=job.key[0])
+
+
+def _name_of(job):
+    return job.run if isinstance(job.run, str) else job.run.__name__
+
+
+class TickInbox:
+    """Ticks from the connection's thread: of each security the newest that was not taken yet."""
+
+    def __init__(self, event):
+        self._lock, self._ticks, self._event = threading.Lock(), OrderedDict(), event
+
+    def put(self, row):
+        with self._lock:
+            self._ticks[row['sid']] = row
+        self._event.set()
+
+    def take(self):
+        with self._lock:
+            ticks, self._ticks = list(self._ticks.values()), OrderedDict()
+        return ticks
+
+
+# What a live run is told. path: strategy; frequency 'day' or 'minute'; terms: LiveTerms; late_limit_s;
+# overview_minutes: between overviews, 0 for none; on_error 'stop' or 'continue'; runtime_dir; account: whose it is.
+LivePlan = namedtuple('LivePlan', 'path frequency params terms late_limit_s overview_minutes on_error runtime_dir '
+                                  'account patience_s')
+
+
+class LiveRun:
+    """A strategy on the wall clock, from its start or from where an earlier process left it, until it is stopped.
+
+    provider: RemoteQmtProvider; remote: RemoteQmtBroker; clock: now(), monotonic(), wait(seconds, event).
+    stopping(): whether somebody wants the end. say(text): lines of the engine; write(line): the strategy's log.
+    """
+
+    def __init__(self, plan, provider, remote, clock, stopping=lambda: False, write=lambda line: None,
+                 say=lambda text: None):
+        self.plan, self.clock, self._write, self._say = plan, clock, write, say
+        self._stop_path, self._asked_to_stop = os.path.join(plan.runtime_dir, STOP_FILE), stopping
+        self._event = threading.Event()
+        self._patience = Patience(clock, plan.patience_s, self.stopping)
+        self._provider, self._remote = PatientProvider(provider, self._patience), remote
+        self.inbox = TickInbox(self._event)
+        provider.set_tick_callback(self.inbox.put)
+        self._resolve_at = self._calendar_at = self._retry_at = datetime.min
+        self._overview_at, self._close_shown, self._worried = datetime.min, None, None
+
+    def stopping(self):
+        return self._asked_to_stop() or os.path.exists(self._stop_path)
+
+    # -- life --------------------------------------------------------------------------------------------------------
+    def run(self):
+        """Until it is to stop. Raises StrategyError; ConfigError and other BulletErrors where it cannot go on."""
+        if os.path.exists(self._stop_path):
+            raise ConfigError('停止文件 %s 还在' % self._stop_path, '删掉它再启动')
+        with DirectoryLock(self.plan.runtime_dir):
+            self._open()
+            with provided_modules(self.session.names()):
+                try:
+                    self._begin()
+                    while not self.stopping():
+                        self._step()
+                finally:
+                    self._end()
+
+    def _open(self):
+        """The state and a session, nothing of the strategy has run."""
+        plan, strategy = self.plan, StrategyFile(self.plan.path)
+        found = LiveState.read(plan.runtime_dir)
+        self.state = self._new_state(strategy) if found is None else self._own(found, strategy)
+        self._is_new = not self.state.kept
+        self._code_changed = self.state.source != _digest(strategy.source)
+        store = LiveStore(self._provider, self.clock)
+        params = RunParams(self.state.born, self.clock.now().date(), 'sim_trade', plan.frequency)
+        self.session = LiveSession(strategy, store, params, self._broker, plan.params, self._write, plan.on_error)
+        self._agenda = Agenda(self.session.schedule, plan.late_limit_s)
+
+    def _new_state(self, strategy):
+        today = self.clock.now().date()
+        return LiveState(self.plan.runtime_dir, dict(
+            strategy=strategy.path, source=_digest(strategy.source), account=self.plan.account,
+            dry_run=self.plan.terms.dry_run, frequency=self.plan.frequency, run_id=uuid.uuid4().hex[:12], born=today,
+            day=today))
+
+    def _own(self, state, strategy):
+        """The state, if it is that of this run: another strategy's or account's would order what is not meant."""
+        for name, ours, what in (('strategy', strategy.path, '策略'), ('account', self.plan.account, '账户'),
+                                 ('dry_run', self.plan.terms.dry_run, '演练'), ('frequency', self.plan.frequency, '频率')):
+            if getattr(state, name) != ours:
+                raise ConfigError('运行目录 %s 属于另一次运行：%s是 %s，不是 %s' % (
+                    self.plan.runtime_dir, what, brief(getattr(state, name)), brief(ours)), '换一个 --runtime-dir')
+        if not state.kept and state.number:
+            raise ConfigError('上次 initialize 没有做完就结束了，而它已经下过单：不会重做一遍', '核对账户和委托，再换一个 --runtime-dir')
+        return state
+
+    def _broker(self, session):
+        return RemoteBroker(session.view, session.costs, session.options, functools.partial(session.log.add, 'order'),
+                            self._remote, self.state, self._patience, self.plan.terms)
+
+    def _begin(self):
+        """The account first, then what was left open, then the strategy's own beginning."""
+        session, state, now = self.session, self.state, self.clock.now()
+        session.move(now.replace(second=0, microsecond=0))
+        session.broker.refresh()
+        if state.capital is None:
+            state.capital = session.broker.portfolio.total_value
+        session.broker.portfolio.inout_cash = state.capital
+        self._overview('启动')
+        self._resume()
+        if state.day <= now.date():
+            self._begin_day(now.date(), now)
+        if self._is_new:
+            session.load(('initialize', 'process_initialize'))
+        else:
+            session.load(('after_code_changed',) * self._code_changed + ('process_initialize',),
+                         lambda: session.unpack(state.kept))
+        session.settled()
+        state.source = _digest(session.strategy.source)
+        state.end_job(session.packed())
+
+    def _resume(self):
+        """What an earlier process has left: a job that will not be repeated, orders that are asked about."""
+        state = self.state
+        if state.running is not None:
+            self.tell('上次的进程在任务 %s 执行中结束：这个任务不再重做，请核对委托' % _clock_time(state.running))
+        if not self._is_new:
+            self.tell('接着上次运行：%s 已执行到 %s%s' % (
+                state.day, _clock_time(state.cursor), '，策略代码已修改' if self._code_changed else ''))
+        deadline = self.clock.monotonic() + START_PATIENCE_S
+        while state.keys and not self.stopping() and self.clock.monotonic() < deadline:
+            self._resolve_open(10.0)
+            if state.keys:
+                self.clock.wait(1.0, self._event)
+        if state.keys:
+            self.tell('还有 %d 笔委托结果未知，核对出来之前不在这些证券上同方向下单' % len(state.keys))
+
+    def _end(self):
+        """Open orders are left as they are, and listed."""
+        self.tell('正在停止')
+        try:
+            orders = self.session.broker.open_orders()
+        except BulletError as error:
+            self.tell('未完成的委托读不到：%s' % error.message)
+            orders = {}
+        for order in orders.values():
+            self.tell('未完成的委托，没有撤：%r' % order)
+        for key, what in self.state.keys.items():
+            self.tell('结果未知的委托 key=%s：%s %s %s 股' % (key, what['side'], what['security'], what['amount']))
+        self.tell('已停止，状态在 %s' % self.plan.runtime_dir)
+
+    def tell(self, text):
+        self._say('%s %s' % (self.clock.now().strftime('%Y-%m-%d %H:%M:%S'), text))
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+    def _step(self):
+        """One thing that is due, or the wait for the next one."""
+        now = self.clock.now()
+        if not self._is_day_begun(now):
+            return self._wait_until(self._retry_at)
+        self._look_around(now)
+        ticks = self.inbox.take()
+        if ticks:
+            self._handle_ticks(ticks, now)
+        found = self._agenda.next(self.state.day, self.state.cursor) if self._trades_today else None
+        if found is None or found[1] > now:
+            return self._wait_until(min(found[1] if found else NEVER, self._next_look(now)))
+        return self._handle(found[0], now)
+
+    def _wait_until(self, moment):
+        seconds = (moment - self.clock.now()).total_seconds()
+        if seconds > 0:
+            self.clock.wait(seconds, self._event)
+        self._event.clear()
+
+    def _look_around(self, now):
+        """What is no job of the strategy."""
+        if self.state.keys and now >= self._resolve_at:
+            self._resolve_at = now + timedelta(seconds=RESOLVE_S)
+            self._resolve_open(0.0)
+        if self.plan.overview_minutes and now >= self._overview_at:
+            self._overview('定时')
+        if self._trades_today and now.hour >= 15 and self._close_shown != now.date():
+            self._close_shown = now.date()
+            if now.hour == 15:
+                self._overview('收盘')
+
+    def _next_look(self, now):
+        """When _look_around has something to do next; a new day at the latest."""
+        moments = [datetime.combine(now.date() + timedelta(days=1), time())]
+        if self.state.keys:
+            moments.append(self._resolve_at)
+        if self.plan.overview_minutes:
+            moments.append(self._overview_at)
+        if self._trades_today and now.hour < 15:
+            moments.append(datetime.combine(now.date(), time(15)))
+        if not self._trades_today:
+            moments.append(self._calendar_at)
+        return min(moments)
+
+    # -- days --------------------------------------------------------------------------------------------------------
+    _trades_today, _day_of_store = False, None
+
+    def _is_day_begun(self, now):
+        """Whether the clock's day is the state's and its calendar is known. Sets _retry_at otherwise."""
+        today = now.date()
+        if today < self.state.day:
+            self._worry('时钟退到了 %s，%s 之前不再运行任何任务' % (now, self.state.day))
+            self._retry_at = datetime.combine(self.state.day, time())
+            return False
+        if self._day_of_store == today and (self._trades_today or now < self._calendar_at):
+            return True
+        try:
+            self._begin_day(today, now)
+        except BulletError as error:
+            if not (error.retryable or isinstance(error, DataUnavailable)):
+                raise
+            self._worry('%s 的交易日历读不到，继续重试：%s' % (today, error.message))
+            self._retry_at = now + timedelta(seconds=RETRY_S)
+            return False
+        return True
+
+    def _begin_day(self, today, now):
+        session, state, before = self.session, self.state, (self._day_of_store, self._trades_today)
+        session.store.begin_day(today)
+        self._day_of_store, self._trades_today = today, session.store.live_row is not None
+        self._calendar_at = now + timedelta(seconds=CALENDAR_S) if today.weekday() < 5 else NEVER
+        if state.day != today:
+            self._drop_old_keys(today)
+            state.begin_day(today)
+        if before != (self._day_of_store, self._trades_today):
+            session.begin_day(today)
+            session.move(now.replace(second=0, microsecond=0))
+            self.tell('%s %s' % (today, '交易日' if self._trades_today else '不是交易日'))
+
+    def _drop_old_keys(self, today):
+        """Orders are of a day: what is still unknown of an earlier one cannot fill any more."""
+        for key, what in list(self.state.keys.items()):
+            if what['day'] < today:
+                self.tell('%s 的委托 key=%s（%s %s %s 股）到收盘结果仍然未知，不再核对；请与交割单核对' % (
+                    what['day'], key, what['side'], what['security'], what['amount']))
+                del self.state.keys[key]
+
+    def _worry(self, text):
+        """Said once for each reason."""
+        if text != self._worried:
+            self._worried = text
+            self.tell(text)
+
+    # -- jobs --------------------------------------------------------------------------------------------------------
+    def _handle(self, job, now):
+        day = self.state.day
+        reason = self._agenda.reason_to_skip(job, day, now)
+        if reason is not None:
+            self.tell('跳过 %s 的 %s：%s' % (_clock_time(job.key), _name_of(job), reason))
+            self.state.cursor = job.key
+            return
+        if not self._prepare(now):
+            return
+        instant, minute = instant_of(job, day), now.replace(second=0, microsecond=0)
+        if minute > instant:
+            self.tell('%s 的 %s 晚了 %d 秒' % (_clock_time(job.key), _name_of(job), (now - instant).total_seconds()))
+        self.state.begin_job(job.key)
+        self._fire(lambda: self.session.fire(job, max(instant, minute)))
+
+    def _fire(self, call):
+        """Whatever happens in it, what the strategy has become is kept."""
+        try:
+            call()
+        finally:
+            self.state.end_job(self.session.packed())
+
+    def _prepare(self, now):
+        """Reads the account before a job begins; one that cannot be read leaves the job for later."""
+        state, broker = self.state, self.session.broker
+        try:
+            broker.refresh()
+        except BulletError as error:
+            if not error.retryable:
+                raise
+            self._worry('账户读不到，任务等着：%s' % error.message)
+            self._wait_until(now + timedelta(seconds=RETRY_S))
+            return False
+        if state.returns_day != state.day:
+            state.returns_day = state.day
+            state.returns = broker.portfolio.total_value / state.capital - 1 if state.capital else 0.0
+        broker.portfolio.returns = state.returns
+        return True
+
+    def _handle_ticks(self, ticks, now):
+        if not self._trades_today or not self._prepare(now):
+            return
+        for row in ticks:
+            if row['sid'] in self.session.subscribed:
+                self._fire(lambda: self.session.fire_tick(row, now.replace(microsecond=0)))
+
+    # -- orders whose outcome is not known ---------------------------------------------------------------------------
+    def _resolve_open(self, limit_s):
+        for key in list(self.state.keys):
+            if self.stopping():
+                return
+            try:
+                self.session.broker.settle(key, limit_s)
+            except OrderStateUnknown as error:
+                self._worry('委托 key=%s 的结果仍然未知：%s' % (key, error.message))
+            except BulletError as error:
+                if not error.retryable:
+                    raise
+                self._worry('委托 key=%s 暂时不能核对：%s' % (key, error.message))
+
+    def _overview(self, title):
+        """What the account holds, for the one who watches."""
+        self._overview_at = self.clock.now() + timedelta(minutes=self.plan.overview_minutes or 0)
+        broker = self.session.broker
+        try:
+            broker.refresh()
+            info = {name: value for name, value in broker.overview[0].items() if name != 'positions'}
+            rows = [PositionRow.from_wire(row) for row in broker.overview[1]]
+            self.tell('账户（%s）\n%s' % (title, account_overview(AccountRow.from_wire(info), rows)))
+        except BulletError as error:
+            self.tell('账户读不到：%s' % error.message)
+
+
+def _clock_time(key):
+    """'09:30' of a job's key."""
+    return '%02d:%02d' % divmod(key[0], 60) if key[0] >= 0 else '开始之前'
+
+
+def _digest(text):
+    return hashlib.sha256(text.encode('utf-8')).hexdigest()
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+# What the command was told. config: host, port, token, tls_cert, rpc_timeout, account_key, sub_account.
+LiveOrder = namedtuple('LiveOrder', 'path frequency params config runtime_dir dry_run order_wait_s limits late_limit_s '
+                                    'overview_minutes on_error')
+
+
+def run_live_command(order, screen, stopping):
+    """Runs a strategy on the account until stopping(); the exit code: 0, 1 where the strategy failed."""
+    make_private_directory(order.runtime_dir)
+    config, account = dict(order.config), {}
+    for name in ('account_key', 'sub_account'):
+        account[name] = config.pop(name, None)
+    with contextlib.closing(connect(**config)) as connection:
+        remote = RemoteQmtBroker(connection=connection, config=account)
+        plan = LivePlan(order.path, order.frequency, order.params, LiveTerms(order.order_wait_s, order.dry_run,
+                                                                            order.limits),
+                        order.late_limit_s, order.overview_minutes, order.on_error, order.runtime_dir,
+                        _account_name(remote), 60.0)
+        run = LiveRun(plan, RemoteQmtProvider(connection=connection), remote, LiveClock(), stopping, screen.line,
+                      screen.say)
+        try:
+            run.run()
+        except StrategyError as error:
+            screen.say('\n策略出错（%s）：\n%s' % (
+                '没有行号' if error.line is None else '第 %d 行' % error.line,
+                '\n'.join(map(printable, error.text.splitlines()))))
+            return 1
+    return 0
+
+
+def _account_name(remote):
+    """Which account it is, whatever its key is called: a state belongs to it."""
+    answer = remote.get_account_info()
+    return '%s/%s' % (answer.get('account_id'), remote.sub_account_id or '')
+
+
+def make_private_directory(path):
+    try:
+        os.makedirs(path, 0o700, exist_ok=True)
+    except OSError as error:
+        raise ConfigError('运行目录 %s 建不了：%s' % (path, error), '检查 --runtime-dir')
 
 
 # ======================================================================================================

@@ -23,7 +23,7 @@ TITLE = re.compile(r'# (\d+)\. (\S.*?) - (\S.*)')
 STDLIB = set('''argparse array ast base64 bisect collections concurrent.futures contextlib csv datetime decimal
 enum errno functools
 getpass hashlib heapq hmac importlib inspect io ipaddress itertools json logging logging.handlers math numbers operator
-os platform queue random re secrets select shlex shutil signal socket socketserver sqlite3 ssl string struct sys
+os pickle platform queue random re secrets select shlex shutil signal socket socketserver sqlite3 ssl string struct sys
 tempfile textwrap threading time traceback types unicodedata urllib.parse uuid warnings weakref zlib'''.split())
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)

@@ -1,0 +1,190 @@
+"""python bullet_qmt.py live, as a process, on the real clock: start, orders, signals, stop file, lock, exit codes."""
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import bullet_qmt as bq
+import jq_helper as jq
+from tests.base import TOKEN, serving, short_client
+from tests.environments import ROOT
+from tests.live import stage, written
+from tests.processes import LineProcess, run
+
+MODULE = os.path.abspath(bq.__file__)
+BUYING = '''
+LOTS = 1
+
+def initialize(context):
+    g.placed = order('000001.XSHE', 100 * LOTS)
+    log.info('placed %s', g.placed)
+
+def process_initialize(context):
+    log.info('ready, %s', run_params_type(context))
+
+def run_params_type(context):
+    return context.run_params.type
+'''
+
+
+@pytest.fixture(scope='module')
+def server():
+    with serving() as server:
+        yield server
+
+
+def command(directory, *options):
+    return [sys.executable, MODULE, 'live', os.path.join(str(directory), 'strategy.py')] + list(options)
+
+
+def environment(server, **more):
+    return dict(os.environ, QMT_SERVER_HOST='127.0.0.1', QMT_SERVER_PORT=str(server.address[1]),
+                QMT_SERVER_TOKEN=TOKEN, PYTHONIOENCODING='utf-8',
+                PYTHONPATH=os.pathsep.join([os.path.dirname(MODULE), ROOT]), **more)
+
+
+def live(server, directory, text, *options):
+    written(directory, text)
+    return LineProcess(command(directory, *options), env=environment(server), cwd=str(directory))
+
+
+def orders_of(server):
+    return bq.RemoteQmtBroker(connection=short_client(server)).get_orders()
+
+
+def test_it_trades_and_ends_in_order(server, tmp_path):
+    before = len(orders_of(server))
+    with live(server, tmp_path, BUYING, '--broker', 'qmt-remote', '--param', 'LOTS=3') as process:
+        process.line_with('账户（启动）')
+        process.line_with('placed Order')
+        process.line_with('ready, sim_trade')
+        process.interrupt()
+        assert process.wait() == 0, process.story()
+        assert [line for line in process.seen if '已停止，状态在 live' in line]
+    placed = orders_of(server)[before:]
+    assert [(row['security'], row['amount']) for row in placed] == [('000001.XSHE', 300)]
+    state = jq.LiveState.read(os.path.join(str(tmp_path), 'live', 'strategy'))
+    assert state.own == {placed[0]['order_id']: placed[0]['idempotency_key']} and not state.keys
+
+
+def test_a_second_start_orders_nothing_again(server, tmp_path):
+    before = len(orders_of(server))
+    for _ in range(2):
+        with live(server, tmp_path, BUYING, '--runtime-dir', 'here') as process:
+            process.line_with('ready')
+            process.interrupt()
+            assert process.wait() == 0, process.story()
+    assert len(orders_of(server)) == before + 1
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='Ctrl-C of a console')
+def test_ctrl_c_is_an_orderly_end(server, tmp_path):
+    with live(server, tmp_path, BUYING, '--dry-run') as process:
+        process.line_with('演练，没有发出：买入 000001.XSHE 100 股 市价')
+        process.line_with('ready')
+        process._process.send_signal(signal.SIGINT)
+        assert process.wait() == 0, process.story()
+
+
+def test_one_process_for_a_directory_and_a_stop_file(server, tmp_path):
+    with live(server, tmp_path, BUYING, '--dry-run', '--runtime-dir', 'one') as process:
+        process.line_with('ready')
+        second = run(command(tmp_path, '--dry-run', '--runtime-dir', 'one'), env=environment(server),
+                     cwd=str(tmp_path))
+        assert second.returncode == 2 and '已有一个实盘进程在用' in second.stdout
+        (tmp_path / 'one' / 'stop').write_bytes(b'')
+        assert process.wait() == 0, process.story()
+    third = run(command(tmp_path, '--dry-run', '--runtime-dir', 'one'), env=environment(server), cwd=str(tmp_path))
+    assert third.returncode == 2 and '停止文件' in third.stdout
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='SIGKILL')
+def test_a_killed_process_leaves_no_lock(server, tmp_path):
+    with live(server, tmp_path, BUYING, '--dry-run') as process:
+        process.line_with('ready')
+        os.kill(process._process.pid, signal.SIGKILL)
+        process.wait()
+    with live(server, tmp_path, BUYING, '--dry-run') as process:
+        process.line_with('ready')
+        process.interrupt()
+        assert process.wait() == 0, process.story()
+
+
+def test_a_failing_strategy_shows_its_line(server, tmp_path):
+    written(tmp_path, 'def initialize(context):\n    g.x = 1\n    1 / 0\n')
+    done = run(command(tmp_path), env=environment(server), cwd=str(tmp_path))
+    assert done.returncode == 1 and '策略出错（第 3 行）' in done.stdout and 'ZeroDivisionError' in done.stdout
+    assert 'jq_helper.py' not in done.stdout
+
+
+def test_the_log_goes_to_a_file_and_on(server, tmp_path):
+    for _ in range(2):
+        with live(server, tmp_path, BUYING, '--dry-run', '--log', 'own.log') as process:
+            process.line_with('交易日')
+            process.interrupt()
+            process.wait()
+    text = (tmp_path / 'own.log').read_bytes().decode('utf-8')
+    assert text.count('ready') == 2 and not [line for line in process.seen if 'ready' in line]
+
+
+@pytest.mark.parametrize('options, words', [
+    (['--max-orders', '0'], '应为 1 到'), (['--max-order-value', 'much'], '应为 0.01 到'), (['--broker', 'other'], 'other'),
+    (['--late-limit', '-1'], '应为 0 到'), (['--param', 'x'], '不是 名称=值 的形式')])
+def test_wrong_options_start_nothing(server, tmp_path, options, words):
+    written(tmp_path, BUYING)
+    done = run(command(tmp_path, *options), env=environment(server), cwd=str(tmp_path))
+    assert done.returncode == 2 and words in done.stdout and not (tmp_path / 'live').exists()
+
+
+def test_a_strategy_that_is_not_there(server, tmp_path):
+    done = run(command(tmp_path), env=environment(server), cwd=str(tmp_path))
+    assert done.returncode == 2 and '策略文件' in done.stdout
+
+
+def test_no_server_is_exit_3(server, tmp_path):
+    written(tmp_path, BUYING)
+    done = run(command(tmp_path, '--port', '9'), env=environment(server), cwd=str(tmp_path))
+    assert done.returncode == 3 and '拒绝连接' in done.stdout
+
+
+def test_the_help_names_every_limit():
+    done = subprocess.run([sys.executable, MODULE, 'live', '--help'], stdout=subprocess.PIPE,
+                          env=dict(os.environ, PYTHONIOENCODING='utf-8'), timeout=60)
+    text = done.stdout.decode('utf-8')
+    for option in ('--broker', '--runtime-dir', '--dry-run', '--max-order-value', '--max-orders', '--max-cancels',
+                   '--max-holdings', '--order-wait', '--late-limit', '--overview-every', '--keep-going'):
+        assert option in text
+
+
+# -- the README ----------------------------------------------------------------------------------------------------
+with open(os.path.join(ROOT, 'README.md'), encoding='utf-8') as _file:
+    CHAPTER = _file.read().split('## 实盘\n')[1].split('\n## ')[0]
+COMMANDS = [line for line in re.findall(r'```sh\n(.*?)```', CHAPTER, re.DOTALL)[0].splitlines() if line]
+SHOWCASE = re.search(r'```py\n(.*?)```', CHAPTER, re.DOTALL).group(1)
+
+
+@pytest.mark.parametrize('number', range(len(COMMANDS)))
+def test_the_commands_of_the_readme_run(server, tmp_path, number):
+    written(tmp_path, SHOWCASE, 'live_order_showcase.py')
+    words = COMMANDS[number].split()
+    assert words[:2] == ['python', 'bullet_qmt.py']
+    with LineProcess([sys.executable, MODULE] + words[2:], env=environment(server), cwd=str(tmp_path)) as process:
+        process.line_with('交易日')
+        process.interrupt()
+        assert process.wait() == 0, process.story()
+
+
+def test_the_strategy_of_the_readme_trades(tmp_path):
+    with stage(tmp_path, '2025-03-03 08:00', '2025-03-04 16:00') as it:
+        it.run(it.strategy(SHOWCASE))
+        placed = [(row['side'], row['amount'], row['style']) for row in it.broker.get_orders()]
+        assert placed == [('BUY', 1000, 'market'), ('BUY', 1000, 'limit'), ('SELL', 1000, 'market')]
+        assert it.said('第 2 天') and not it.said('跳过')
+
+
+def test_each_option_is_in_the_readme():
+    options = [flags[-1] for flags, _ in bq.COMMANDS['live'][3] if flags[-1].startswith('--')]
+    assert len(options) > 12 and [name for name in options if name not in CHAPTER + '--data-provider'] == []

@@ -1,0 +1,338 @@
+"""Orders of a live run: what the strategy sees, what the server has, and that nothing is ever sent twice."""
+import pytest
+
+import bullet_qmt as bq
+import jq_helper as jq
+from tests.live import moment, stage
+
+START, END = '2025-03-03 09:00', '2025-03-03 15:30'
+A, B = '000001.XSHE', '600000.XSHG'
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(jq.os, 'fsync', lambda descriptor: None)
+    monkeypatch.setattr(jq, 'LIMIT_WAIT_S', 0.2)
+
+
+class Remote:
+    """A RemoteQmtBroker between which and the run a test puts its faults: name -> function(real method, *args)."""
+
+    def __init__(self, real, **faults):
+        self.real, self.faults, self.calls = real, faults, []
+
+    def __getattr__(self, name):
+        method, fault = getattr(self.real, name), self.faults.get(name)
+
+        def call(*args, **kwargs):
+            self.calls.append(name)
+            return method(*args, **kwargs) if fault is None else fault(method, *args, **kwargs)
+        return call if callable(method) else method
+
+
+def answer_lost(place, *args, **kwargs):
+    """The order is at the broker; the answer never arrives."""
+    place(*args, **kwargs)
+    raise bq.OrderStateUnknown('没有回答', idempotency_key=kwargs['idempotency_key'])
+
+
+def request_lost(place, *args, **kwargs):
+    """Nobody knows, but the server never saw it."""
+    raise bq.OrderStateUnknown('没有回答', idempotency_key=kwargs['idempotency_key'])
+
+
+def still_unknown(ask, key, timeout_s=60):
+    raise bq.OrderStateUnknown('还不知道', idempotency_key=key)
+
+
+def tasks(**by_time):
+    """A strategy with a task for each body: at_0935='order(...)'."""
+    lines = ['def initialize(context):', '    g.out = []'] + [
+        '    run_daily(%s, "%s:%s")' % (name, name[3:5], name[5:]) for name in by_time]
+    for name, body in by_time.items():
+        lines += ['def %s(context):' % name] + ['    ' + line for line in body.strip().splitlines()]
+    return '\n'.join(lines) + '\n'
+
+
+def out_of(run):
+    return run.session.g.out
+
+
+# -- what a strategy sees ------------------------------------------------------------------------------------------
+def test_a_market_order_is_final_when_it_comes_back(tmp_path):
+    text = tasks(at_0935='g.o = order("%s", 550)\np = context.portfolio\n'
+                         'g.out += [p.positions["%s"].amount, p.positions["%s"].closeable_amount, p.available_cash]' % (
+                             A, A, A),
+                 at_1400='g.out += [list(get_orders()) == [g.o.order_id], get_open_orders(), len(get_trades())]\n'
+                         'g.out += [order("%s", -500), order_target("%s", 0)]' % (A, A))
+    with stage(tmp_path, START, END) as it:
+        run = it.run(it.strategy(text))
+        (row,), order = it.broker.get_orders(), run.session.g.o
+        assert (order.order_id, order.security, order.amount, order.filled) == (row['order_id'], A, 500, 500)
+        assert order.status == jq.OrderStatus.held and str(order.status) == 'held' and order.is_buy
+        assert order.price == row['avg_price'] and order.commission == 5.09
+        assert row['idempotency_key'] == 'live-%s-20250303-1' % run.state.run_id
+        assert out_of(run)[:2] == [500, 0] and 0 < out_of(run)[2] == it.broker.get_account_info()['available_cash']
+        assert out_of(run)[3:] == [True, {}, 1, None, None], 'what was bought today cannot be sold today'
+        assert run.state.own == {row['order_id']: row['idempotency_key']} and not run.state.keys
+
+
+def test_a_limit_order_rests_and_is_cancelled(tmp_path):
+    text = tasks(at_0935='price = round(get_current_data()["%s"].last_price * 0.985, 2)\n'
+                         'g.o = order("%s", 1000, LimitOrderStyle(price))\n'
+                         'g.out += [g.o.status, g.o.limit == price, context.portfolio.locked_cash > 0]' % (A, A),
+                 at_0936='g.out += [cancel_order(g.o).status, cancel_order(g.o), context.portfolio.locked_cash]')
+    with stage(tmp_path, START, END) as it:
+        run = it.run(it.strategy(text))
+        assert out_of(run) == [jq.OrderStatus.open, True, True, jq.OrderStatus.canceled, None, 0.0]
+        assert [row['status'] for row in it.broker.get_orders()] == ['canceled'] and run.state.cancels == 1
+
+
+def test_a_target_takes_the_place_of_what_is_open(tmp_path):
+    low = 'LimitOrderStyle(round(get_current_data()["%s"].last_price * 0.985, 2))' % A
+    text = tasks(at_0935='order_target("%s", 1000, %s)' % (A, low), at_0936='order_target("%s", 300)' % A)
+    with stage(tmp_path, START, END) as it:
+        it.run(it.strategy(text))
+        assert [(row['amount'], row['status']) for row in it.broker.get_orders()] == [
+            (1000, 'canceled'), (300, 'filled')]
+
+
+def test_orders_of_others_are_left_alone(tmp_path):
+    text = tasks(at_0935='g.out += [len(get_orders()), order_target("%s", 200).amount]' % A)
+    with stage(tmp_path, START, END) as it:
+        it.clock.set(moment('2025-03-03 09:31'))
+        last = bq.RemoteQmtProvider(connection=it.connection).get_last_price(A)
+        style = bq.order_style(round(last * 0.985, 2), False)
+        own = it.broker.place_order(A, 'BUY', 100, style)['order_id']
+        run = it.run(it.strategy(text))
+        assert out_of(run) == [0, 200]
+        assert it.broker.get_order_status(own)['status'] in ('open', 'canceled') and run.state.cancels == 0
+
+
+def test_an_order_before_the_open_waits_for_it(tmp_path):
+    text = tasks(at_0920='g.o = order("%s", 100)' % A, at_0932='g.out += [o.status for o in get_orders().values()]')
+    with stage(tmp_path, START, END) as it:
+        assert out_of(it.run(it.strategy(text), wait_s=30.0)) == [jq.OrderStatus.held]
+
+
+def test_buys_are_cut_to_what_the_cash_pays_for_at_worst(tmp_path):
+    text = tasks(at_0935='g.o = order_value("%s", 2000000)' % A)
+    with stage(tmp_path, START, END, stub_cash=20000.0) as it:
+        order = it.run(it.strategy(text)).session.g.o
+        last = order.price
+        assert order.filled == order.amount == int(20000 / (last * 1.02) // 100 * 100)
+
+
+@pytest.mark.parametrize('call, words', [
+    ('order("%s", 50)' % A, '不足最小申报数量'), ('order("%s", -100)' % A, '可卖 0 股'),
+    ('order("123456.XSHG", 100)', '没有成立'), ('order("688981.XSHG", 200)', '保护价'),
+    ('order("%s", 100, LimitOrderStyle(0.5))' % A, '被拒绝')])
+def test_what_comes_to_nothing_is_none_and_a_line(tmp_path, call, words):
+    with stage(tmp_path, START, END) as it:
+        run = it.run(it.strategy(tasks(at_0935='g.out.append(%s)' % call)))
+        assert out_of(run) == [None] and it.said(words) and not run.state.keys
+        assert it.broker.get_orders() == []
+
+
+# -- outcomes that are not known -----------------------------------------------------------------------------------
+def test_a_lost_answer_is_found_out_and_nothing_is_sent_again(tmp_path):
+    text = tasks(at_0935='g.o = order("%s", 300)' % A)
+    with stage(tmp_path, START, END) as it:
+        remote = Remote(it.broker, place_order=answer_lost)
+        run = it.run(it.strategy(text), remote=remote)
+        assert run.session.g.o.filled == 300 and remote.calls.count('place_order') == 1
+        assert len(it.broker.get_orders()) == 1 and not run.state.keys and len(run.state.own) == 1
+        assert it.said('结果未知，正在核对') and it.said('已核对：买入')
+
+
+def test_a_lost_request_is_void_and_a_late_copy_is_refused(tmp_path):
+    text, sent = tasks(at_0935='g.out.append(order("%s", 300))' % A), []
+
+    def lost(place, *args, **kwargs):
+        sent.append((args, kwargs))
+        request_lost(place, *args, **kwargs)
+    with stage(tmp_path, START, END, state=str(tmp_path / 'journal.sqlite')) as it:
+        run = it.run(it.strategy(text), remote=Remote(it.broker, place_order=lost))
+        assert out_of(run) == [None] and not run.state.keys and run.state.orders == 1
+        with pytest.raises(bq.OrderRejected, match='作废'):
+            it.broker.place_order(*sent[0][0], **dict(sent[0][1], valid_until=None))
+        assert it.broker.get_orders() == []
+
+
+CAUGHT = 'try:\n    order("%s", 300)\nexcept Exception as error:\n    g.out.append(type(error).__name__)' % A
+BLIND = dict(at_0935=CAUGHT, at_0936='g.out += [order("%s", 300), order("%s", 100).filled]' % (A, B),
+             at_0940='g.out.append(order("%s", 100).filled)' % A)
+
+
+def test_while_an_outcome_is_unknown_nothing_is_ordered_blindly(tmp_path):
+    with stage(tmp_path, START, END) as it:
+        remote = Remote(it.broker, place_order=answer_lost, wait_order=still_unknown)
+        it.clock.at(moment('2025-03-03 09:35:30'), lambda: remote.faults.pop('place_order'))
+        it.clock.at(moment('2025-03-03 09:38'), lambda: remote.faults.pop('wait_order'))
+        run = it.run(it.strategy(tasks(**BLIND)), remote=remote)
+        assert out_of(run) == ['OrderStateUnknown', None, 100, 100]
+        assert it.said('还有一笔委托结果未知') and it.said('已核对：买入 000001.XSHE 300 股在柜台')
+        assert sorted(row['amount'] for row in it.broker.get_orders()) == [100, 100, 300] and not run.state.keys
+
+
+def test_an_unknown_outcome_ends_a_strategy_that_does_not_catch_it(tmp_path):
+    with stage(tmp_path, START, END) as it:
+        remote = Remote(it.broker, place_order=answer_lost, wait_order=still_unknown)
+        with pytest.raises(jq.StrategyError, match='OrderStateUnknown'):
+            it.run(it.strategy(tasks(at_0935='order("%s", 300)' % A)), remote=remote)
+        assert it.said('结果未知的委托 key=live-') and list(jq.LiveState.read(it.directory).keys)
+
+
+def test_a_new_process_asks_about_open_keys_before_its_first_task(tmp_path):
+    text = tasks(at_0935='order("%s", 300)' % A, at_0940='g.out.append(order("%s", 100).filled)' % A)
+    with stage(tmp_path, START, END) as it:
+        path = it.strategy(text)
+        with pytest.raises(jq.StrategyError):
+            it.run(path, remote=Remote(it.broker, place_order=answer_lost, wait_order=still_unknown))
+        remote = Remote(it.broker)
+        run = it.run(path, remote=remote)
+        assert remote.calls.index('wait_order') < remote.calls.index('place_order')
+        assert out_of(run) == [100] and sorted(row['amount'] for row in it.broker.get_orders()) == [100, 300]
+        assert len(run.state.own) == 2
+
+
+def test_a_key_of_an_earlier_day_is_given_up_with_a_line(tmp_path):
+    text = tasks(at_0935='try:\n    g.out.append(order("%s", 300))\nexcept Exception:\n    pass' % A)
+    with stage(tmp_path, START, '2025-03-04 15:30') as it:
+        remote = Remote(it.broker, place_order=request_lost, wait_order=still_unknown)
+        it.clock.at(moment('2025-03-03 12:00'), lambda: remote.faults.pop('place_order'))
+        run = it.run(it.strategy(text), remote=remote)
+        assert it.said('到收盘结果仍然未知') and not run.state.keys and out_of(run)[0].filled == 300
+
+
+def test_what_was_certainly_not_sent_leaves_no_key(tmp_path):
+    def not_sent(place, *args, **kwargs):
+        raise bq.ConnectionLost('没有发出', broker_called=False)
+    with stage(tmp_path, START, END) as it:
+        with pytest.raises(jq.StrategyError, match='没有发出'):
+            it.run(it.strategy(tasks(at_0935='order("%s", 300)' % A)), remote=Remote(it.broker, place_order=not_sent))
+        assert not jq.LiveState.read(it.directory).keys
+
+
+def test_the_key_is_on_disk_before_the_order_leaves(tmp_path):
+    found = []
+    with stage(tmp_path, START, END) as it:
+        def look(place, *args, **kwargs):
+            state = jq.LiveState.read(it.directory)
+            found.append((kwargs['idempotency_key'] in state.keys, state.orders, state.running))
+            return place(*args, **kwargs)
+        it.run(it.strategy(tasks(at_0935='order("%s", 300)' % A)), remote=Remote(it.broker, place_order=look))
+        assert found == [(True, 1, (575, 2, 0))]
+
+
+def test_an_undecided_cancel_keeps_the_security_from_new_orders(tmp_path):
+    low = 'LimitOrderStyle(round(get_current_data()["%s"].last_price * 0.985, 2))' % A
+    text = tasks(at_0935='g.o = order("%s", 1000, %s)' % (A, low),
+                 at_0936='g.out += [cancel_order(g.o).status, order("%s", 100)]' % A,
+                 at_0940='g.out += [order("%s", 100).filled]' % A)
+
+    def undecided(cancel, order_id, **kwargs):
+        it.clock.at(moment('2025-03-03 09:38'), lambda: cancel(order_id, **kwargs))
+        raise bq.OrderStateUnknown('柜台还没有结果', **{'idempotency_key': kwargs['idempotency_key']})
+    with stage(tmp_path, START, END) as it:
+        run = it.run(it.strategy(text), remote=Remote(it.broker, cancel_order=undecided))
+        assert out_of(run) == [jq.OrderStatus.open, None, 100] and it.said('撤单还没有结果')
+
+
+# -- limits --------------------------------------------------------------------------------------------------------
+def limits(**given):
+    return jq.RiskLimits(**dict(dict(order_value=None, orders=None, cancels=None, holdings=None), **given))
+
+
+def test_an_order_larger_than_allowed_is_not_sent(tmp_path):
+    text = tasks(at_0935='g.out += [order("%s", 1000), order("%s", 500).filled, '
+                         'order("%s", 1000, LimitOrderStyle(17.0))]' % (A, A, A))
+    with stage(tmp_path, START, END) as it:
+        run = it.run(it.strategy(text), limits=limits(order_value=10000.0))
+        assert out_of(run) == [None, 500, None] and len(it.said('超过每笔上限 10000.00')) == 2
+        assert len(it.broker.get_orders()) == 1 and run.state.orders == 1
+
+
+def test_a_value_that_cannot_be_told_does_not_pass(tmp_path):
+    class Stale:
+        def __init__(self, real):
+            self.real = real
+
+        def __getattr__(self, name):
+            return getattr(self.real, name)
+
+        def get_live_current(self, security):
+            return dict(self.real.get_live_current(security), stale=True)
+    text = tasks(at_0935='g.out += [order("%s", 100)]\nprice = get_current_data()["%s"].last_price\n'
+                         'g.out += [order("%s", 100, LimitOrderStyle(round(price * 0.99, 2))).amount]' % (A, A, A))
+    with stage(tmp_path, START, END) as it:
+        provider = Stale(bq.RemoteQmtProvider(connection=it.connection))
+        run = it.run(it.strategy(text), limits=limits(order_value=1e6), provider=provider)
+        assert out_of(run) == [None, 100] and it.said('算不出来')
+
+
+def test_orders_and_cancels_of_a_day_are_counted_over_restarts(tmp_path):
+    low = 'LimitOrderStyle(round(get_current_data()["%s"].last_price * 0.985, 2))' % A
+    text = tasks(at_0935='g.o = order("%s", 100, %s)\ng.out.append(cancel_order(g.o).status)' % (A, low),
+                 at_1000='g.o = order("%s", 100, %s)\ng.out.append(cancel_order(g.o))' % (A, low),
+                 at_1001='g.out.append(order("%s", 100))' % A)
+    with stage(tmp_path, START, '2025-03-03 09:50') as it:
+        path, allowed = it.strategy(text), limits(orders=2, cancels=1)
+        it.run(path, limits=allowed)
+        run = it.run(path, '2025-03-04 09:36', limits=allowed)
+        assert out_of(run) == [jq.OrderStatus.canceled, None, None, jq.OrderStatus.canceled]
+        assert it.said('今天已撤 1 次，上限 1') and it.said('今天已下 2 笔委托，上限 2')
+        assert (run.state.orders, run.state.cancels) == (1, 1), 'a new day counts anew'
+
+
+def test_the_number_of_holdings_is_limited(tmp_path):
+    low = 'LimitOrderStyle(round(get_current_data()["%s"].last_price * 0.985, 2))' % A
+    text = tasks(at_0935='g.out += [order("%s", 100, %s).status, order("%s", 100)]\n'
+                         'g.out += [order("%s", 100).filled]' % (A, low, B, A))
+    with stage(tmp_path, START, END) as it:
+        run = it.run(it.strategy(text), limits=limits(holdings=1))
+        assert out_of(run) == [jq.OrderStatus.open, None, 100] and it.said('已有 1 只持仓（含在途买入），上限 1')
+
+
+def test_a_dry_run_sends_nothing(tmp_path):
+    text = tasks(at_0935='g.out += [order("%s", 300), order_value("%s", 5000), order("%s", -100)]' % (A, B, A))
+    with stage(tmp_path, START, END) as it:
+        remote = Remote(it.broker)
+        run = it.run(it.strategy(text), remote=remote, dry_run=True)
+        assert out_of(run) == [None, None, None] and len(it.said('演练，没有发出：买入')) == 2
+        assert not {'place_order', 'cancel_order'} & set(remote.calls) and it.broker.get_orders() == []
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+def test_an_account_that_cannot_be_read_is_never_empty(tmp_path):
+    text = tasks(at_0935='g.out.append(context.portfolio.total_value)')
+
+    def fail(read):
+        raise bq.QmtUnavailable('QMT 没有登录')
+    with stage(tmp_path, START, END) as it:
+        remote = Remote(it.broker)
+        it.clock.at(moment('2025-03-03 09:34'), lambda: remote.faults.update(get_account_info=fail))
+        it.clock.at(moment('2025-03-03 09:37'), lambda: remote.faults.clear())
+        run = it.run(it.strategy(text), remote=remote, patience_s=10.0)
+        assert out_of(run) == [1000000.0] and it.said('账户读不到，任务等着') and it.said('的 at_0935 晚了')
+
+
+def test_a_task_that_waited_too_long_for_the_account_is_skipped(tmp_path):
+    text = tasks(at_0935='g.out.append(1)', at_1000='g.out.append(2)')
+
+    def fail(read):
+        raise bq.QmtUnavailable('QMT 没有登录')
+    with stage(tmp_path, START, END) as it:
+        remote = Remote(it.broker)
+        it.clock.at(moment('2025-03-03 09:34'), lambda: remote.faults.update(get_account_info=fail))
+        it.clock.at(moment('2025-03-03 09:50'), lambda: remote.faults.clear())
+        run = it.run(it.strategy(text), remote=remote, patience_s=10.0)
+        assert out_of(run) == [2] and it.said('跳过 09:35 的 at_0935')
+
+
+@pytest.mark.parametrize('answer', [None, {}, {'available_cash': 1.0}, {'available_cash': 1.0, 'total_value': 1.0,
+                                                                       'positions': 'none'}])
+def test_an_answer_that_is_no_account_is_an_error(tmp_path, answer):
+    with stage(tmp_path, START, END) as it:
+        with pytest.raises(bq.ProtocolError):
+            it.run(it.strategy(tasks(at_0935='pass')), remote=Remote(it.broker, get_account_info=lambda read: answer))

@@ -1,0 +1,291 @@
+"""Whole days of live runs on a simulated clock and a paper exchange: what runs when, once, and what restarts keep."""
+import os
+
+import pytest
+
+import bullet_qmt as bq
+import jq_helper as jq
+from tests.live import moment, stage
+
+MONDAY = '2025-03-03 08:00'
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch):
+    """What is synced matters when the power fails; here only that it is written."""
+    monkeypatch.setattr(jq.os, 'fsync', lambda descriptor: None)
+
+
+HOOKS = '''
+def note(name):
+    def run(context):
+        log.info('%s at %s, yesterday %s', name, context.current_dt, context.previous_date)
+    return run
+
+def initialize(context):
+    g.count = 0
+    run_daily(at_open, '9:30')
+    run_daily(at_noon, '13:00')
+    log.info('initialize')
+
+def process_initialize(context):
+    log.info('process_initialize')
+
+def before_trading_start(context):
+    log.info('before at %s', context.current_dt)
+
+def at_open(context):
+    g.count += 1
+    log.info('open %d at %s, yesterday %s', g.count, context.current_dt, context.previous_date)
+
+def at_noon(context):
+    g.count += 1
+    log.info('noon %d at %s', g.count, context.current_dt)
+
+def handle_data(context, data):
+    log.info('data at %s: %s', context.current_dt, data['000001.XSHE'].close)
+
+def after_trading_end(context):
+    log.info('after at %s', context.current_dt)
+'''
+
+
+def strategy_lines(stage):
+    return [line.split(' - INFO - ', 1)[1] for line in stage.lines if ' - INFO - ' in line]
+
+
+def test_two_days_in_their_order(tmp_path):
+    with stage(tmp_path, MONDAY, '2025-03-05 08:00') as it:
+        it.run(it.strategy(HOOKS))
+        lines = strategy_lines(it)
+        assert lines[:2] == ['initialize', 'process_initialize']
+        assert [line.partition(':')[0].partition(',')[0] for line in lines[2:8]] == [
+            'before at 2025-03-03 09', 'open 1 at 2025-03-03 09', 'data at 2025-03-03 09', 'noon 2 at 2025-03-03 13',
+            'after at 2025-03-03 15', 'before at 2025-03-04 09']
+        assert 'open 1 at 2025-03-03 09:30:00, yesterday 2025-02-28' in lines
+        assert 'open 3 at 2025-03-04 09:30:00, yesterday 2025-03-03' in lines and len(lines) == 12
+        assert len(it.said('（启动）')) == 1 and len(it.said('（收盘）')) == 2
+
+
+def test_nothing_runs_on_days_without_trading(tmp_path):
+    with stage(tmp_path, '2025-03-01 08:00', '2025-03-03 08:00') as it:
+        it.run(it.strategy(HOOKS))
+        assert strategy_lines(it) == ['initialize', 'process_initialize']
+        assert len(it.said('不是交易日')) == 2
+
+
+def test_a_restart_goes_on_where_it_was(tmp_path):
+    with stage(tmp_path, MONDAY, '2025-03-03 12:00') as it:
+        it.run(it.strategy(HOOKS))
+        it.run(it.strategy(HOOKS), '2025-03-03 18:00')
+        lines = strategy_lines(it)
+        assert lines.count('initialize') == 1 and lines.count('process_initialize') == 2
+        assert [line for line in lines if line.startswith(('open', 'noon'))] == [
+            'open 1 at 2025-03-03 09:30:00, yesterday 2025-02-28', 'noon 2 at 2025-03-03 13:00:00']
+        assert it.said('接着上次运行：2025-03-03 已执行到 09:30')
+
+
+def test_a_late_start_skips_what_is_too_late(tmp_path):
+    with stage(tmp_path, '2025-03-03 09:34', '2025-03-03 18:00') as it:
+        it.run(it.strategy(HOOKS))
+        lines = strategy_lines(it)
+        assert 'before at 2025-03-03 09:34:00' in lines
+        assert 'open 1 at 2025-03-03 09:34:00, yesterday 2025-02-28' in lines
+    with stage(tmp_path, '2025-03-03 09:36', '2025-03-03 18:00') as it:
+        it.directory = str(tmp_path / 'second')
+        os.mkdir(it.directory)
+        it.run(it.strategy(HOOKS))
+        lines = strategy_lines(it)
+        assert 'before at 2025-03-03 09:36:00' in lines and not [line for line in lines if line.startswith('open')]
+        assert it.said('跳过 09:30 的 at_open：晚了 360 秒')
+
+
+def test_a_clock_that_goes_back_repeats_nothing(tmp_path):
+    with stage(tmp_path, MONDAY, '2025-03-03 18:00') as it:
+        it.clock.at(moment('2025-03-03 10:00'), lambda: it.clock.step(-3600))
+        it.clock.at(moment('2025-03-03 14:00'), lambda: it.clock.step(-30 * 3600))
+        it.run(it.strategy(HOOKS), '2025-03-03 18:00')
+        lines = strategy_lines(it)
+        assert [line.split(' at ')[0] for line in lines[2:]] == ['before', 'open 1', 'data', 'noon 2', 'after']
+        assert it.said('时钟退到了 2025-03-02 08:00')
+
+
+def test_a_failing_strategy_ends_with_its_own_line(tmp_path):
+    text = HOOKS.replace('    g.count += 1\n    log.info(\'noon', '    g.count += 1\n    1 / 0\n    log.info(\'noon')
+    with stage(tmp_path, MONDAY, '2025-03-03 18:00') as it:
+        with pytest.raises(jq.StrategyError, match='ZeroDivisionError') as caught:
+            it.run(it.strategy(text))
+        assert caught.value.line is not None and '1 / 0' in caught.value.text
+        it.run(it.strategy(HOOKS), '2025-03-03 18:00')
+        lines = strategy_lines(it)
+        assert not [line for line in lines if line.startswith('noon')], 'a job that had begun is not repeated'
+        assert lines[-1].startswith('after')
+
+
+def test_a_failing_strategy_may_go_on(tmp_path):
+    text = HOOKS.replace('    log.info(\'noon', '    1 / 0\n    log.info(\'noon')
+    with stage(tmp_path, MONDAY, '2025-03-03 18:00') as it:
+        it.run(it.strategy(text), on_error='continue')
+        assert [line for line in it.lines if 'ZeroDivisionError' in line]
+        assert strategy_lines(it)[-1].startswith('after')
+
+
+KEEPING = '''
+class Memory:
+    def __init__(self, n):
+        self.n = n
+
+def initialize(context):
+    set_option('use_real_price', True)
+    set_order_cost(OrderCost(open_commission=0.0001, min_commission=1), 'stock')
+    set_benchmark('000300.XSHG')
+    set_universe(['000001.XSHE'])
+    log.set_level('strategy', 'info')
+    g.memory, g.queue, g.open = Memory(5), [1, 2], open
+    g.stream = open(__file__)
+    context.own = {'a': 1}
+
+def process_initialize(context):
+    run_daily(late, '14:00')
+    log.info('%s %s %s %s', g.memory.n, g.queue, context.own, hasattr(g, 'stream'))
+
+def late(context):
+    g.memory.n += 1
+'''
+
+
+def test_g_and_context_and_settings_outlive_a_process(tmp_path):
+    with stage(tmp_path, MONDAY, '2025-03-03 15:00') as it:
+        it.run(it.strategy(KEEPING))
+        run = it.run(it.strategy(KEEPING), '2025-03-04 18:00')
+        assert strategy_lines(it) == ["5 [1, 2] {'a': 1} True", "6 [1, 2] {'a': 1} False"]
+        session = run.session
+        assert len(session.schedule.saved()[0]) == 1, 'a task of process_initialize is there once'
+        assert session.options.use_real_price and session.costs.cost('000001.XSHE').min_commission == 1
+        assert list(session.benchmark) == ['000300.XSHG'] and session.view.universe == ['000001.XSHE']
+        assert session.log.levels['strategy'] == 20 and session.g.memory.n == 7
+        assert len(it.said('stream 不能保存')) == 1, 'said once, not with every save'
+
+
+def test_changed_code_is_told(tmp_path):
+    more = HOOKS + '\ndef after_code_changed(context):\n    log.info("changed")\n'
+    with stage(tmp_path, MONDAY, '2025-03-03 12:00') as it:
+        it.run(it.strategy(HOOKS))
+        it.run(it.strategy(more), '2025-03-03 14:00')
+        it.run(it.strategy(more), '2025-03-03 18:00')
+        lines = strategy_lines(it)
+        assert [line.split(' at ')[0] for line in lines[2:]] == [
+            'before', 'open 1', 'data', 'changed', 'process_initialize', 'noon 2', 'process_initialize', 'after']
+
+
+@pytest.mark.parametrize('other', [dict(account='99/'), dict(dry_run=True), dict(frequency='minute')])
+def test_a_directory_belongs_to_one_run(tmp_path, other):
+    with stage(tmp_path, MONDAY, '2025-03-03 09:10') as it:
+        it.run(it.strategy(HOOKS))
+        with pytest.raises(bq.ConfigError, match='属于另一次运行'):
+            it.run(it.strategy(HOOKS), **other)
+        with pytest.raises(bq.ConfigError, match='属于另一次运行'):
+            it.run(it.strategy(HOOKS, 'other.py'))
+
+
+def test_a_stop_file_ends_it_and_keeps_it_from_starting(tmp_path):
+    with stage(tmp_path, MONDAY, '2025-03-03 18:00') as it:
+        path = tmp_path / 'stop'
+        it.clock.at(moment('2025-03-03 11:00'), lambda: path.write_text(''))
+        it.run(it.strategy(HOOKS))
+        assert it.clock.now() == moment('2025-03-03 11:00') and it.said('已停止')
+        with pytest.raises(bq.ConfigError, match='停止文件'):
+            it.run(it.strategy(HOOKS))
+
+
+def test_the_overview_comes_on_its_schedule(tmp_path):
+    with stage(tmp_path, '2025-03-03 09:00', '2025-03-03 10:59') as it:
+        it.run(it.strategy(HOOKS), overview_minutes=30)
+        assert [line.split()[1] for line in it.said('（定时）')] == ['09:30:00', '10:00:00', '10:30:00']
+
+
+def test_an_initialize_that_ordered_and_failed_is_not_repeated(tmp_path):
+    with stage(tmp_path, '2025-03-03 09:40', '2025-03-03 18:00') as it:
+        with pytest.raises(jq.StrategyError):
+            it.run(it.strategy("def initialize(context):\n    order('000001.XSHE', 100)\n    1 / 0\n"))
+        with pytest.raises(bq.ConfigError, match='initialize 没有做完'):
+            it.run(it.strategy("def initialize(context):\n    order('000001.XSHE', 100)\n"))
+        assert len(it.broker.get_orders()) == 1
+
+
+def test_an_initialize_that_failed_without_orders_runs_again(tmp_path):
+    with stage(tmp_path, '2025-03-03 09:40', '2025-03-03 09:45') as it:
+        with pytest.raises(jq.StrategyError):
+            it.run(it.strategy('def initialize(context):\n    1 / 0\n'))
+        assert it.run(it.strategy('def initialize(context):\n    g.n = 1\n')).session.g.n == 1
+
+
+# -- ticks -----------------------------------------------------------------------------------------------------------
+TICKS = '''
+def initialize(context):
+    g.seen = []
+    subscribe(['000001.XSHE', '510300.XSHG'], 'tick')
+
+def handle_tick(context, tick):
+    g.seen.append((tick.code, tick.current, tick.datetime, context.current_dt, context.portfolio.available_cash))
+    if len(g.seen) == 1:
+        unsubscribe('510300.XSHG', 'tick')
+
+def process_initialize(context):
+    log.info('subscribed')
+'''
+
+
+class PatientClock:
+    """Lets real ticks arrive before it moves on."""
+
+    def __init__(self, clock):
+        self.clock = clock
+
+    def __getattr__(self, name):
+        return getattr(self.clock, name)
+
+    def wait(self, seconds, event):
+        if not event.wait(1.0):
+            self.clock.wait(seconds, event)
+
+
+def test_pushed_ticks_reach_the_strategy_between_jobs(tmp_path):
+    with stage(tmp_path, '2025-03-03 10:00', '2025-03-03 23:00') as it:
+        run = it.make(it.strategy(TICKS), stopping=lambda: len(run.session.g.seen) >= 5)
+        run.clock = PatientClock(it.clock)
+        run.run()
+        codes = [row[0] for row in run.session.g.seen]
+        assert codes[-3:] == ['000001.XSHE'] * 3 and run.session.subscribed == {'000001.XSHE'}
+        code, current, told, now, cash = run.session.g.seen[-1]
+        assert current > 0 and told == now == moment('2025-03-03 10:00') and cash == 1000000.0
+        again = it.make(it.strategy(TICKS), stopping=lambda: len(again.session.g.seen) >= 7)
+        again.clock = PatientClock(it.clock)
+        again.run()
+        assert again.session.subscribed == {'000001.XSHE'} and len(again.session.g.seen) >= 7
+
+
+def test_of_ticks_that_wait_the_newest_of_each_security_is_told(tmp_path):
+    with stage(tmp_path, '2025-03-03 09:50', '2025-03-03 10:30') as it:
+        run = it.make(it.strategy(TICKS.replace("subscribe(['000001.XSHE', '510300.XSHG'], 'tick')", 'pass')))
+
+        def push():
+            run.session.subscribed.add('000001.XSHE')
+            for price in (10.0, 10.1, 10.2):
+                run.inbox.put({'sid': '000001.XSHE', 'last_price': price, 'dt': '2025-03-03 10:00:00'})
+                run.inbox.put({'sid': '600000.XSHG', 'last_price': price, 'dt': '2025-03-03 10:00:00'})
+        it.clock.at(moment('2025-03-03 10:00'), push)
+        run.run()
+        assert [row[:2] for row in run.session.g.seen] == [('000001.XSHE', 10.2)]
+
+
+def test_only_ticks_can_be_subscribed(tmp_path):
+    with stage(tmp_path, MONDAY) as it:
+        with pytest.raises(jq.StrategyError, match='subscribe 只支持 tick'):
+            it.run(it.strategy("def initialize(context):\n    subscribe('000001.XSHE', '1m')\n"))
+
+
+def test_what_only_a_backtest_can_do_says_so(tmp_path):
+    with stage(tmp_path, MONDAY) as it:
+        with pytest.raises(jq.StrategyError, match='inout_cash 只用于回测'):
+            it.run(it.strategy('def initialize(context):\n    inout_cash(1000)\n'))

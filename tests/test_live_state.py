@@ -1,0 +1,201 @@
+"""What a live run keeps on disk, who may use the directory, and which job is due when."""
+import os
+import pickle
+from collections import OrderedDict
+from datetime import date, datetime, timedelta
+
+import pytest
+
+import jq_helper as jq
+from bullet_qmt import ConfigError
+from tests.live import moment
+
+DAY = date(2025, 3, 3)
+
+
+def state_in(directory, **values):
+    return jq.LiveState(str(directory), dict(dict(run_id='abc', born=DAY, day=DAY, strategy='s.py'), **values))
+
+
+# -- the file --------------------------------------------------------------------------------------------------------
+def test_a_directory_without_a_state_has_none(tmp_path):
+    assert jq.LiveState.read(str(tmp_path)) is None
+
+
+def test_what_is_saved_is_read_again(tmp_path):
+    state = state_in(tmp_path, kept={'g': OrderedDict(n=pickle.dumps(3))})
+    key = state.new_key(OrderedDict(security='000001.XSHE', side='BUY', amount=100))
+    state.begin_job((570, 2, 0))
+    again = jq.LiveState.read(str(tmp_path))
+    assert all(getattr(again, name) == getattr(state, name) for name in again.FIELDS)
+    assert again.running == again.cursor == (570, 2, 0) and list(again.keys) == [key] and again.orders == 1
+
+
+@pytest.mark.parametrize('harm', [lambda data: data[:-1], lambda data: data[:80] + b'\0' + data[81:],
+                                  lambda data: data + b'x', lambda data: data[:len(jq.STATE_MAGIC) + 5]])
+def test_a_damaged_state_stops_the_start(tmp_path, harm):
+    state_in(tmp_path).save()
+    path = tmp_path / jq.STATE_FILE
+    path.write_bytes(harm(path.read_bytes()))
+    with pytest.raises(ConfigError, match='已损坏'):
+        jq.LiveState.read(str(tmp_path))
+
+
+@pytest.mark.parametrize('data', [b'', b'hello', pickle.dumps({'version': 1})])
+def test_a_foreign_file_is_never_unpickled(tmp_path, data):
+    (tmp_path / jq.STATE_FILE).write_bytes(data)
+    with pytest.raises(ConfigError, match='不是实盘的状态文件'):
+        jq.LiveState.read(str(tmp_path))
+
+
+def test_another_version_is_refused(tmp_path):
+    state_in(tmp_path, version=99).save()
+    with pytest.raises(ConfigError, match='版本 99'):
+        jq.LiveState.read(str(tmp_path))
+
+
+def test_a_write_that_fails_leaves_the_old_state(tmp_path, monkeypatch):
+    state = state_in(tmp_path, number=1)
+    state.save()
+
+    def full(descriptor):
+        raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(jq.os, 'fsync', full)
+    state.number = 2
+    with pytest.raises(ConfigError, match='状态写不进'):
+        state.save()
+    monkeypatch.undo()
+    assert jq.LiveState.read(str(tmp_path)).number == 1
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='POSIX permissions')
+def test_the_state_is_for_its_owner_alone(tmp_path):
+    state_in(tmp_path).save()
+    assert os.stat(str(tmp_path / jq.STATE_FILE)).st_mode & 0o077 == 0
+
+
+def test_keys_are_never_given_out_twice(tmp_path):
+    state, keys = state_in(tmp_path), set()
+    for number in range(3):
+        for _ in range(3):
+            keys.add(state.new_key({}))
+            keys.add(state.count_cancel())
+        state = jq.LiveState.read(str(tmp_path))
+        state.begin_day(DAY + timedelta(days=number + 1))
+    assert len(keys) == 18 and all(state.is_own_key(key) for key in keys)
+    assert not state.is_own_key('live-other-20250303-1') and not state.is_own_key(None)
+
+
+def test_a_key_is_kept_until_its_outcome_is_certain(tmp_path):
+    state = state_in(tmp_path)
+    first, second = state.new_key({'n': 1}), state.new_key({'n': 2})
+    state.close_key(first, '77')
+    again = jq.LiveState.read(str(tmp_path))
+    assert list(again.keys) == [second] and again.own == {'77': first}
+
+
+# -- one process -----------------------------------------------------------------------------------------------------
+def test_a_directory_has_one_process(tmp_path):
+    with jq.DirectoryLock(str(tmp_path)):
+        with pytest.raises(ConfigError, match='进程 %d' % os.getpid()):
+            jq.DirectoryLock(str(tmp_path)).__enter__()
+    with jq.DirectoryLock(str(tmp_path)):
+        pass
+
+
+# -- packing ---------------------------------------------------------------------------------------------------------
+def test_what_cannot_be_pickled_is_named_and_the_rest_is_kept():
+    lost = []
+    values = {'n': 1, '__hidden': 2, 'f': lambda: 0, 'x': [1, {2: 3}]}
+    packed = jq._packed(values, lambda name, error: lost.append(name))
+    assert lost == ['f']
+    assert jq._unpacked(packed, None) == OrderedDict([('n', 1), ('x', [1, {2: 3}])])
+
+
+# -- what is due -----------------------------------------------------------------------------------------------------
+def noon(context):
+    """A task."""
+
+
+def agenda(late_limit_s=300, frequency='minute', hooks=(), tasks=(('every_bar', noon),)):
+    days = [DAY + timedelta(days=number) for number in range(5)]
+    schedule = jq.Schedule(days, DAY, frequency)
+    schedule.hooks = hooks
+    for time, func in tasks:
+        schedule.add('daily', func, time)
+    return jq.Agenda(schedule, late_limit_s)
+
+
+def run_through(agenda, start, stop, step_s=60):
+    """[(time of the job, time it ran)] for a process that looks every step_s seconds."""
+    now, cursor, ran = moment(start), (-1,), []
+    while now <= moment(stop):
+        found = agenda.next(DAY, cursor)
+        if found is None or found[1] > now:
+            now += timedelta(seconds=step_s)
+            continue
+        cursor = found[0].key
+        if agenda.reason_to_skip(found[0], DAY, now) is None:
+            ran.append((found[1], now))
+    return ran
+
+
+def test_every_minute_runs_once_and_on_time():
+    ran = run_through(agenda(), '2025-03-03 09:00', '2025-03-03 15:10')
+    assert len(ran) == 240 and all(planned == now for planned, now in ran)
+
+
+def test_of_overdue_minutes_only_the_newest_runs():
+    ran = run_through(agenda(), '2025-03-03 10:03:20', '2025-03-03 10:04:30', step_s=10)
+    assert [planned.strftime('%H:%M') for planned, _ in ran] == ['10:03', '10:04']
+
+
+def test_two_functions_that_are_late_both_run():
+    tasks = (('10:00', noon), ('10:01', noon))
+    ran = run_through(agenda(tasks=tasks), '2025-03-03 10:03', '2025-03-03 10:04')
+    assert [planned.strftime('%H:%M') for planned, _ in ran] == ['10:00', '10:01']
+
+
+@pytest.mark.parametrize('late_s, runs', [(0, True), (59, True), (300, True), (301, False)])
+def test_a_task_may_be_late_by_the_limit(late_s, runs):
+    one = agenda(tasks=(('10:00', noon),))
+    job, instant = one.next(DAY, (-1,))
+    reason = one.reason_to_skip(job, DAY, instant + timedelta(seconds=late_s))
+    assert (reason is None) == runs and (runs or '301 秒' in reason)
+
+
+@pytest.mark.parametrize('clock, runs', [('14:59', True), ('15:00', False)])
+def test_before_trading_start_is_made_up_until_the_close(clock, runs):
+    one = agenda(hooks=['before_trading_start'], tasks=())
+    job, _ = one.next(DAY, (-1,))
+    assert (one.reason_to_skip(job, DAY, moment('2025-03-03 ' + clock)) is None) == runs
+
+
+# -- tasks go from process to process ----------------------------------------------------------------------------------
+def test_tasks_keep_their_place_and_numbers():
+    schedule = jq.Schedule([DAY], DAY, 'day')
+    schedule.add('daily', noon, '10:00')
+    schedule.clear()
+    schedule.add('weekly', noon, '9:30', 2, True, DAY)
+    rows, following = schedule.saved()
+    again = jq.Schedule([DAY], DAY, 'day')
+    again.restore(rows, following, {'noon': noon}.get)
+    again.add('daily', noon, '9:31')
+    schedule.add('daily', noon, '9:31')
+    assert again.saved() == schedule.saved() and [row[-1] for row in again.saved()[0]] == [1, 2]
+
+
+def test_a_task_whose_function_is_gone_is_dropped():
+    schedule = jq.Schedule([DAY], DAY, 'day')
+    schedule.restore([('daily', 'gone', (570,), None, False, DAY, 0)], 1, {}.get)
+    assert schedule.saved() == ([], 1)
+
+
+def test_the_wall_clock_is_beijing_time_and_never_waits_long(monkeypatch):
+    waited = []
+    clock = jq.LiveClock()
+    event = type('Event', (), {'wait': lambda self, seconds: waited.append(seconds)})()
+    clock.wait(3600, event)
+    clock.wait(-5, event)
+    assert waited == [jq.POLL_S, 0.0]
+    assert abs((clock.now() - datetime.now(jq.BEIJING).replace(tzinfo=None)).total_seconds()) < 5
