@@ -275,7 +275,7 @@ def test_orders_and_cancels_of_a_day_are_counted_over_restarts(tmp_path):
     low = 'LimitOrderStyle(round(get_current_data()["%s"].last_price * 0.985, 2))' % A
     text = tasks(at_0935='g.o = order("%s", 100, %s)\ng.out.append(cancel_order(g.o).status)' % (A, low),
                  at_1000='g.o = order("%s", 100, %s)\ng.out.append(cancel_order(g.o))' % (A, low),
-                 at_1001='g.out.append(order("%s", 100))' % A)
+                 at_1001='g.out.append(order("%s", 100))' % B)
     with stage(tmp_path, START, '2025-03-03 09:50') as it:
         path, allowed = it.strategy(text), limits(orders=2, cancels=1)
         it.run(path, limits=allowed)
@@ -283,6 +283,16 @@ def test_orders_and_cancels_of_a_day_are_counted_over_restarts(tmp_path):
         assert out_of(run) == [jq.OrderStatus.canceled, None, None, jq.OrderStatus.canceled]
         assert it.said('今天已撤 1 次，上限 1') and it.said('今天已下 2 笔委托，上限 2')
         assert (run.state.orders, run.state.cancels) == (1, 1), 'a new day counts anew'
+
+
+def test_what_may_not_be_cancelled_is_not_ordered_beside(tmp_path):
+    low = 'LimitOrderStyle(round(get_current_data()["%s"].last_price * 0.985, 2))' % A
+    text = tasks(at_0935='order("%s", 500, %s)\norder_target("%s", 300, %s)' % (A, low, A, low),
+                 at_0936='g.out.append(order_target("%s", 200))' % A)
+    with stage(tmp_path, START, END) as it:
+        run = it.run(it.strategy(text), limits=limits(cancels=1))
+        assert out_of(run) == [None] and it.said('有要撤而还没有撤掉的委托')
+        assert [row['amount'] for row in it.broker.get_orders()] == [500, 300]
 
 
 def test_the_number_of_holdings_is_limited(tmp_path):
