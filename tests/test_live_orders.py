@@ -3,7 +3,8 @@ import pytest
 
 import bullet_qmt as bq
 import jq_helper as jq
-from tests.live import moment, stage
+from tests.base import TOKEN, server_settings
+from tests.live import SimClock, Stage, moment, stage
 
 START, END = '2025-03-03 09:00', '2025-03-03 15:30'
 A, B = '000001.XSHE', '600000.XSHG'
@@ -346,3 +347,31 @@ def test_an_answer_that_is_no_account_is_an_error(tmp_path, answer):
     with stage(tmp_path, START, END) as it:
         with pytest.raises(bq.ProtocolError):
             it.run(it.strategy(tasks(at_0935='pass')), remote=Remote(it.broker, get_account_info=lambda read: answer))
+
+
+# -- the server goes and comes back --------------------------------------------------------------------------------
+def test_a_server_that_restarts_is_found_again(tmp_path):
+    """The paper exchange forgets its orders with it; the journal stays, and with it what was placed under which key."""
+    text = tasks(at_0935='g.out.append(order("%s", 300).filled)' % A,
+                 at_1005='g.out.append(order("%s", 200).filled)' % A)
+    settings = server_settings(stub_clock='market', state=str(tmp_path / 'journal.sqlite'))
+    clock, servers = SimClock(moment(START), moment(END)), []
+
+    def serve(port):
+        servers.append(bq.serve(settings.replace(port=port), clock))
+        clock.hooks[:] = [servers[-1].service.backend.exchange.match_now]
+
+    def restart():
+        servers[-1].close()
+        serve(servers[-1].address[1])
+    serve(0)
+    connection = bq.RemoteQmtConnection('127.0.0.1', servers[0].address[1], TOKEN, backoff_s=(0.05, 0.3)).start()
+    try:
+        it = Stage(servers[0], connection, clock, tmp_path)
+        clock.at(moment('2025-03-03 10:00'), restart)
+        run = it.run(it.strategy(text))
+        assert out_of(run) == [300, 200] and len(servers) == 2
+        assert len(run.state.own) == 2 and not run.state.keys
+    finally:
+        connection.close()
+        servers[-1].close()

@@ -52,7 +52,7 @@ def test_it_decides_as_in_its_backtest(tmp_path, name, first, last):
     ('minute_tasks', 'minute', '2024-03-04', '2024-03-06'), ('minute_tasks', 'day', '2024-03-04', '2024-03-15'),
     ('etf_pair', 'day', '2024-03-04', '2024-03-15'), ('limit_orders', 'day', '2024-03-04', '2024-03-14')])
 def test_it_does_so_within_the_day(tmp_path, name, frequency, first, last):
-    """On days with minutes, those of the paper exchange. A limit that is touched for a moment only, between two looks at
-    the quote, fills in a backtest alone: not in these days."""
+    """On days with minutes, those of the paper exchange. A limit that is touched for a moment only, between two looks
+    at the quote, fills in a backtest alone: not in these days."""
     result, rows, run = lived(tmp_path, name, first, last, 'stub', None, frequency)
     assert decisions(rows) == decisions(result.trades) and len(decisions(rows)) > 2, run.lines[-20:]
