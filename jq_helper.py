@@ -3242,7 +3242,7 @@ class RemoteBroker(BrokerInterface):
         self._remote, self._book, self._patience, self._terms = remote, book, patience, terms
         self.portfolio = RemotePortfolio(view.last_price, lambda text: log('warning', text))
         self.overview, self._fresh = None, False
-        self._seen, self._undecided = {}, {}  # order id -> Order of today; order id -> security while being cancelled
+        self._seen, self._undecided = {}, {}  # order id -> Order of today; order id -> security: was to be cancelled
 
     # -- what it looks like ----------------------------------------------------------------------------------------
     def refresh(self):
@@ -3342,7 +3342,7 @@ class RemoteBroker(BrokerInterface):
         if any((item['security'], item['side']) == (code, side) for item in self._book.keys.values()):
             raise _Void('同一证券同一方向还有一笔委托结果未知，核对出来之前不再下单')
         if code in self._undecided.values() and self._still_undecided(code):
-            raise _Void('这只证券的撤单还没有结果，之前不再下单')
+            raise _Void('这只证券有要撤而还没有撤掉的委托，之前不再下单')
 
     def _still_undecided(self, code):
         alive = {row.order_id for row in self._rows_of_orders() if not row.final}
@@ -3445,6 +3445,7 @@ class RemoteBroker(BrokerInterface):
         limit = self._terms.limits.cancels
         if limit is not None and self._book.cancels >= limit:
             self._log('warning', '没有撤委托 %s：今天已撤 %d 次，上限 %d' % (order_id, self._book.cancels, limit))
+            self._undecided[order.order_id] = order.security
             return None
         key = self._book.count_cancel()
         if self._terms.dry_run:
@@ -3453,15 +3454,15 @@ class RemoteBroker(BrokerInterface):
         return self._cancel(order, key)
 
     def _cancel(self, order, key):
-        """An undecided cancel is no cancel: until it is decided nothing new is ordered of that security."""
+        """An order that was to go and is still there: until it is gone nothing new is ordered of its security."""
         try:
             done = self._remote.cancel_order(order.order_id, idempotency_key=key)
             text = '已撤' if done else '没有撤成，已是最终状态'
         except OrderRejected as error:
             text = '没有撤成：%s' % error.message
         except OrderStateUnknown as error:
-            self._undecided[order.order_id] = order.security
             text = '撤单还没有结果：%s' % error.message
+        self._undecided[order.order_id] = order.security  # forgotten as soon as it is seen to be final
         self._log('info', '%s 的委托 %s：%s' % (order.security, order.order_id, text))
         self.refresh()
         return self.orders().get(order.order_id)
@@ -4179,6 +4180,8 @@ class LiveRun:
         self._resume()
         if state.day <= now.date():
             self._begin_day(now.date(), now)
+        if self.stopping():
+            return
         if self._is_new:
             session.load(('initialize', 'process_initialize'))
         else:

@@ -3,7 +3,8 @@ import pytest
 
 import bullet_qmt as bq
 import jq_helper as jq
-from tests.live import moment, stage
+from tests.base import TOKEN, server_settings
+from tests.live import SimClock, Stage, moment, stage
 
 START, END = '2025-03-03 09:00', '2025-03-03 15:30'
 A, B = '000001.XSHE', '600000.XSHG'
@@ -275,7 +276,7 @@ def test_orders_and_cancels_of_a_day_are_counted_over_restarts(tmp_path):
     low = 'LimitOrderStyle(round(get_current_data()["%s"].last_price * 0.985, 2))' % A
     text = tasks(at_0935='g.o = order("%s", 100, %s)\ng.out.append(cancel_order(g.o).status)' % (A, low),
                  at_1000='g.o = order("%s", 100, %s)\ng.out.append(cancel_order(g.o))' % (A, low),
-                 at_1001='g.out.append(order("%s", 100))' % A)
+                 at_1001='g.out.append(order("%s", 100))' % B)
     with stage(tmp_path, START, '2025-03-03 09:50') as it:
         path, allowed = it.strategy(text), limits(orders=2, cancels=1)
         it.run(path, limits=allowed)
@@ -283,6 +284,16 @@ def test_orders_and_cancels_of_a_day_are_counted_over_restarts(tmp_path):
         assert out_of(run) == [jq.OrderStatus.canceled, None, None, jq.OrderStatus.canceled]
         assert it.said('今天已撤 1 次，上限 1') and it.said('今天已下 2 笔委托，上限 2')
         assert (run.state.orders, run.state.cancels) == (1, 1), 'a new day counts anew'
+
+
+def test_what_may_not_be_cancelled_is_not_ordered_beside(tmp_path):
+    low = 'LimitOrderStyle(round(get_current_data()["%s"].last_price * 0.985, 2))' % A
+    text = tasks(at_0935='order("%s", 500, %s)\norder_target("%s", 300, %s)' % (A, low, A, low),
+                 at_0936='g.out.append(order_target("%s", 200))' % A)
+    with stage(tmp_path, START, END) as it:
+        run = it.run(it.strategy(text), limits=limits(cancels=1))
+        assert out_of(run) == [None] and it.said('有要撤而还没有撤掉的委托')
+        assert [row['amount'] for row in it.broker.get_orders()] == [500, 300]
 
 
 def test_the_number_of_holdings_is_limited(tmp_path):
@@ -336,3 +347,31 @@ def test_an_answer_that_is_no_account_is_an_error(tmp_path, answer):
     with stage(tmp_path, START, END) as it:
         with pytest.raises(bq.ProtocolError):
             it.run(it.strategy(tasks(at_0935='pass')), remote=Remote(it.broker, get_account_info=lambda read: answer))
+
+
+# -- the server goes and comes back --------------------------------------------------------------------------------
+def test_a_server_that_restarts_is_found_again(tmp_path):
+    """The paper exchange forgets its orders with it; the journal stays, and with it what was placed under which key."""
+    text = tasks(at_0935='g.out.append(order("%s", 300).filled)' % A,
+                 at_1005='g.out.append(order("%s", 200).filled)' % A)
+    settings = server_settings(stub_clock='market', state=str(tmp_path / 'journal.sqlite'))
+    clock, servers = SimClock(moment(START), moment(END)), []
+
+    def serve(port):
+        servers.append(bq.serve(settings.replace(port=port), clock))
+        clock.hooks[:] = [servers[-1].service.backend.exchange.match_now]
+
+    def restart():
+        servers[-1].close()
+        serve(servers[-1].address[1])
+    serve(0)
+    connection = bq.RemoteQmtConnection('127.0.0.1', servers[0].address[1], TOKEN, backoff_s=(0.05, 0.3)).start()
+    try:
+        it = Stage(servers[0], connection, clock, tmp_path)
+        clock.at(moment('2025-03-03 10:00'), restart)
+        run = it.run(it.strategy(text))
+        assert out_of(run) == [300, 200] and len(servers) == 2
+        assert len(run.state.own) == 2 and not run.state.keys
+    finally:
+        connection.close()
+        servers[-1].close()

@@ -252,14 +252,14 @@ class PatientClock:
 
 def test_pushed_ticks_reach_the_strategy_between_jobs(tmp_path):
     with stage(tmp_path, '2025-03-03 10:00', '2025-03-03 23:00') as it:
-        run = it.make(it.strategy(TICKS), stopping=lambda: len(run.session.g.seen) >= 5)
+        run = it.make(it.strategy(TICKS), stopping=lambda: len(vars(run.session.g).get('seen', ())) >= 5)
         run.clock = PatientClock(it.clock)
         run.run()
         codes = [row[0] for row in run.session.g.seen]
         assert codes[-3:] == ['000001.XSHE'] * 3 and run.session.subscribed == {'000001.XSHE'}
         code, current, told, now, cash = run.session.g.seen[-1]
         assert current > 0 and told == now == moment('2025-03-03 10:00') and cash == 1000000.0
-        again = it.make(it.strategy(TICKS), stopping=lambda: len(again.session.g.seen) >= 7)
+        again = it.make(it.strategy(TICKS), stopping=lambda: len(vars(again.session.g).get('seen', ())) >= 7)
         again.clock = PatientClock(it.clock)
         again.run()
         assert again.session.subscribed == {'000001.XSHE'} and len(again.session.g.seen) >= 7
@@ -280,12 +280,20 @@ def test_of_ticks_that_wait_the_newest_of_each_security_is_told(tmp_path):
 
 
 def test_only_ticks_can_be_subscribed(tmp_path):
-    with stage(tmp_path, MONDAY) as it:
+    with stage(tmp_path, MONDAY, '2025-03-03 09:10') as it:
         with pytest.raises(jq.StrategyError, match='subscribe 只支持 tick'):
             it.run(it.strategy("def initialize(context):\n    subscribe('000001.XSHE', '1m')\n"))
 
 
 def test_what_only_a_backtest_can_do_says_so(tmp_path):
-    with stage(tmp_path, MONDAY) as it:
+    with stage(tmp_path, MONDAY, '2025-03-03 09:10') as it:
         with pytest.raises(jq.StrategyError, match='inout_cash 只用于回测'):
             it.run(it.strategy('def initialize(context):\n    inout_cash(1000)\n'))
+
+
+def test_a_stop_before_the_beginning_starts_nothing(tmp_path):
+    with stage(tmp_path, MONDAY) as it:
+        it.run(it.strategy(HOOKS))
+        assert strategy_lines(it) == [] and it.said('已停止')
+        it.run(it.strategy(HOOKS), '2025-03-03 09:10')
+        assert strategy_lines(it)[0] == 'initialize'

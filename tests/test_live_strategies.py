@@ -38,8 +38,21 @@ def decisions(rows):
 
 
 @pytest.mark.parametrize('name, first, last', [
-    ('moving_average', '2018-01-02', '2018-03-30'), ('weekly_rotation', '2018-01-02', '2018-02-28'),
-    ('target_value', '2018-01-02', '2018-04-10'), ('suspended', '2018-05-02', '2018-07-25')])
+    ('moving_average', '2018-01-02', '2018-02-12'), ('weekly_rotation', '2018-01-02', '2018-02-12'),
+    ('target_value', '2018-01-29', '2018-03-05'), ('suspended', '2018-05-21', '2018-06-22'),
+    ('dividends', '2018-06-11', '2018-06-20')])
 def test_it_decides_as_in_its_backtest(tmp_path, name, first, last):
+    """Prices and the cash that market orders need differ a little, and with them the shares of all-in orders."""
     result, rows, run = lived(tmp_path, name, first, last)
     assert decisions(rows) == decisions(result.trades) and len(decisions(rows)) >= 1, run.lines[-20:]
+    assert run.state.running is None and not run.state.keys
+
+
+@pytest.mark.parametrize('name, frequency, first, last', [
+    ('minute_tasks', 'minute', '2024-03-04', '2024-03-06'), ('minute_tasks', 'day', '2024-03-04', '2024-03-15'),
+    ('etf_pair', 'day', '2024-03-04', '2024-03-15'), ('limit_orders', 'day', '2024-03-04', '2024-03-14')])
+def test_it_does_so_within_the_day(tmp_path, name, frequency, first, last):
+    """On days with minutes, those of the paper exchange. A limit that is touched for a moment only, between two looks
+    at the quote, fills in a backtest alone: not in these days."""
+    result, rows, run = lived(tmp_path, name, first, last, 'stub', None, frequency)
+    assert decisions(rows) == decisions(result.trades) and len(decisions(rows)) > 2, run.lines[-20:]
