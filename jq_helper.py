@@ -1328,7 +1328,7 @@ def need_pandas():
     """(pandas, numpy). Raises ConfigError where they are not installed."""
     pandas, numpy = optional_import('pandas'), optional_import('numpy')
     if pandas is None or numpy is None:
-        raise ConfigError('回测需要 pandas', '先运行 pip install pandas')
+        raise ConfigError('运行策略需要 pandas', '先运行 pip install pandas')
     return pandas, numpy
 
 
@@ -4190,6 +4190,7 @@ class LiveRun:
         session.settled()
         state.source = _digest(session.strategy.source)
         state.end_job(session.packed())
+        self.tell('已就绪；要停止：Ctrl-C，或在 %s 里放一个名为 stop 的文件' % self.plan.runtime_dir)
 
     def _resume(self):
         """What an earlier process has left: a job that will not be repeated, orders that are asked about."""

@@ -54,6 +54,7 @@ def main(port, directory, strategy, now, instants):
     jq.os.fsync = lambda descriptor: None  # the power does not fail here
     jq.write_atomically, jq._replace = killer.around(jq.write_atomically), killer.around(jq._replace)
     jq.LiveSession.fire = killer.around(jq.LiveSession.fire)
+    jq.LiveSession.write_file = killer.around(jq.LiveSession.write_file)  # which is what a task of the test does first
     for name in ('get_account_info', 'place_order', 'cancel_order', 'wait_order'):
         setattr(bq.RemoteQmtBroker, name, killer.around(getattr(bq.RemoteQmtBroker, name)))
     with bq.RemoteQmtConnection('127.0.0.1', int(port), TOKEN) as connection:

@@ -123,7 +123,7 @@ def test_a_failing_strategy_shows_its_line(server, tmp_path):
 def test_the_log_goes_to_a_file_and_on(server, tmp_path):
     for _ in range(2):
         with live(server, tmp_path, BUYING, '--dry-run', '--log', 'own.log') as process:
-            process.line_with('交易日')
+            process.line_with('已就绪')
             process.interrupt()
             process.wait()
     text = (tmp_path / 'own.log').read_bytes().decode('utf-8')
@@ -172,7 +172,7 @@ def test_the_commands_of_the_readme_run(server, tmp_path, number):
     words = COMMANDS[number].split()
     assert words[:2] == ['python', 'bullet_qmt.py']
     with LineProcess([sys.executable, MODULE] + words[2:], env=environment(server), cwd=str(tmp_path)) as process:
-        process.line_with('交易日')
+        process.line_with('已就绪')
         process.interrupt()
         assert process.wait() == 0, process.story()
 

@@ -197,6 +197,17 @@ def test_a_new_process_asks_about_open_keys_before_its_first_task(tmp_path):
         assert len(run.state.own) == 2
 
 
+def test_open_keys_are_settled_before_process_initialize(tmp_path):
+    text = tasks(at_0935='order("%s", 300)' % A) + (
+        'def process_initialize(context):\n    if context.current_dt.minute == 35:\n'
+        '        g.out.append(order("%s", 200).filled)\n' % A)
+    with stage(tmp_path, START, END) as it:
+        path = it.strategy(text)
+        with pytest.raises(jq.StrategyError):
+            it.run(path, remote=Remote(it.broker, place_order=answer_lost, wait_order=still_unknown))
+        assert out_of(it.run(path)) == [200]
+
+
 def test_a_key_of_an_earlier_day_is_given_up_with_a_line(tmp_path):
     text = tasks(at_0935='try:\n    g.out.append(order("%s", 300))\nexcept Exception:\n    pass' % A)
     with stage(tmp_path, START, '2025-03-04 15:30') as it:

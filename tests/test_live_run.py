@@ -110,6 +110,20 @@ def test_a_clock_that_goes_back_repeats_nothing(tmp_path):
         assert it.said('时钟退到了 2025-03-02 08:00')
 
 
+def test_a_job_is_on_disk_before_it_runs_and_after(tmp_path, monkeypatch):
+    fire, seen = jq.LiveSession.fire, []
+
+    def look(session, job, now):
+        seen.append((jq.LiveState.read(str(tmp_path)).running, job.key))
+        fire(session, job, now)
+    monkeypatch.setattr(jq.LiveSession, 'fire', look)
+    with stage(tmp_path, MONDAY, '2025-03-03 18:00') as it:
+        it.run(it.strategy(HOOKS))
+        assert len(seen) == 5 and all(running == key for running, key in seen)
+        state = jq.LiveState.read(str(tmp_path))
+        assert state.running is None and state.cursor == seen[-1][1]
+
+
 def test_a_failing_strategy_ends_with_its_own_line(tmp_path):
     text = HOOKS.replace('    g.count += 1\n    log.info(\'noon', '    g.count += 1\n    1 / 0\n    log.info(\'noon')
     with stage(tmp_path, MONDAY, '2025-03-03 18:00') as it:
