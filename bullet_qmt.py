@@ -993,12 +993,19 @@ _T0_FUND = re.compile(r'51[138]\d{3}\.XSHG|15900[135]\.XSHE')
 
 def normalize_code(security):
     """'600519.SH', '600519.XSHG', '600519.sh' -> '600519.XSHG'. A bare number is refused: 000001 is two things."""
-    match = _CODE.fullmatch(security.strip()) if isinstance(security, str) else None
-    suffix = _SUFFIXES.get(match.group(2).upper()) if match else None
-    if suffix is None:
+    code = _code_of(security) if isinstance(security, str) and len(security) <= 32 else None
+    if code is None:
         raise SecurityNotFound('证券代码不认识：%s' % brief(security),
                                '写成 000001.XSHE / 000001.SZ、600000.XSHG / 600000.SH 或 430047.BJ')
-    return '%s.%s' % (match.group(1), suffix)
+    return code
+
+
+@lru_cache(maxsize=16384)
+def _code_of(text):
+    """The canonical code, or None."""
+    match = _CODE.fullmatch(text.strip())
+    suffix = _SUFFIXES.get(match.group(2).upper()) if match else None
+    return None if suffix is None else '%s.%s' % (match.group(1), suffix)
 
 
 def normalize_codes(securities, name='security', maximum=6000):
@@ -2713,14 +2720,23 @@ _DEFAULT_START = datetime(2015, 1, 1)
 
 def parse_frequency(value):
     """'daily', '1d', '5m', '1h', '1w', '1M' ... -> (number, unit)."""
-    if isinstance(value, str):
-        if value.strip() in _UNITS:
-            return _UNITS[value.strip()]
-        match = _PERIOD.fullmatch(value.strip())
-        if match and (match.group(2) not in ('w', 'M', 'mon') or match.group(1) == '1'):
-            number, unit = _PERIOD_UNITS[match.group(2)]
-            return int(match.group(1)) * number, unit
+    period = _period_of(value) if isinstance(value, str) and len(value) <= 32 else None
+    if period is not None:
+        return period
     raise BadRequest('frequency 不认识：%s' % brief(value), '例如 daily、minute、1d、1m、5m、60m、1w、1M')
+
+
+@lru_cache(maxsize=256)
+def _period_of(text):
+    """(number, unit), or None."""
+    name = text.strip()
+    if name in _UNITS:
+        return _UNITS[name]
+    match = _PERIOD.fullmatch(name)
+    if not match or (match.group(2) in ('w', 'M', 'mon') and match.group(1) != '1'):
+        return None
+    number, unit = _PERIOD_UNITS[match.group(2)]
+    return int(match.group(1)) * number, unit
 
 
 def parse_history(payload, now):
