@@ -10631,6 +10631,7 @@ class RemoteQmtConnection(PushingConnection):
             return self._channel is not None
 
     def request(self, action, payload=None, timeout=None, on_progress=None):
+        """The payload of the answer, a Table for tables. timeout: seconds. Raises BulletErrors."""
         call = _Call(action, dict(payload or {}), on_progress)
         timeout_s = _request_timeout(action, call.payload, timeout, self.request_timeout)
         deadline = call.deadline = time.monotonic() + timeout_s
@@ -11288,6 +11289,7 @@ class RemoteQmtProvider:
         return self._connection.request('data.live_current', {'security': security})
 
     def get_last_price(self, security):
+        """Yuan. Raises SecurityNotFound, DataUnavailable."""
         return self.get_current_tick(security)['last_price']
 
     def ensure_cache(self, security, frequency='daily', start_date=None, end_date=None, count=None, auto_download=True,
@@ -11310,9 +11312,14 @@ class RemoteQmtProvider:
             self._listening = True
 
     def subscribe_ticks(self, symbols):
+        """Ticks of a code, of a list of them, or of whole markets ('*', 'SH', 'SZ', 'BJ') to the tick callback.
+
+        A dict with the `count` of what is subscribed. Raises SubscriptionLimit, SecurityNotFound, NotSupported.
+        """
         return self._connection.subscribe(self.name, symbols)
 
     def unsubscribe_ticks(self, symbols=None):
+        """None: all of them. A dict of `count` and `removed`."""
         return self._connection.unsubscribe(self.name, symbols)
 
     def _on_tick(self, payload):
@@ -11416,9 +11423,11 @@ class RemoteQmtBroker:
     sync_account = get_account_info
 
     def get_positions(self):
+        """Rows of what is held: security, amount, closeable_amount (shares), avg_cost, last_price (yuan), ..."""
         return self._ask('broker.positions')
 
     def get_orders(self, order_id=None, security=None, status=None, from_broker=False):
+        """Today's order rows: order_id, security, side, amount, filled, order_price, avg_price, status, time, ..."""
         payload = {'order_id': order_id, 'security': security, 'status': status, 'from_broker': from_broker or None}
         return self._ask('broker.orders', _given_values(**payload))
 
@@ -11426,9 +11435,11 @@ class RemoteQmtBroker:
         return self.get_orders(from_broker=True)
 
     def get_open_orders(self):
+        """Order rows that may still fill."""
         return [row for row in self.get_orders() if row['status'] not in FINAL_STATUSES]
 
     def get_trades(self, order_id=None, security=None):
+        """Today's fills: trade_id, order_id, security, side, amount in shares, price in yuan, time, ..."""
         return self._ask('broker.trades', _given_values(order_id=order_id, security=security))
 
     def get_order_status(self, order_id):
@@ -11460,6 +11471,7 @@ class RemoteQmtBroker:
         return self._trade('BUY', security, amount, price, wait_timeout, remark, market, idempotency_key)
 
     def sell(self, security, amount, price=None, wait_timeout=None, remark=None, market=False, idempotency_key=None):
+        """As buy."""
         return self._trade('SELL', security, amount, price, wait_timeout, remark, market, idempotency_key)
 
     def _trade(self, side, security, amount, price, wait_timeout, remark, market, key):

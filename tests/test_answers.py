@@ -155,6 +155,17 @@ def test_a_client_that_knows_no_parts_gets_its_answers_whole(server, monkeypatch
         assert answer['payload']['dtype'] == 'dataframe' and len(answer['payload']['records']) == 1000
 
 
+@pytest.mark.parametrize('features, name, limit', [(['binary1'], 'HISTORY_ROW_LIMIT', 5000000),
+                                                   (['tick'], 'JSON_ROW_LIMIT', 500000)])
+def test_how_many_bars_there_are_at_once(server, monkeypatch, features, name, limit):
+    assert getattr(bq, name) == limit
+    monkeypatch.setattr(bq, name, 10)
+    with raw_socket(server) as sock:
+        assert login_raw(sock, features=features)['type'] == 'handshake_ack'
+        refused = ask_raw(sock, 'data.history', {'security': CODE, 'count': 11})
+        assert refused['code'] == 'BAD_REQUEST' and '11' in refused['message'] and refused['hint']
+
+
 # -- progress ----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('make', ['long', 'short', 'local'])
 def test_a_provider_hears_progress_only_of_its_call_and_all_of_it(server, monkeypatch, make):
