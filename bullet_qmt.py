@@ -11379,9 +11379,13 @@ class RemoteQmtBroker:
         return True
 
     def _check_account_id(self):
-        served, given = self._served(self._account()), str(self.account_id)
-        other = given if _is_account_number(given) else served  # what is meant unless it is a name
-        if given != served and (self._named_account(given) or other) != served:
+        given = str(self.account_id)
+        is_number, wanted = _is_account_number(given), self._named_account(given)
+        if not is_number and wanted is None:
+            self._checked = True
+            return
+        served = self._served(self._account())
+        if served != (wanted or given) and served != given:
             raise AccountNotFound('服务端的账户是 %s，不是 %s' % (brief(served), brief(self.account_id)),
                                   '核对 account_id、account_key 和服务端的 --accounts')
         self._checked = True
@@ -11392,7 +11396,12 @@ class RemoteQmtBroker:
         return str((answer.get('value') or answer).get('account_id'))
 
     def _named_account(self, name):
-        """The number of the account whose key or sub-account this is; None if it is none of either."""
+        """The number of the account whose key or sub-account this is; None if it is none of either.
+
+        Only a server of this kind (it names its journal) refuses what it does not know: others are not asked.
+        """
+        if not getattr(self._connection, 'ack', {}).get('journal_id'):
+            return None
         for field in ('account_key', 'sub_account_id'):
             with contextlib.suppress(AccountNotFound):
                 return self._served({field: name})

@@ -91,9 +91,15 @@ def trade_the_morning(broker, terminal):
     assert [row['order_remark'] for row in broker.get_orders()] == ['resting', 'crossing', 'market', '']
 
 
+def is_warm(broker):
+    """On its journal's first day the server takes orders once the broker's list of the day is complete."""
+    accounts = broker._connection.request('admin.health')['value']['qmt']['accounts']
+    return all(account['warm'] for account in accounts.values()) or None
+
+
 def test_an_order_whose_answer_never_came_is_settled_by_its_tag(process, tmp_path):
     with QmtServer(process, tmp_path) as server, broker_of(server, request_timeout=30) as broker:
-        until(broker.get_account_info)
+        until(lambda: is_warm(broker))
         settled = queue.Queue()
         broker._connection.add_event_listener('order_settled', settled.put)
         process.client.faults.silence('order')
@@ -112,7 +118,7 @@ def test_an_order_whose_answer_never_came_is_settled_by_its_tag(process, tmp_pat
 def test_an_order_that_never_arrived_is_known_not_to_once_its_time_is_over(process, tmp_path):
     with QmtServer(process, tmp_path) as server:
         with broker_of(server, request_timeout=3) as broker:
-            until(broker.get_account_info)
+            until(lambda: is_warm(broker))
             process.client.faults.hang('order', times=1)
             with pytest.raises(bq.OrderStateUnknown):
                 broker.place_order(CODE, 'BUY', 100, LOW, idempotency_key='lost')
