@@ -390,6 +390,42 @@ class JobThreads:
         return not any(thread.is_alive() for thread in self._threads)
 
 
+class Mailbox:
+    """A queue and the thread that empties it into handle(items): a deque of all that came since, batch after batch.
+
+    handle guards itself: what it raises ends the thread. What was put in before close() is still handled.
+    """
+
+    def __init__(self, name, handle):
+        self._handle, self._changed = handle, threading.Condition()
+        self._items, self.closed = deque(), False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self):
+        self._thread.start()
+
+    def put(self, *item):
+        with self._changed:
+            self._items.append(item)
+            self._changed.notify()
+
+    def close(self):
+        with self._changed:
+            self.closed = True
+            self._changed.notify()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self):
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._items or self.closed)
+                if not self._items:
+                    return
+                items, self._items = self._items, deque()
+            self._handle(items)
+
+
 class StopSignal:
     """Ctrl-C, SIGTERM and Ctrl-Break as something that the main thread waits for.
 
@@ -2246,6 +2282,11 @@ def decode_ticks(payload):
     if not known:
         raise ProtocolError('行情推送的格式不对')
     return [dict(zip(payload['fields'], row)) for row in payload['rows'] if isinstance(row, list)]
+
+
+def feature_names(value):
+    """Those that a peer names in its handshake; of another type they are none."""
+    return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
@@ -5709,46 +5750,6 @@ class _QmtFaults:
         return order.replace(status_msg='；'.join(filter(None, (order.status_msg, reason))))
 
 
-class _QmtMailbox:
-    """A queue and the thread that empties it into handle(kind, row), one after the other."""
-
-    def __init__(self, name, handle):
-        self._handle, self._changed = handle, threading.Condition()
-        self._items, self._closed = deque(), False
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-
-    def start(self):
-        self._thread.start()
-
-    def put(self, kind, row):
-        with self._changed:
-            self._items.append((kind, row))
-            self._changed.notify()
-
-    def close(self):
-        """What was put in before is still handled."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-        if self._thread.ident is not None:
-            self._thread.join()
-
-    def _run(self):
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._items or self._closed)
-                if not self._items:
-                    return
-                kind, row = self._items.popleft()
-            self._deliver(kind, row)
-
-    def _deliver(self, kind, row):
-        try:
-            self._handle(kind, row)
-        except Exception:  # one bad record must not end the stream
-            _qmt_log.exception('处理 QMT 回报出错：%s', kind)
-
-
 # -- the broker -----------------------------------------------------------------------------------------------------
 class QmtBroker(BrokerAdapter):
     """One account of a QMT terminal. start() begins to connect and returns at once; close() ends every thread.
@@ -5759,7 +5760,7 @@ class QmtBroker(BrokerAdapter):
     def __init__(self, vendor, spec, clock, timing=None, jitter=random.random, pause=_qmt_pause):
         self.spec, self._listener = spec, None
         self._book, self._faults, self._skipped = _QmtDayBook(clock), _QmtFaults(), set()
-        self._mailbox = _QmtMailbox('qmt-%s-events' % spec.key, self._handle)
+        self._mailbox = Mailbox('qmt-%s-events' % spec.key, self._handle_all)
         self.keeper = QmtKeeper(vendor, spec, clock, self._mailbox.put, timing, jitter, pause)
         self.timing = self.keeper.timing
         self.keeper.on_connected.append(self._catch_up)
@@ -5972,8 +5973,12 @@ class QmtBroker(BrokerAdapter):
         return order
 
     # -- events: in the mailbox's thread -----------------------------------------------------------------------------
-    def _handle(self, kind, row):
-        getattr(self, '_on_' + kind)(row)
+    def _handle_all(self, items):
+        for kind, row in items:
+            try:
+                getattr(self, '_on_' + kind)(row)
+            except Exception:  # one bad record must not end the stream
+                _qmt_log.exception('处理 QMT 回报出错：%s', kind)
 
     def _on_order(self, row):
         order = self._convert(row, qmt_order_row)
@@ -8009,59 +8014,43 @@ class OrderStream:
 
     def __init__(self, journal, describe, snapshot):
         self._journal, self._describe, self._snapshot = journal, describe, snapshot
-        self._changed = threading.Condition()
-        self._jobs, self._closed, self._hearers, self._joining = deque(), False, {}, {}
+        self._hearers, self._joining = {}, {}
         self._told, self._day = {}, None  # (account key, kind, id) -> what was last told of it on that day
-        self._thread = threading.Thread(target=self._run, name='order-stream', daemon=True)
+        self._mailbox = Mailbox('order-stream', self._work)
 
     def start(self):
         self._recall()
-        self._thread.start()
+        self._mailbox.start()
 
     def close(self):
         """What was told before is still kept."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._mailbox.close()
 
     def tell(self, account_key, kind, record):
-        self._put(('tell', account_key, kind, record))
+        self._put('tell', account_key, kind, record)
 
     def look_again(self, account_key):
-        self._put(('look', account_key, None, None))
+        self._put('look', account_key, None, None)
 
     def hear(self, owner, hearer, after=None):
         """(the newest number, whether events after `after` are missing here). None for `after`: from now on."""
         last = self._journal.last_event()
         gap = after is not None and self._journal.misses_after(after)
-        self._put(('hear', owner, hearer, last if after is None else self._journal.newest_after(after)))
+        self._put('hear', owner, hearer, last if after is None else self._journal.newest_after(after))
         return last, gap
 
     def leave(self, owner):
-        self._put(('leave', owner, None, None))
+        self._put('leave', owner, None, None)
 
-    def _put(self, job):
-        with self._changed:
-            if not self._closed:
-                self._jobs.append(job)
-                self._changed.notify()
+    def _put(self, *job):
+        if not self._mailbox.closed:  # a replay that goes on would hold up the end
+            self._mailbox.put(*job)
 
     # -- the stream's thread ---------------------------------------------------------------------------------------
     def _recall(self):
         """What an earlier run has told today is no news."""
         for event in self._journal.events_after(self._journal.newest_after(0), today=True):
             self._is_news(event.account_key, event.event, event.payload)
-
-    def _run(self):
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._jobs or self._closed)
-                if not self._jobs:
-                    return
-                jobs, self._jobs = self._jobs, deque()
-            self._work(jobs)
 
     def _work(self, jobs):
         found = []
@@ -8156,7 +8145,7 @@ class OrderStream:
             self._hearers[owner] = hearer
         else:
             self._joining[owner] = hearer
-            self._put(('on', owner, hearer, missed[-1].seq))
+            self._put('on', owner, hearer, missed[-1].seq)
 
 
 def _essence_of(kind, row):
@@ -9586,8 +9575,7 @@ class Session:
 
     def _accept(self, hello):
         self.server.gate.check_token(self.address, hello.get('token'))
-        asked = hello.get('features')
-        asked = [name for name in asked if isinstance(name, str)] if isinstance(asked, list) else []
+        asked = feature_names(hello.get('features'))
         self._defaults = {name: hello[name] for name in ('account_key', 'sub_account_id') if hello.get(name)}
         if self._defaults:
             self.service.desk.accounts.route(**self._defaults)
@@ -10162,8 +10150,7 @@ class Endpoint:
             channel.write_frame({'type': 'handshake', 'token': self._token, 'protocol': PROTOCOL,
                                  'features': CLIENT_FEATURES})
             ack = self._read_ack(channel, timeout_s)
-            ack['features'] = [name for name in ack.get('features') or () if isinstance(name, str)] if isinstance(
-                ack.get('features'), list) else []
+            ack['features'] = feature_names(ack.get('features'))
             channel.binary = BINARY_FEATURE in ack['features']
             channel.decode = decode_sound if channel.binary else decode_lenient  # a server of this kind sends no NaN
             self.is_far = self._is_far(channel, time.perf_counter() - begun)
@@ -11380,8 +11367,8 @@ class RemoteQmtBroker:
 
     def _check_account_id(self):
         given = str(self.account_id)
-        is_number, wanted = _is_account_number(given), self._named_account(given)
-        if not is_number and wanted is None:
+        wanted = self._named_account(given)
+        if wanted is None and not _is_account_number(given):
             self._checked = True
             return
         served = self._served(self._account())

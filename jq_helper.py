@@ -2781,7 +2781,7 @@ class Session:
         self.broker = broker_of(self)
         self.context = Context(run_params, self.broker.portfolio)
         self.schedule = Schedule(store.days, run_params.start_date, run_params.frequency)
-        self.benchmark, self.inflows = None, 0.0
+        self.benchmark = None
         self._unit = '1d' if run_params.frequency == 'day' else '1m'
         self._sync()
 
@@ -4914,7 +4914,7 @@ def _whole_file(path, encoding):
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        _replace(temporary, path)
     except OSError as error:
         raise _cannot_write(path, error)
     finally:

@@ -62,6 +62,21 @@ def written(directory, text, name='strategy.py'):
     return path
 
 
+class Between:
+    """Before a real object: counts its calls, and a test puts changes there: name -> function(real method, *args)."""
+
+    def __init__(self, real, **changes):
+        self.real, self.changes, self.calls = real, changes, []
+
+    def __getattr__(self, name):
+        method, change = getattr(self.real, name), self.changes.get(name)
+
+        def call(*args, **kwargs):
+            self.calls.append(name)
+            return method(*args, **kwargs) if change is None else change(method, *args, **kwargs)
+        return call if callable(method) else method
+
+
 class Stage:
     """A paper exchange on a simulated clock, and live runs on it.
 

@@ -5,7 +5,7 @@ import pytest
 
 import bullet_qmt as bq
 import jq_helper as jq
-from tests.live import moment, stage
+from tests.live import Between, moment, stage
 
 A = '000001.XSHE'
 
@@ -15,19 +15,8 @@ def no_waiting(monkeypatch):
     monkeypatch.setattr(jq.os, 'fsync', lambda descriptor: None)
 
 
-class Provider:
-    """A provider whose answers a test counts and changes: name -> function(real method, *args, **kwargs)."""
-
-    def __init__(self, stage, **changes):
-        self.real, self.changes, self.calls = bq.RemoteQmtProvider(connection=stage.connection), changes, []
-
-    def __getattr__(self, name):
-        method, change = getattr(self.real, name), self.changes.get(name)
-
-        def call(*args, **kwargs):
-            self.calls.append(name)
-            return method(*args, **kwargs) if change is None else change(method, *args, **kwargs)
-        return call if callable(method) else method
+def provider_of(stage, **changes):
+    return Between(bq.RemoteQmtProvider(connection=stage.connection), **changes)
 
 
 def view_at(stage, provider, clock):
@@ -40,7 +29,7 @@ def view_at(stage, provider, clock):
 
 def test_a_quote_is_asked_again_after_a_second(tmp_path):
     with stage(tmp_path, '2025-03-03 10:00') as it:
-        provider = Provider(it)
+        provider = provider_of(it)
         view = view_at(it, provider, '2025-03-03 10:00')
         first = [view.last_price(A), view.limits(A), view.is_paused(A)]
         assert provider.calls.count('get_live_current') == 1 and first[0] > 0
@@ -58,7 +47,7 @@ def test_a_quote_of_yesterday_tells_only_the_last_close(tmp_path):
         return dict(read(security), dt='2025-02-28 15:00:00', last_price=18.05, pre_close=17.0, open=17.1, high=18.2,
                     low=17.0, volume=1e6, high_limit=18.7, low_limit=15.3)
     with stage(tmp_path, '2025-03-03 09:00') as it:
-        view = view_at(it, Provider(it, get_live_current=yesterdays), '2025-03-03 09:00')
+        view = view_at(it, provider_of(it, get_live_current=yesterdays), '2025-03-03 09:00')
         assert view.last_price(A) == 18.05 and view.limits(A) == (19.86, 16.25) and view.is_stale(A)
         assert math.isnan(view.day_value(A, 'open')) and math.isnan(view.day_value(A, 'volume'))
         closes = view.attribute_history(A, 2, '1d', ['close'], df=False)['close']
@@ -72,7 +61,7 @@ def test_a_minute_that_comes_late_is_asked_for_again(tmp_path):
         frame = read(*args, **kwargs)
         return frame[:-1] if late and kwargs.get('frequency') == '1m' else frame
     with stage(tmp_path, '2025-03-03 10:00') as it:
-        provider = Provider(it, get_price=lagging)
+        provider = provider_of(it, get_price=lagging)
         view = view_at(it, provider, '2025-03-03 10:00')
         late.append(True)
         assert view.get_bars(A, 1, '1m')['date'][0] == moment('2025-03-03 09:59')
@@ -94,15 +83,15 @@ def test_a_day_without_its_bar_after_the_close_is_the_quotes(tmp_path):
         frame = read(*args, **kwargs)
         return frame[frame['time'] < '2025-03-03'] if kwargs.get('frequency') == 'daily' else frame
     with stage(tmp_path, '2025-03-03 15:00') as it:
-        late = view_at(it, Provider(it, get_price=lagging), '2025-03-03 15:00')
-        there = view_at(it, Provider(it), '2025-03-03 15:00')
+        late = view_at(it, provider_of(it, get_price=lagging), '2025-03-03 15:00')
+        there = view_at(it, provider_of(it), '2025-03-03 15:00')
         fields = ['open', 'close', 'high', 'low', 'volume', 'paused', 'pre_close']
         assert late.get_price(A, count=2, fields=fields).equals(there.get_price(A, count=2, fields=fields))
 
 
 def test_bars_read_before_the_close_are_read_again_after_it(tmp_path):
     with stage(tmp_path, '2025-03-03 14:59') as it:
-        provider = Provider(it)
+        provider = provider_of(it)
         view = view_at(it, provider, '2025-03-03 14:59')
         before = view.get_price(A, count=1)
         it.clock.set(moment('2025-03-03 15:10'))
@@ -117,7 +106,7 @@ def test_bars_read_before_the_close_are_read_again_after_it(tmp_path):
 
 def test_days_to_come_are_those_of_the_rules(tmp_path):
     with stage(tmp_path, '2025-09-29 09:00') as it:
-        store = view_at(it, Provider(it), '2025-09-29 09:00').store
+        store = view_at(it, provider_of(it), '2025-09-29 09:00').store
         ahead = store.days[store.live_row + 1:]
         assert [day.isoformat() for day in ahead[:3]] == ['2025-09-30', '2025-10-08', '2025-10-09']
 
@@ -139,7 +128,7 @@ def test_a_server_that_is_away_over_night_is_waited_for(tmp_path):
     def away(read, *args, **kwargs):
         raise bq.QmtUnavailable('QMT 没有登录')
     with stage(tmp_path, '2025-03-03 20:00', '2025-03-04 15:30') as it:
-        provider = Provider(it)
+        provider = provider_of(it)
         it.clock.at(moment('2025-03-03 23:00'), lambda: provider.changes.update(get_trade_days=away))
         it.clock.at(moment('2025-03-04 09:20'), provider.changes.clear)
         run = it.run(it.strategy(ONE), provider=provider)
@@ -152,7 +141,7 @@ def test_a_weekday_may_turn_out_to_be_a_trade_day(tmp_path):
         days = read(*args, **kwargs)
         return days if it.clock.now() > moment('2025-03-03 09:05') else days[:-1]
     with stage(tmp_path, '2025-03-03 08:00', '2025-03-03 15:30') as it:
-        run = it.run(it.strategy(ONE), provider=Provider(it, get_trade_days=slow))
+        run = it.run(it.strategy(ONE), provider=provider_of(it, get_trade_days=slow))
         assert run.session.g.out == ['03 09:10', True]
         assert it.said('2025-03-03 不是交易日') and it.said('2025-03-03 交易日')
 
@@ -166,7 +155,7 @@ def test_reads_of_a_strategy_are_asked_again(tmp_path):
             raise bq.RequestTimeout('没有回答')
         return read(*args, **kwargs)
     with stage(tmp_path, '2025-03-03 08:00', '2025-03-03 15:30') as it:
-        run = it.run(it.strategy(ONE), provider=Provider(it, get_live_current=shaky))
+        run = it.run(it.strategy(ONE), provider=provider_of(it, get_live_current=shaky))
         assert run.session.g.out[-1] is True and not failures
 
 
@@ -175,5 +164,5 @@ def test_reads_that_keep_failing_are_the_strategys_error(tmp_path):
         raise bq.RequestTimeout('没有回答')
     with stage(tmp_path, '2025-03-03 08:00', '2025-03-03 15:30') as it:
         with pytest.raises(jq.StrategyError, match='没有回答'):
-            it.run(it.strategy(ONE), provider=Provider(it, get_live_current=away), patience_s=20.0)
+            it.run(it.strategy(ONE), provider=provider_of(it, get_live_current=away), patience_s=20.0)
         assert moment('2025-03-03 10:00:20') <= it.clock.now() <= moment('2025-03-03 10:00:40')

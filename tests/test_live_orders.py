@@ -4,7 +4,7 @@ import pytest
 import bullet_qmt as bq
 import jq_helper as jq
 from tests.base import TOKEN, server_settings
-from tests.live import SimClock, Stage, moment, stage
+from tests.live import Between, SimClock, Stage, moment, stage
 
 START, END = '2025-03-03 09:00', '2025-03-03 15:30'
 A, B = '000001.XSHE', '600000.XSHG'
@@ -14,21 +14,6 @@ A, B = '000001.XSHE', '600000.XSHG'
 def no_waiting(monkeypatch):
     monkeypatch.setattr(jq.os, 'fsync', lambda descriptor: None)
     monkeypatch.setattr(jq, 'LIMIT_WAIT_S', 0.2)
-
-
-class Remote:
-    """A RemoteQmtBroker between which and the run a test puts its faults: name -> function(real method, *args)."""
-
-    def __init__(self, real, **faults):
-        self.real, self.faults, self.calls = real, faults, []
-
-    def __getattr__(self, name):
-        method, fault = getattr(self.real, name), self.faults.get(name)
-
-        def call(*args, **kwargs):
-            self.calls.append(name)
-            return method(*args, **kwargs) if fault is None else fault(method, *args, **kwargs)
-        return call if callable(method) else method
 
 
 def answer_lost(place, *args, **kwargs):
@@ -139,7 +124,7 @@ def test_what_comes_to_nothing_is_none_and_a_line(tmp_path, call, words):
 def test_a_lost_answer_is_found_out_and_nothing_is_sent_again(tmp_path):
     text = tasks(at_0935='g.o = order("%s", 300)' % A)
     with stage(tmp_path, START, END) as it:
-        remote = Remote(it.broker, place_order=answer_lost)
+        remote = Between(it.broker, place_order=answer_lost)
         run = it.run(it.strategy(text), remote=remote)
         assert run.session.g.o.filled == 300 and remote.calls.count('place_order') == 1
         assert len(it.broker.get_orders()) == 1 and not run.state.keys and len(run.state.own) == 1
@@ -153,7 +138,7 @@ def test_a_lost_request_is_void_and_a_late_copy_is_refused(tmp_path):
         sent.append((args, kwargs))
         request_lost(place, *args, **kwargs)
     with stage(tmp_path, START, END, state=str(tmp_path / 'journal.sqlite')) as it:
-        run = it.run(it.strategy(text), remote=Remote(it.broker, place_order=lost))
+        run = it.run(it.strategy(text), remote=Between(it.broker, place_order=lost))
         assert out_of(run) == [None] and not run.state.keys and run.state.orders == 1
         with pytest.raises(bq.OrderRejected, match='作废'):
             it.broker.place_order(*sent[0][0], **dict(sent[0][1], valid_until=None))
@@ -167,9 +152,9 @@ BLIND = dict(at_0935=CAUGHT, at_0936='g.out += [order("%s", 300), order("%s", 10
 
 def test_while_an_outcome_is_unknown_nothing_is_ordered_blindly(tmp_path):
     with stage(tmp_path, START, END) as it:
-        remote = Remote(it.broker, place_order=answer_lost, wait_order=still_unknown)
-        it.clock.at(moment('2025-03-03 09:35:30'), lambda: remote.faults.pop('place_order'))
-        it.clock.at(moment('2025-03-03 09:38'), lambda: remote.faults.pop('wait_order'))
+        remote = Between(it.broker, place_order=answer_lost, wait_order=still_unknown)
+        it.clock.at(moment('2025-03-03 09:35:30'), lambda: remote.changes.pop('place_order'))
+        it.clock.at(moment('2025-03-03 09:38'), lambda: remote.changes.pop('wait_order'))
         run = it.run(it.strategy(tasks(**BLIND)), remote=remote)
         assert out_of(run) == ['OrderStateUnknown', None, 100, 100]
         assert it.said('还有一笔委托结果未知') and it.said('已核对：买入 000001.XSHE 300 股在柜台')
@@ -178,7 +163,7 @@ def test_while_an_outcome_is_unknown_nothing_is_ordered_blindly(tmp_path):
 
 def test_an_unknown_outcome_ends_a_strategy_that_does_not_catch_it(tmp_path):
     with stage(tmp_path, START, END) as it:
-        remote = Remote(it.broker, place_order=answer_lost, wait_order=still_unknown)
+        remote = Between(it.broker, place_order=answer_lost, wait_order=still_unknown)
         with pytest.raises(jq.StrategyError, match='OrderStateUnknown'):
             it.run(it.strategy(tasks(at_0935='order("%s", 300)' % A)), remote=remote)
         assert it.said('结果未知的委托 key=live-') and list(jq.LiveState.read(it.directory).keys)
@@ -189,8 +174,8 @@ def test_a_new_process_asks_about_open_keys_before_its_first_task(tmp_path):
     with stage(tmp_path, START, END) as it:
         path = it.strategy(text)
         with pytest.raises(jq.StrategyError):
-            it.run(path, remote=Remote(it.broker, place_order=answer_lost, wait_order=still_unknown))
-        remote = Remote(it.broker)
+            it.run(path, remote=Between(it.broker, place_order=answer_lost, wait_order=still_unknown))
+        remote = Between(it.broker)
         run = it.run(path, remote=remote)
         assert remote.calls.index('wait_order') < remote.calls.index('place_order')
         assert out_of(run) == [100] and sorted(row['amount'] for row in it.broker.get_orders()) == [100, 300]
@@ -204,15 +189,15 @@ def test_open_keys_are_settled_before_process_initialize(tmp_path):
     with stage(tmp_path, START, END) as it:
         path = it.strategy(text)
         with pytest.raises(jq.StrategyError):
-            it.run(path, remote=Remote(it.broker, place_order=answer_lost, wait_order=still_unknown))
+            it.run(path, remote=Between(it.broker, place_order=answer_lost, wait_order=still_unknown))
         assert out_of(it.run(path)) == [200]
 
 
 def test_a_key_of_an_earlier_day_is_given_up_with_a_line(tmp_path):
     text = tasks(at_0935='try:\n    g.out.append(order("%s", 300))\nexcept Exception:\n    pass' % A)
     with stage(tmp_path, START, '2025-03-04 15:30') as it:
-        remote = Remote(it.broker, place_order=request_lost, wait_order=still_unknown)
-        it.clock.at(moment('2025-03-03 12:00'), lambda: remote.faults.pop('place_order'))
+        remote = Between(it.broker, place_order=request_lost, wait_order=still_unknown)
+        it.clock.at(moment('2025-03-03 12:00'), lambda: remote.changes.pop('place_order'))
         run = it.run(it.strategy(text), remote=remote)
         assert it.said('到收盘结果仍然未知') and not run.state.keys and out_of(run)[0].filled == 300
 
@@ -222,7 +207,7 @@ def test_what_was_certainly_not_sent_leaves_no_key(tmp_path):
         raise bq.ConnectionLost('没有发出', broker_called=False)
     with stage(tmp_path, START, END) as it:
         with pytest.raises(jq.StrategyError, match='没有发出'):
-            it.run(it.strategy(tasks(at_0935='order("%s", 300)' % A)), remote=Remote(it.broker, place_order=not_sent))
+            it.run(it.strategy(tasks(at_0935='order("%s", 300)' % A)), remote=Between(it.broker, place_order=not_sent))
         assert not jq.LiveState.read(it.directory).keys
 
 
@@ -233,7 +218,7 @@ def test_the_key_is_on_disk_before_the_order_leaves(tmp_path):
             state = jq.LiveState.read(it.directory)
             found.append((kwargs['idempotency_key'] in state.keys, state.orders, state.running))
             return place(*args, **kwargs)
-        it.run(it.strategy(tasks(at_0935='order("%s", 300)' % A)), remote=Remote(it.broker, place_order=look))
+        it.run(it.strategy(tasks(at_0935='order("%s", 300)' % A)), remote=Between(it.broker, place_order=look))
         assert found == [(True, 1, (575, 2, 0))]
 
 
@@ -247,7 +232,7 @@ def test_an_undecided_cancel_keeps_the_security_from_new_orders(tmp_path):
         it.clock.at(moment('2025-03-03 09:38'), lambda: cancel(order_id, **kwargs))
         raise bq.OrderStateUnknown('柜台还没有结果', **{'idempotency_key': kwargs['idempotency_key']})
     with stage(tmp_path, START, END) as it:
-        run = it.run(it.strategy(text), remote=Remote(it.broker, cancel_order=undecided))
+        run = it.run(it.strategy(text), remote=Between(it.broker, cancel_order=undecided))
         assert out_of(run) == [jq.OrderStatus.open, None, 100] and it.said('撤单还没有结果')
 
 
@@ -319,36 +304,32 @@ def test_the_number_of_holdings_is_limited(tmp_path):
 def test_a_dry_run_sends_nothing(tmp_path):
     text = tasks(at_0935='g.out += [order("%s", 300), order_value("%s", 5000), order("%s", -100)]' % (A, B, A))
     with stage(tmp_path, START, END) as it:
-        remote = Remote(it.broker)
+        remote = Between(it.broker)
         run = it.run(it.strategy(text), remote=remote, dry_run=True)
         assert out_of(run) == [None, None, None] and len(it.said('演练，没有发出：买入')) == 2
         assert not {'place_order', 'cancel_order'} & set(remote.calls) and it.broker.get_orders() == []
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------
-def test_an_account_that_cannot_be_read_is_never_empty(tmp_path):
-    text = tasks(at_0935='g.out.append(context.portfolio.total_value)')
-
+def run_unreadable(it, text, until):
+    """The run of a day on which the account cannot be read from 09:34 until then."""
     def fail(read):
         raise bq.QmtUnavailable('QMT 没有登录')
+    remote = Between(it.broker)
+    it.clock.at(moment('2025-03-03 09:34'), lambda: remote.changes.update(get_account_info=fail))
+    it.clock.at(moment('2025-03-03 ' + until), lambda: remote.changes.clear())
+    return it.run(it.strategy(text), remote=remote, patience_s=10.0)
+
+
+def test_an_account_that_cannot_be_read_is_never_empty(tmp_path):
     with stage(tmp_path, START, END) as it:
-        remote = Remote(it.broker)
-        it.clock.at(moment('2025-03-03 09:34'), lambda: remote.faults.update(get_account_info=fail))
-        it.clock.at(moment('2025-03-03 09:37'), lambda: remote.faults.clear())
-        run = it.run(it.strategy(text), remote=remote, patience_s=10.0)
+        run = run_unreadable(it, tasks(at_0935='g.out.append(context.portfolio.total_value)'), '09:37')
         assert out_of(run) == [1000000.0] and it.said('账户读不到，任务等着') and it.said('的 at_0935 晚了')
 
 
 def test_a_task_that_waited_too_long_for_the_account_is_skipped(tmp_path):
-    text = tasks(at_0935='g.out.append(1)', at_1000='g.out.append(2)')
-
-    def fail(read):
-        raise bq.QmtUnavailable('QMT 没有登录')
     with stage(tmp_path, START, END) as it:
-        remote = Remote(it.broker)
-        it.clock.at(moment('2025-03-03 09:34'), lambda: remote.faults.update(get_account_info=fail))
-        it.clock.at(moment('2025-03-03 09:50'), lambda: remote.faults.clear())
-        run = it.run(it.strategy(text), remote=remote, patience_s=10.0)
+        run = run_unreadable(it, tasks(at_0935='g.out.append(1)', at_1000='g.out.append(2)'), '09:50')
         assert out_of(run) == [2] and it.said('跳过 09:35 的 at_0935')
 
 
@@ -357,7 +338,7 @@ def test_a_task_that_waited_too_long_for_the_account_is_skipped(tmp_path):
 def test_an_answer_that_is_no_account_is_an_error(tmp_path, answer):
     with stage(tmp_path, START, END) as it:
         with pytest.raises(bq.ProtocolError):
-            it.run(it.strategy(tasks(at_0935='pass')), remote=Remote(it.broker, get_account_info=lambda read: answer))
+            it.run(it.strategy(tasks(at_0935='pass')), remote=Between(it.broker, get_account_info=lambda read: answer))
 
 
 # -- the server goes and comes back --------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import pytest
 import jq_helper as jq
 from tests.live import stage
 
+
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
     monkeypatch.setattr(jq.os, 'fsync', lambda descriptor: None)

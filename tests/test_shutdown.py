@@ -168,6 +168,18 @@ def start_program(*arguments):
                             env=dict(os.environ, PYTHONIOENCODING='utf-8', PYTHONUNBUFFERED='1'))
 
 
+@contextlib.contextmanager
+def program(*arguments):
+    """A started program that does not outlive the test."""
+    process = start_program(*arguments)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
 def finish(process):
     out, err = process.communicate(timeout=30)
     return process.returncode, out.decode('utf-8'), err.decode('utf-8')
@@ -191,18 +203,13 @@ def read_to_ready(process):
 @windows
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_the_program_stops_cleanly_on_a_signal(number):
-    process = start_program('--port', '0')
-    try:
+    with program('--port', '0') as process:
         port = read_port(process)
         read_to_ready(process)
         with bq.RemoteQmtConnection('127.0.0.1', port, TOKEN) as client:
             client.request('broker.account')
             process.send_signal(number)
             code, out, err = finish(process)
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
     assert code == 0 and '已停止' in out and 'Traceback' not in err
     assert TOKEN not in out and TOKEN not in err
 
@@ -210,17 +217,12 @@ def test_the_program_stops_cleanly_on_a_signal(number):
 @windows
 def test_a_second_signal_in_the_same_breath_stops_it_all_the_same():
     """A handler that took a lock could meet itself."""
-    process = start_program('--port', '0')
-    try:
+    with program('--port', '0') as process:
         read_to_ready(process)
         for number in [signal.SIGINT, signal.SIGTERM] * 5:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(number)
         code, out, err = finish(process)
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
     assert code == 0 and '已停止' in out and 'Traceback' not in err
 
 

@@ -2,7 +2,7 @@
 import time
 
 import bullet_qmt as bq
-from tests.bench.timing import Arrivals, calls_between, rate, timed
+from tests.bench.timing import arrived_of, calls_between, follow, rate, timed
 
 OPEN, ARRIVALS, PROVIDERS = [], [], []
 BARS_END = '2025-12-31 15:00:00'  # as many bars as anybody asks for lie before it
@@ -91,14 +91,9 @@ def visit_times(port, token, tls_cert, count):
 def subscribe(port, token, symbols, count):
     """So many connections, each subscribed to all of the symbols, that keep what comes."""
     open_connections(port, token, count)
-    for connection in OPEN[-count:]:
-        arrivals = Arrivals()
-        connection.add_event_listener('tick', lambda tick, arrivals=arrivals: arrivals.note(
-            tick['symbol'], int(tick['volume']), tick['money']))
-        connection.subscribe('bench', symbols)
-        ARRIVALS.append(arrivals)
+    ARRIVALS.extend(follow(connection, symbols) for connection in OPEN[-count:])
 
 
 def arrived(first, last):
     """Seconds on the way of the ticks numbered [first, last), of all subscribers here."""
-    return [late for arrivals in ARRIVALS for late in arrivals.between(first, last)]
+    return arrived_of(ARRIVALS, first, last)

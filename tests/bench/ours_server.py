@@ -1,14 +1,13 @@
 """Our server with ticks and bars that the benchmark makes, as a worker: all but the source of data is real."""
 import random
-import threading
 from array import array
 from datetime import date
 from functools import lru_cache
 
 import bullet_qmt as bq
-from tests.bench.timing import Pacer
+from tests.bench.timing import Pacer, Ticker
 
-RUNNING = {}
+RUNNING, TICKER = {}, Ticker()
 
 
 def start(token, max_subscriptions):
@@ -40,23 +39,19 @@ def minutes():
 
 def begin_ticks(symbols, per_second, burst):
     """Ticks from now on; each carries its number as volume and its time of perf_counter as money."""
-    hub, day, stop = RUNNING['server'].service.hub, bq.Clock().now().replace(microsecond=0), threading.Event()
+    hub, day = RUNNING['server'].service.hub, bq.Clock().now().replace(microsecond=0)
 
     def make(symbol, number, stamp):
         hub.deliver(bq.Tick(sid=symbol, last_price=12.34, dt=day, open=12.3, high=12.4, low=12.2, pre_close=12.31,
                             volume=number, money=stamp, high_limit=13.54, low_limit=11.08, a1_p=12.35, a1_v=1200,
                             b1_p=12.34, b1_v=800))
-        RUNNING['made'] = number + 1
-    RUNNING.update(made=0, stop=stop, thread=threading.Thread(
-        target=Pacer(symbols, per_second, burst).run, args=(make, stop), name='pacer', daemon=True))
-    RUNNING['thread'].start()
+    TICKER.begin(Pacer(symbols, per_second, burst), make)
 
 
 def made():
     """How many ticks there have been."""
-    return RUNNING['made']
+    return TICKER.made
 
 
 def end_ticks():
-    RUNNING['stop'].set()
-    RUNNING['thread'].join()
+    TICKER.end()

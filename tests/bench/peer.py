@@ -6,7 +6,7 @@ warnings.simplefilter('ignore')
 from bullet_trade.data.providers.remote_qmt import _dataframe_from_payload  # noqa: E402
 from bullet_trade.remote.connection import RemoteQmtConnection  # noqa: E402
 
-from tests.bench.timing import Arrivals, calls_between, rate, timed  # noqa: E402
+from tests.bench.timing import arrived_of, calls_between, follow, rate, timed  # noqa: E402
 
 OPEN, ARRIVALS = [], []
 
@@ -70,13 +70,8 @@ def visit_times(port, token, tls_cert, count):
 
 def subscribe(port, token, symbols, count):
     open_connections(port, token, count)
-    for connection in OPEN[-count:]:
-        arrivals = Arrivals()
-        connection.add_event_listener('tick', lambda tick, arrivals=arrivals: arrivals.note(
-            tick['symbol'], tick['volume'], tick['money']))
-        connection.subscribe('bench', symbols)
-        ARRIVALS.append(arrivals)
+    ARRIVALS.extend(follow(connection, symbols) for connection in OPEN[-count:])
 
 
 def arrived(first, last):
-    return [late for arrivals in ARRIVALS for late in arrivals.between(first, last)]
+    return arrived_of(ARRIVALS, first, last)

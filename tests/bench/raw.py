@@ -12,10 +12,10 @@ import struct
 import threading
 from array import array
 
-from tests.bench.timing import Arrivals, Pacer, calls_between, rate, timed
+from tests.bench.timing import Arrivals, Pacer, Ticker, arrived_of, calls_between, rate, timed
 
 HEAD = struct.Struct('>I')
-OPEN, ARRIVALS, SERVING = [], [], {'subscribers': []}
+OPEN, ARRIVALS, SERVING, TICKER = [], [], {'subscribers': []}, Ticker()
 
 
 # -- frames --------------------------------------------------------------------------------------------------------
@@ -122,8 +122,6 @@ def start(token, max_subscriptions):
 
 def begin_ticks(symbols, per_second, burst):
     """Each tick is encoded once and sent to every subscriber."""
-    stop = threading.Event()
-
     def make(symbol, number, stamp):
         data = json_frame({'sid': symbol, 'last_price': 12.34, 'dt': '2026-11-26 10:00:00', 'open': 12.3, 'high': 12.4,
                            'low': 12.2, 'pre_close': 12.31, 'volume': number, 'money': stamp, 'symbol': symbol,
@@ -131,19 +129,15 @@ def begin_ticks(symbols, per_second, burst):
                            'b1_p': 12.34, 'b1_v': 800})
         for sock in list(SERVING['subscribers']):
             sock.sendall(data)
-        SERVING['made'] = number + 1
-    SERVING.update(made=0, stop=stop, thread=threading.Thread(
-        target=Pacer(symbols, per_second, burst).run, args=(make, stop), name='pacer', daemon=True))
-    SERVING['thread'].start()
+    TICKER.begin(Pacer(symbols, per_second, burst), make)
 
 
 def made():
-    return SERVING['made']
+    return TICKER.made
 
 
 def end_ticks():
-    SERVING['stop'].set()
-    SERVING['thread'].join()
+    TICKER.end()
 
 
 # -- the client ----------------------------------------------------------------------------------------------------
@@ -268,4 +262,4 @@ def read_ticks(sock, arrivals):
 
 
 def arrived(first, last):
-    return [late for arrivals in ARRIVALS for late in arrivals.between(first, last)]
+    return arrived_of(ARRIVALS, first, last)

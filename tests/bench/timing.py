@@ -104,3 +104,34 @@ class Pacer:
         while not stop.wait(max(0.0, self.due(number) - time.perf_counter())):
             make(self.symbol(number), number, time.perf_counter())
             number += 1
+
+
+class Ticker:
+    """Ticks of a Pacer in a thread of its own, from begin() to end(). made: how many there have been."""
+
+    def begin(self, pacer, make):
+        """make(symbol, number, stamp), as of Pacer.run."""
+        def make_one(symbol, number, stamp):
+            make(symbol, number, stamp)
+            self.made = number + 1
+        self.made, self._stop = 0, threading.Event()
+        self._thread = threading.Thread(target=pacer.run, args=(make_one, self._stop), name='pacer', daemon=True)
+        self._thread.start()
+
+    def end(self):
+        self._stop.set()
+        self._thread.join()
+
+
+def follow(connection, symbols):
+    """The Arrivals of these symbols' ticks on a connection, ours or the peer's."""
+    arrivals = Arrivals()
+    connection.add_event_listener('tick', lambda tick: arrivals.note(
+        tick['symbol'], int(tick['volume']), tick['money']))
+    connection.subscribe('bench', symbols)
+    return arrivals
+
+
+def arrived_of(followers, first, last):
+    """Seconds on the way of the ticks numbered [first, last), of all these Arrivals."""
+    return [late for arrivals in followers for late in arrivals.between(first, last)]
