@@ -394,11 +394,12 @@ class Mailbox:
     """A queue and the thread that empties it into handle(items): a deque of all that came since, batch after batch.
 
     handle guards itself: what it raises ends the thread. What was put in before close() is still handled.
+    pause_s: after a batch the next one gathers for this long, so that many small ones cost less.
     """
 
-    def __init__(self, name, handle):
-        self._handle, self._changed = handle, threading.Condition()
-        self._items, self.closed = deque(), False
+    def __init__(self, name, handle, pause_s=0):
+        self._handle, self._pause_s, self._changed = handle, pause_s, threading.Condition()
+        self._items, self.closed, self._closing = deque(), False, threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self):
@@ -413,6 +414,7 @@ class Mailbox:
         with self._changed:
             self.closed = True
             self._changed.notify()
+        self._closing.set()
         if self._thread.ident is not None:
             self._thread.join()
 
@@ -424,6 +426,8 @@ class Mailbox:
                     return
                 items, self._items = self._items, deque()
             self._handle(items)
+            if self._pause_s:
+                self._closing.wait(self._pause_s)
 
 
 class StopSignal:
@@ -4531,6 +4535,7 @@ class _PaperAccount:
     def __init__(self, spec, cash):
         self.spec, self.ledger, self.listener = spec, StubLedger(cash), None
         self.orders, self.trades = OrderedDict(), []
+        self.figures_stale, self.figures_told = False, -math.inf  # told: when, by the monotonic clock
 
 
 class _PaperOrder:
@@ -4585,6 +4590,8 @@ class StubExchange:
     are told one after the other in the order in which they happened.
     """
 
+    FIGURES_INTERVAL_S = 0.2  # an account's figures are told at once, then again when this time is over
+
     def __init__(self, data, clock, tick_interval_s):
         self.data, self.clock, self.tick_interval_s = data, clock, tick_interval_s
         self._lock, self._round, self._delivery = threading.Condition(), threading.Lock(), threading.Lock()
@@ -4625,14 +4632,21 @@ class StubExchange:
             with self._round:
                 self._run_round()
         finally:
-            for account in self._changed_accounts():
+            for account in self._accounts_to_tell():
                 self._tell_account(account)
             self._deliver()
 
-    def _changed_accounts(self):
-        """Those of which something waits to be told."""
+    def _accounts_to_tell(self):
+        """Those whose figures have changed, and were not told a moment ago."""
         with self._lock:
-            return [account for account in self._accounts if any(event[0] is account for event in self._events)]
+            found = [account for account in self._accounts
+                     if account.figures_stale and self._figures_wait(account) <= 0]
+            for account in found:
+                account.figures_stale, account.figures_told = False, self.clock.monotonic()
+            return found
+
+    def _figures_wait(self, account):
+        return account.figures_told + self.FIGURES_INTERVAL_S - self.clock.monotonic()
 
     # -- for StubBroker ------------------------------------------------------------------------------------------
     def submit(self, account, request):
@@ -4847,15 +4861,20 @@ class StubExchange:
                 _paper_log.exception('模拟撮合出错')
 
     def _wait_for_work(self):
-        """Until something happened, or a tick interval while orders rest. False when closing."""
+        """Until something happened or is due. False when closing."""
         with self._lock:
-            self._lock.wait_for(lambda: self._woken or self._stopping, self.tick_interval_s if self._resting else None)
+            self._lock.wait_for(lambda: self._woken or self._stopping, self._next_due_s())
             self._woken = False
             return not self._stopping
 
+    def _next_due_s(self):
+        """Resting orders are tried again at each tick; None: nothing is due."""
+        waits = [max(0, self._figures_wait(account)) for account in self._accounts if account.figures_stale]
+        return min(waits + [self.tick_interval_s] * bool(self._resting), default=None)
+
     def _tell_later(self, account, kind, record):
         self._events.append((account, kind, record.replace()))
-        self._woken = True
+        account.figures_stale = self._woken = True
         self._lock.notify_all()
 
     def _tell_account(self, account):
@@ -7389,6 +7408,8 @@ EVENT_DAYS, EVENTS_AT_ONCE = 10, 10000  # how long they are kept, how many are t
 _JOURNAL_COLUMNS = ','.join(JournalEntry._fields)
 _JOURNAL_WRITE = 'INSERT OR REPLACE INTO writes (%s) VALUES (%s)' % (
     _JOURNAL_COLUMNS, ','.join('?' * len(JournalEntry._fields)))
+_JOURNAL_CHANGE = ('UPDATE writes SET state=?, order_id=?, answer=?, deadline_ms=? '
+                   'WHERE action=? AND idempotency_key=? AND tag=?')
 # What the journal answers to copies of an order that come after it was declared never to have come.
 ANY_FINGERPRINT = ''
 
@@ -7560,9 +7581,16 @@ class Journal:
         with self._database(sync) as db:
             if entry.action == PLACE and entry.day == self.today():  # whose order it is holds even if the disk fails
                 self._index(changed)
-            db.execute(_JOURNAL_WRITE, changed._replace(request=json.dumps(changed.request),
-                                                        answer=json.dumps(changed.answer)))
+            if entry.state == NEW or not self._change(db, changed):
+                db.execute(_JOURNAL_WRITE, changed._replace(request=json.dumps(changed.request),
+                                                            answer=json.dumps(changed.answer)))
         return changed
+
+    @staticmethod
+    def _change(db, entry):
+        """Whether the entry was there to be changed; the disk may have failed before."""
+        return db.execute(_JOURNAL_CHANGE, (entry.state, entry.order_id, json.dumps(entry.answer), entry.deadline_ms,
+                                            entry.action, entry.idempotency_key, entry.tag)).rowcount
 
     def forget(self, entry):
         """An entry of which nothing was sent after all, so that the key can be used again."""
@@ -8011,12 +8039,13 @@ class OrderStream:
     """
 
     SLICE = 200  # events of the journal that are told at once
+    PAUSE_S = 0.005  # a burst is kept in few transactions; what comes alone waits for nothing
 
     def __init__(self, journal, describe, snapshot):
         self._journal, self._describe, self._snapshot = journal, describe, snapshot
         self._hearers, self._joining = {}, {}
         self._told, self._day = {}, None  # (account key, kind, id) -> what was last told of it on that day
-        self._mailbox = Mailbox('order-stream', self._work)
+        self._mailbox = Mailbox('order-stream', self._work, self.PAUSE_S)
 
     def start(self):
         self._recall()

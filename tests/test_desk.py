@@ -682,7 +682,7 @@ def break_journal(shop, fails):
 
 
 def changes_to(*states):
-    return lambda sql, parameters: sql.startswith('INSERT') and parameters[6] in states
+    return lambda sql, parameters: sql.startswith(('INSERT', 'UPDATE')) and not set(states).isdisjoint(parameters)
 
 
 @pytest.mark.parametrize('fails', [lambda sql, parameters: sql.startswith('SELECT'), changes_to('submitting')])

@@ -39,7 +39,6 @@ class Heard:
             rows.append(self.next('order'))
         return rows
 
-
     def until_settled(self, placed):
         """The number of the last event of a market order that fills whole: the account's."""
         row = self.next('order')
@@ -196,7 +195,8 @@ def test_a_stream_that_is_refused_for_now_is_asked_for_again(monkeypatch):
             client._channel.abort()
         assert refused.get(timeout=20) == {'after': last} == refused.get(timeout=20)
         monkeypatch.undo()
-        heard.until_settled(buy(client, 'two'))
+        placed = buy(client, 'two')
+        assert heard.until('filled')[-1]['order_id'] == placed['order_id']
 
 
 def test_a_stream_that_is_refused_for_good_is_a_gap(monkeypatch):

@@ -519,6 +519,31 @@ def test_account_figures_follow_what_happened(bench):
     assert len(told) == count, 'nothing happened, nothing is told'
 
 
+def test_account_figures_are_told_at_most_some_times_a_second_and_the_last_ones_always(bench):
+    told = []
+    bench.broker.set_listener(lambda kind, record: told.append(record) if kind == 'account' else None)
+    for _ in range(3):
+        bench.trade('BUY', 100, 10.0)
+    assert len(told) == 1 and bench.exchange._next_due_s() == 0.2
+    bench.clock.advance(0.2)
+    bench.exchange.match_now()
+    assert told[1:] == [bench.broker.account()] and bench.exchange._next_due_s() is None
+
+
+def test_the_thread_tells_the_last_figures_by_itself(bench):
+    told = queue.Queue()
+    bench.broker.set_listener(lambda kind, record: told.put(record) if kind == 'account' else None)
+    for _ in range(2):
+        bench.trade('BUY', 100, 10.0)
+    bench.clock.advance(0.2)
+    bench.exchange.start()
+    try:
+        first, last = told.get(timeout=20), told.get(timeout=20)
+    finally:
+        bench.exchange.close()
+    assert last == bench.broker.account() and first.available_cash > last.available_cash
+
+
 def test_a_failing_listener_stops_nothing(bench, caplog):
     bench.broker.set_listener(lambda kind, record: 1 / 0)
     assert bench.trade('BUY', 100, 10.0).status == 'filled'
