@@ -399,8 +399,12 @@ class Mailbox:
 
     def __init__(self, name, handle, pause_s=0):
         self._handle, self._pause_s, self._changed = handle, pause_s, threading.Condition()
-        self._items, self.closed, self._closing = deque(), False, threading.Event()
+        self._items, self._closing = deque(), threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    @property
+    def closed(self):
+        return self._closing.is_set()
 
     def start(self):
         self._thread.start()
@@ -412,9 +416,8 @@ class Mailbox:
 
     def close(self):
         with self._changed:
-            self.closed = True
+            self._closing.set()
             self._changed.notify()
-        self._closing.set()
         if self._thread.ident is not None:
             self._thread.join()
 
@@ -4639,11 +4642,8 @@ class StubExchange:
     def _accounts_to_tell(self):
         """Those whose figures have changed, and were not told a moment ago."""
         with self._lock:
-            found = [account for account in self._accounts
-                     if account.figures_stale and self._figures_wait(account) <= 0]
-            for account in found:
-                account.figures_stale, account.figures_told = False, self.clock.monotonic()
-            return found
+            return [account for account in self._accounts
+                    if account.figures_stale and self._figures_wait(account) <= 0]
 
     def _figures_wait(self, account):
         return account.figures_told + self.FIGURES_INTERVAL_S - self.clock.monotonic()
@@ -4870,7 +4870,9 @@ class StubExchange:
     def _next_due_s(self):
         """Resting orders are tried again at each tick; None: nothing is due."""
         waits = [max(0, self._figures_wait(account)) for account in self._accounts if account.figures_stale]
-        return min(waits + [self.tick_interval_s] * bool(self._resting), default=None)
+        if self._resting:
+            waits.append(self.tick_interval_s)
+        return min(waits, default=None)
 
     def _tell_later(self, account, kind, record):
         self._events.append((account, kind, record.replace()))
@@ -4878,8 +4880,14 @@ class StubExchange:
         self._lock.notify_all()
 
     def _tell_account(self, account):
-        """With no lock held: what the account is worth after its orders have changed."""
-        self._events.append((account, 'account', self.overview(account)[0]))
+        """With no lock held: what the account is worth after its orders have changed. What fails is due again."""
+        with self._lock:
+            account.figures_stale, account.figures_told = False, self.clock.monotonic()
+        try:
+            self._events.append((account, 'account', self.overview(account)[0]))
+        except BaseException:
+            account.figures_stale = True
+            raise
 
     def _deliver(self):
         """Looks again after letting go: what was queued meanwhile by one who could not get in is not left behind."""
@@ -7408,8 +7416,7 @@ EVENT_DAYS, EVENTS_AT_ONCE = 10, 10000  # how long they are kept, how many are t
 _JOURNAL_COLUMNS = ','.join(JournalEntry._fields)
 _JOURNAL_WRITE = 'INSERT OR REPLACE INTO writes (%s) VALUES (%s)' % (
     _JOURNAL_COLUMNS, ','.join('?' * len(JournalEntry._fields)))
-_JOURNAL_CHANGE = ('UPDATE writes SET state=?, order_id=?, answer=?, deadline_ms=? '
-                   'WHERE action=? AND idempotency_key=? AND tag=?')
+_JOURNAL_CHANGE = 'UPDATE writes SET state=?, order_id=?, answer=?, deadline_ms=? WHERE tag=?'
 # What the journal answers to copies of an order that come after it was declared never to have come.
 ANY_FINGERPRINT = ''
 
@@ -7590,7 +7597,7 @@ class Journal:
     def _change(db, entry):
         """Whether the entry was there to be changed; the disk may have failed before."""
         return db.execute(_JOURNAL_CHANGE, (entry.state, entry.order_id, json.dumps(entry.answer), entry.deadline_ms,
-                                            entry.action, entry.idempotency_key, entry.tag)).rowcount
+                                            entry.tag)).rowcount
 
     def forget(self, entry):
         """An entry of which nothing was sent after all, so that the key can be used again."""

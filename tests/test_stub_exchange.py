@@ -530,6 +530,21 @@ def test_account_figures_are_told_at_most_some_times_a_second_and_the_last_ones_
     assert told[1:] == [bench.broker.account()] and bench.exchange._next_due_s() is None
 
 
+def test_account_figures_that_could_not_be_told_are_due_again(bench, monkeypatch):
+    def fail(account):
+        raise RuntimeError('no price')
+
+    told = []
+    bench.broker.set_listener(lambda kind, record: told.append(record) if kind == 'account' else None)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(bench.exchange, 'overview', fail)
+        bench.trade('BUY', 100, 10.0)
+    assert not told and bench.exchange._next_due_s() == 0.2
+    bench.clock.advance(0.2)
+    bench.exchange.match_now()
+    assert told == [bench.broker.account()]
+
+
 def test_the_thread_tells_the_last_figures_by_itself(bench):
     told = queue.Queue()
     bench.broker.set_listener(lambda kind, record: told.put(record) if kind == 'account' else None)
