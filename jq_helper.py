@@ -1602,9 +1602,12 @@ class DataView:
         return factor_at(block.steps, self.now_ms)
 
     def day_value(self, code, name, row=None):
-        """A figure of a day (default: T's), on T's price level; NaN where the security had none."""
+        """A figure of a day (default: T's), on T's price level; NaN where the security, or T, had no trading."""
+        asked = self.today_row if row is None else row
+        if asked is None:
+            return math.nan
         block = self.store.daily(code)
-        place = (self.today_row if row is None else row) - block.first
+        place = asked - block.first
         if not 0 <= place < len(block.times):
             return math.nan
         if self.options.use_real_price and row is None or name == 'paused':
@@ -2170,7 +2173,7 @@ class CurrentUnit:
         return self._view.store.info(self.security)['display_name']
 
     def _today(self, name):
-        return math.nan if self._view.today_row is None else self._view.day_value(self.security, name)
+        return self._view.day_value(self.security, name)
 
 
 class BarData(dict):

@@ -367,3 +367,14 @@ def test_a_server_that_restarts_is_found_again(tmp_path):
     finally:
         connection.close()
         servers[-1].close()
+
+
+def test_on_a_day_without_trading_an_order_is_the_broker_s_to_refuse(tmp_path):
+    saturday = '2025-03-01'
+    text = ('def initialize(context):\n'
+            '    g.out = [order("%s", 100), order("%s", 100, LimitOrderStyle(10.0))]\n' % (A, A))
+    with stage(tmp_path, saturday + ' 10:00', saturday + ' 10:05') as it:
+        remote = Between(it.broker)
+        run = it.run(it.strategy(text), remote=remote)
+        assert out_of(run) == [None, None] and it.said('被拒绝') and not it.said('策略出错')
+        assert remote.calls.count('place_order') == 2 and it.broker.get_orders() == []
