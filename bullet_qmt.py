@@ -3784,20 +3784,23 @@ def _extend_minutes(columns, minutes, day, per_yuan):
 _CSV_NAME = re.compile(r'(.+)_(1d|1m)\.csv', re.ASCII)
 _CSV_NUMBERS = ('open', 'close', 'high', 'low', 'volume', 'money')
 _CSV_OPTIONAL = ('pre_close', 'paused', 'high_limit', 'low_limit')
+_CSV_PAID = ('bonus_shares', 'cash_dividend')  # new shares and yuan before tax, each for ten shares
+_BONUS_STEPS = {'stock': 0.1, 'etf': 1.0, 'lof': 1.0}  # new shares a share come in multiples of these
 
 
 class _CsvMarket(_StubMarket):
     """Bars out of CODE_1d.csv and CODE_1m.csv, as they are. Raises ConfigError naming file and line.
 
-    Dividends are not in the files: each step between a close and the next pre_close counts as cash; where the
-    reference price rose, as a merger of shares. Days after the files have quotes (a plan drawn from the last close)
-    but no bars. A day that only other securities have is a suspension.
+    What was paid on an ex-date stands in bonus_shares and cash_dividend; where a file has neither, the fall from a
+    close to the next pre_close tells, see guessed_plan(). Where the reference price rose, shares were merged. Days
+    after the files have quotes (a plan drawn from the last close) but no bars. A day that only other securities have
+    is a suspension.
     """
 
     def __init__(self, directory, seed=1, today=date.max):
         super().__init__(seed)
         self.directory, self._today = directory, today
-        self._minutes = {}
+        self._minutes, self._paid = {}, {}
         self._daily = self._load(_csv_files(directory))
         self._days = sorted(set().union(*(columns['time'] for columns in self._daily.values())))
         self._day_set = frozenset(self._days)
@@ -3829,10 +3832,11 @@ class _CsvMarket(_StubMarket):
         return slice_columns(self._minutes[code], first, last + DAY_MS - 1)
 
     def dividends(self, code, today):
-        columns = self._columns(code)
+        columns, paid = self._columns(code), self._paid.get(code)
         steps = [row for row in range(1, len(columns['time']))
                  if abs(columns['close'][row - 1] - columns['pre_close'][row]) > 1e-6]
-        return [_csv_dividend(code, columns, row) for row in steps]
+        events = [_csv_dividend(code, columns, row, paid) for row in steps]
+        return [event for event in events if event['bonus_pre_tax'] or event['scale_factor'] != 1]
 
     def _missing_day(self, code, day, pre_close):
         if to_ms(day) in self._day_set:
@@ -3850,7 +3854,10 @@ class _CsvMarket(_StubMarket):
         return own
 
     def _load(self, files):
-        daily = {code: _read_daily(path, code, self._today) for (code, period), path in files.items() if period == '1d'}
+        daily = {}
+        for (code, period), path in files.items():
+            if period == '1d':
+                daily[code], self._paid[code] = _read_daily(path, code, self._today)
         for (code, period), path in files.items():
             if period == '1m':
                 self._minutes[code] = _read_minutes(path, self._today)
@@ -3864,14 +3871,30 @@ class _CsvMarket(_StubMarket):
         return self._daily[code]
 
 
-def _csv_dividend(code, columns, row):
-    """One step of the reference price, as cash for each ten shares (a fund: one) or as a merger of shares."""
+def _csv_dividend(code, columns, row, paid):
+    """One step of the reference price: new shares, and cash for each ten shares (a fund: one). paid: as in the file."""
     before, reference = columns['close'][row - 1], columns['pre_close'][row]
+    if before < reference:
+        bonus, cash = before / reference - 1, 0.0
+    elif paid:
+        bonus, cash = (values[row] / 10 for values in paid)
+    else:
+        bonus, cash = guessed_plan(code, before, reference)
     fund = instrument(code).kind in ('etf', 'lof')
     base = 1 if fund else 10
     return {'security': code, 'date': columns['time'][row], 'security_type': 'fund' if fund else 'stock',
-            'scale_factor': 1.0 if before > reference else before / reference,
-            'bonus_pre_tax': round(max(0.0, before - reference) * base, 6), 'per_base': base}
+            'scale_factor': 1 + bonus, 'bonus_pre_tax': round(cash * base, 6), 'per_base': base}
+
+
+def guessed_plan(code, before, reference):
+    """(new shares, yuan) a share that a fall of the reference price means: as many new ones as fit, the rest is cash.
+
+    Stocks give tenths of a share, a tenth at the least; funds are split into whole ones. A smaller fall is all cash.
+    """
+    rounding, step = instrument(code).tick / 2, _BONUS_STEPS.get(instrument(code).kind)
+    bonus = round(int((before / (reference - rounding) - 1) / step + 1e-9) * step, 6) if step else 0.0
+    cash = before - reference * (1 + bonus)
+    return bonus, 0.0 if bonus and cash <= rounding * (1 + bonus) + 1e-9 else cash
 
 
 def _csv_files(directory):
@@ -3995,6 +4018,17 @@ class _CsvReader:
 
 
 class _CsvDays(_CsvReader):
+    PLAN_TOLERANCE = 0.02  # of the reference price: plans are rounded, and some shares get nothing
+
+    def _check_prices(self, row):
+        super()._check_prices(row)
+        bonus, cash = (row.get(name, 0.0) for name in _CSV_PAID)
+        if (bonus or cash) and self.columns['close']:
+            expected = ex_reference(self.columns['close'][-1], bonus, cash)
+            if abs(row.get('pre_close', expected) - expected) > self.PLAN_TOLERANCE * expected + 0.01 or expected <= 0:
+                self.fail('每 10 股送转 %g 股、派现 %g 元与 pre_close 不符：除权参考价应约为 %.3f' % (bonus, cash, expected),
+                          'bonus_shares、cash_dividend 都是每 10 股的数，写在除权除息日那一行')
+
     def check_time(self, moment, has_clock):
         return '日线只写日期' if (moment.hour, moment.minute, moment.second) != (0, 0, 0) else None
 
@@ -4008,8 +4042,23 @@ class _CsvMinutes(_CsvReader):
 _BAR_MINUTE_SET = frozenset(BAR_MINUTES)
 
 
+def ex_reference(close, bonus, cash):
+    """The reference price after so many new shares and yuan for each ten shares."""
+    return (close - cash / 10) / (1 + bonus / 10)
+
+
 def _read_daily(path, code, today):
-    return _complete_days(code, _CsvDays(path, 'date', _CSV_OPTIONAL, today).columns)
+    """(complete columns, what was paid: two columns, or None where the file does not tell)."""
+    columns = _CsvDays(path, 'date', _CSV_OPTIONAL + _CSV_PAID, today).columns
+    told = [columns.pop(name, None) for name in _CSV_PAID]
+    if told == [None, None]:
+        return _complete_days(code, columns), None
+    paid = [array('d', bytes(8 * len(columns['time']))) if values is None else values for values in told]
+    if 'pre_close' not in columns:
+        closes, tick = columns['close'], instrument(code).tick
+        columns['pre_close'] = columns['open'][:1] + array('d', [
+            round_to_tick(ex_reference(*figures), tick) for figures in zip(closes, paid[0][1:], paid[1][1:])])
+    return _complete_days(code, columns), paid
 
 
 def _read_minutes(path, today):

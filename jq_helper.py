@@ -2573,14 +2573,25 @@ class SimulatedBroker(BrokerInterface):
         tax = gross * DIVIDEND_TAX if cost_type(position.security) == 'stock' else 0.0
         after = int(math.floor(before * row['scale_factor'] + 1e-9))
         self.portfolio.available_cash += gross - tax
-        for name in ('avg_cost', 'acc_avg_cost'):
-            setattr(position, name, (getattr(position, name) * before - gross + tax) / after)
-        position.amount = after
+        self._resize(position, after, gross - tax)
         event = DividendsEvent(position.security, before, gross - tax, tax, after - before)
         self.dividends.append((self.view.now.date(), event))
         self._log('info', '%s 除权除息：持有 %d 股，现金 %.2f（税 %.2f），送转 %d 股' % (
             position.security, before, event.cash, tax, event.shares))
         return event
+
+    def _resize(self, position, amount, received):
+        """A holding becomes `amount` shares, or vanishes. Orders to sell more than these are cancelled."""
+        for order in [each for each in self._open.values() if each.security == position.security and not each.is_buy]:
+            if position.locked_amount > amount:
+                self._finish(order, OrderStatus.canceled, '合并后只剩 %d 股' % amount)
+        if not amount:
+            del self.portfolio.positions[position.security]
+            self._log('warning', '%s 合并后不足 1 股，持仓归零' % position.security)
+        else:
+            for name in ('avg_cost', 'acc_avg_cost'):
+                setattr(position, name, (getattr(position, name) * position.amount - received) / amount)
+        position.amount = amount
 
 
 # ======================================================================================================

@@ -307,7 +307,6 @@ def test_targets_count_what_is_held_and_cancel_what_is_open(market, tmp_path):
 
 
 def test_dividends_and_shares_come_on_the_ex_date(market, tmp_path, monkeypatch):
-    """The files know cash alone; a provider that knows new shares too says so."""
     market.daily(B, [day_row(DAYS[0], 10.0), day_row(DAYS[1], 10.0), day_row(DAYS[2], 5.0, pre_close=4.75),
                      day_row(DAYS[3], 5.0)])
     events = [dict(security=B, date=DAYS[2], security_type='stock', scale_factor=2.0, bonus_pre_tax=5.0, per_base=10)]
@@ -332,6 +331,28 @@ def test_dividends_and_shares_come_on_the_ex_date(market, tmp_path, monkeypatch)
                                           amount=1000, cash=400.0, tax=100.0, shares=1000)
     assert len(result.records) == 1 and result.positions[-1]['amount'] == 2000
     assert result.equity[-1] == pytest.approx(1000000 - 10010 - 5 + 400 + 2000 * 5.0)
+
+
+def test_shares_that_are_merged_away(market, tmp_path):
+    """1000 shares merged 2000 to 1 are none; the order of the evening before cannot sell what is no more."""
+    market.daily(B, [day_row(DAYS[0], 10.0), day_row(DAYS[1], 10.0), day_row(DAYS[2], 20000.0, pre_close=20000.0),
+                     day_row(DAYS[3], 20000.0)])
+    result, lines = run(tmp_path, PLAIN + '''
+    def begin(context):
+        run_daily(buy, '9:30')
+        run_daily(sell, '16:30')
+
+    def buy(context):
+        if not g.seen:
+            g.seen.append(order('%s', 1000))
+
+    def sell(context):
+        if str(context.current_dt.date()) == '%s':
+            g.seen.append(order('%s', -1000))
+    ''' % (B, DAYS[1], B), market.source, DAYS[0], DAYS[3])
+    assert [row['amount'] for row in result.positions] == [1000, 1000] and only(result.dividends)['shares'] == -1000
+    assert [row['status'] for row in result.orders] == ['held', 'canceled'] and '只剩 0 股' in result.orders[1]['message']
+    assert result.equity[-1] == pytest.approx(1000000 - 10010 - 5) and any('不足 1 股' in line for line in lines)
 
 
 def test_without_real_prices_the_account_lives_on_adjusted_ones(market, tmp_path):

@@ -64,6 +64,9 @@ class RealDays:
 
 
 REAL_DAYS = RealDays()
+# New shares a share, as the companies told them.
+BONUS = {(MOUTAI, '2011-07-01'): 0.1, (MOUTAI, '2014-06-25'): 0.1, (MOUTAI, '2015-07-17'): 0.1,
+         (UNIS, '2018-07-05'): 0.4, (UNIS, '2019-05-27'): 0.4}
 
 
 class Account:
@@ -105,10 +108,13 @@ class Account:
             self.sell(number, code, price, held - shares)
 
     def dividends(self, number):
-        """The files know cash only: what the reference price fell by, less a flat fifth."""
+        """New shares by the plans of the time; what the reference price fell by besides is cash, less a flat fifth."""
         for code, amount in self.held.items():
-            fall = REAL_DAYS.rows[code][number - 1]['close'] - REAL_DAYS.rows[code][number]['pre_close']
-            self.cash += amount * fall * 0.8 if fall > 1e-6 else 0.0
+            bonus = BONUS.get((code, REAL_DAYS.dates[number]), 0.0)
+            paid = (REAL_DAYS.rows[code][number - 1]['close']
+                    - REAL_DAYS.rows[code][number]['pre_close'] * (1 + bonus))
+            self.cash += amount * paid * 0.8 if paid > 1e-6 else 0.0
+            self.held[code] = int(amount * (1 + bonus) + 1e-6)
 
     def worth(self, number, field='close'):
         return self.cash + sum(amount * REAL_DAYS.rows[code][number][field] for code, amount in self.held.items())
@@ -304,6 +310,34 @@ def test_a_dividend_of_moutai():
     bought, = result.trades
     after = result.positions[-1]
     assert after['avg_cost'] == pytest.approx((bought['value'] + bought['commission'] - only['cash']) / 1000)
+
+
+HOLD = """
+def initialize(context):
+    set_option('use_real_price', True)
+
+
+def handle_data(context, data):
+    if not context.portfolio.positions:
+        order('000938.XSHE', 1000)
+"""
+
+
+def test_new_shares_of_unisplendour(tmp_path):
+    """2018-07-05: 4 new shares and 2 yuan for ten; the close before was 61.89, the reference price 44.06."""
+    (tmp_path / 'hold.py').write_bytes(HOLD.encode('utf-8'))
+    result = jq.backtest(str(tmp_path / 'hold.py'), '2018-07-03', '2018-07-05', provider=REAL)
+    only, = result.dividends
+    assert (only['amount'], only['shares']) == (1000, 400)
+    assert only['cash'] + only['tax'] == pytest.approx(61.89 * 1000 - 44.06 * 1400)
+    assert only['cash'] + only['tax'] == pytest.approx(200, abs=0.005 * 1400)
+    assert [row['amount'] for row in result.positions] == [1000, 1000, 1400]
+    bought, = result.trades
+    assert result.positions[-1]['avg_cost'] == pytest.approx(
+        (bought['value'] + bought['commission'] - only['cash']) / 1400)
+    close = REAL_DAYS.rows[UNIS][REAL_DAYS.dates.index('2018-07-05')]['close']
+    spent = bought['value'] + bought['commission']
+    assert result.equity[-1] == pytest.approx(1000000 - spent + only['cash'] + 1400 * close)
 
 
 def test_a_holding_that_is_suspended_for_months():

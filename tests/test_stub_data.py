@@ -725,6 +725,25 @@ def test_csv_dividends_are_the_steps_of_pre_close(real):
         'bonus_pre_tax': pytest.approx(145.4), 'per_base': 10}
 
 
+def test_csv_new_shares_are_told_from_cash(real):
+    """Moutai gave 1 share and 23, 43.74, 43.74 yuan for ten, Unisplendour 4 and 2, 4 and 1.5."""
+    end = bq.to_ms(date(2020, 12, 31))
+    shares = {(code, event['date']): (event['scale_factor'], event['bonus_pre_tax']) for code in (MOUTAI, UNIS)
+              for event in real.split_dividend(code, 0, end) if event['scale_factor'] != 1}
+    assert {key: scale for key, (scale, _) in shares.items()} == {
+        (MOUTAI, '2011-07-01'): 1.1, (MOUTAI, '2014-06-25'): 1.1, (MOUTAI, '2015-07-17'): 1.1,
+        (UNIS, '2018-07-05'): 1.4, (UNIS, '2019-05-27'): 1.4}
+    assert [cash for _, cash in shares.values()] == pytest.approx([23, 43.74, 43.74, 2, 1.5], abs=0.07)
+
+
+@pytest.mark.parametrize('code, before, reference, plan', [
+    (STOCK, 10.0, 9.2, (0.0, 0.8)), (STOCK, 11.0, 10.0, (0.1, 0.0)), (STOCK, 10.03, 9.12, (0.1, 0.0)),
+    (STOCK, 20.0, 9.75, (1.0, 0.5)), (ETF, 2.001, 1.001, (1.0, 0.0)), (ETF, 3.0, 2.0, (0.0, 1.0)),
+    ('113050.XSHG', 110.0, 55.0, (0.0, 55.0))])
+def test_the_plan_that_a_fall_of_the_reference_price_means(code, before, reference, plan):
+    assert bq.guessed_plan(code, before, reference) == pytest.approx(plan, abs=1e-9)
+
+
 def test_csv_calendar_is_the_union(real):
     dates = {row['date'] for code in (MOUTAI, UNIS) for row in csv_rows(code)}
     assert [bq.iso_ms(day)[:10] for day in real.trade_days()] == sorted(dates)
@@ -784,6 +803,34 @@ def test_csv_columns_are_found_by_name(tmpdir):
     text = 'low,money,x,date,high,close,volume,open,high_limit\n9,1,?,2024-06-03,11,10,7,9.5,12\n'
     columns = write(tmpdir, '600000.SH_1d.csv', text).daily('600000.XSHG', TODAY)
     assert [list(columns[name]) for name in ('open', 'high_limit', 'low_limit')] == [[9.5], [12.0], [8.55]]
+
+
+def test_csv_plans_that_the_file_tells(tmpdir):
+    """15 yuan and 2 shares for ten: that fall alone would pass for 4 new shares. The limits follow the reference."""
+    text = 'date,open,close,high,low,volume,money,bonus_shares,cash_dividend\n' \
+        '2024-06-03,10,10,10,10,9,90,0,0\n2024-06-04,7,7.2,7.5,7,9,64,2,15\n2024-06-05,7.2,7.2,7.3,7,9,64,0,0\n'
+    market = write(tmpdir, '600000.XSHG_1d.csv', text)
+    assert market.dividends('600000.XSHG', TODAY) == [{
+        'security': '600000.XSHG', 'date': bq.to_ms(date(2024, 6, 4)), 'security_type': 'stock', 'scale_factor': 1.2,
+        'bonus_pre_tax': 15.0, 'per_base': 10}]
+    columns = market.daily('600000.XSHG', TODAY)
+    assert list(columns['pre_close']) == [10.0, 7.08, 7.2] and columns['high_limit'][1] == 7.79
+    assert set(columns) == {'time'} | set(bq.DAILY_COLUMNS)
+
+
+def test_csv_rights_issues_pay_nothing_where_the_file_tells(tmpdir):
+    text = 'date,open,close,high,low,volume,money,pre_close,cash_dividend\n' \
+        '2024-06-03,10,10,10,10,9,90,10,0\n2024-06-04,8,8,8,8,9,64,8,0\n'
+    assert write(tmpdir, '600000.XSHG_1d.csv', text).dividends('600000.XSHG', TODAY) == []
+
+
+@pytest.mark.parametrize('paid', ['20,15', '2,150', '0.2,1.5'])
+def test_csv_plans_that_are_not_for_ten_shares(tmpdir, paid):
+    text = 'date,open,close,high,low,volume,money,pre_close,bonus_shares,cash_dividend\n' \
+        '2024-06-03,10,10,10,10,9,90,10,0,0\n2024-06-04,7,7.2,7.5,7,9,64,7.08,%s\n' % paid
+    with pytest.raises(bq.ConfigError) as caught:
+        write(tmpdir, '600000.XSHG_1d.csv', text)
+    assert '第 3 行' in str(caught.value) and '每 10 股' in caught.value.hint
 
 
 def test_csv_minutes_alone_make_days(tmpdir):
