@@ -3164,7 +3164,8 @@ LiveTerms = namedtuple('LiveTerms', 'wait_s dry_run limits')
 LIMIT_WAIT_S = 2.0     # a limit order that has not filled by then rests
 VALID_S = 120          # an order that reaches the server later than this is not submitted any more
 FIND_OUT_S = 30.0      # how long an unknown outcome is asked about before the strategy is told
-_JQ_STATUS = {'new': OrderStatus.new, 'filling': OrderStatus.filled, 'filled': OrderStatus.held,
+_JQ_STATUS = {'new': OrderStatus.new, 'submitted': OrderStatus.open, 'open': OrderStatus.open,
+              'canceling': OrderStatus.open, 'filling': OrderStatus.filled, 'filled': OrderStatus.held,
               'canceled': OrderStatus.canceled, 'partly_canceled': OrderStatus.canceled,
               'rejected': OrderStatus.rejected}
 
@@ -3199,21 +3200,80 @@ class PatientProvider:
         return functools.partial(self._patience.ask, found) if name.startswith('get_') else found
 
 
-class RemotePortfolio(Portfolio):
-    """The account as the server showed it last; its own figures, but for prices, which are those of now."""
+def _is_tradable(security):
+    """Not a repo, a code of another market or an odd text: an account may hold these, and has no quotes of them."""
+    try:
+        return tradable(normalize_code(security))
+    except SecurityNotFound:
+        return False
 
-    def __init__(self, quote, warn):
+
+def _by_security(rows):
+    """RemotePositions -> OrderedDict code -> RemotePosition of what is held; a code that is none stays as it is."""
+    found = OrderedDict()
+    for row in rows:
+        if row.total_amount < 0:
+            raise ProtocolError('服务端给出的持仓是负数：%r' % row, '实盘只认多头持仓；核对服务端的账户')
+        if row.total_amount:
+            found.setdefault(_canonical(row.security), []).append(row)
+    return OrderedDict((code, _together(code, same)) for code, same in found.items())
+
+
+def _together(code, rows):
+    """One RemotePosition of the rows of a security, as two shareholder accounts have them."""
+    if len(rows) == 1:
+        return rows[0]
+    if any(row.raw_response == other.raw_response for row, other in itertools.combinations(rows, 2)):
+        raise ProtocolError('服务端的持仓里 %s 有相同的两行，不知道是一份还是两份' % printable(code), '核对服务端的持仓')
+    amount = sum(row.total_amount for row in rows)
+    return RemotePosition(dict(
+        security=code, name=rows[0].name, amount=amount, closeable_amount=sum(row.closeable_amount for row in rows),
+        frozen_volume=sum(row.locked_amount for row in rows), last_price=max(row.price for row in rows),
+        avg_cost=math.fsum(row.avg_cost * row.total_amount for row in rows) / amount,
+        market_value=math.fsum(row.value for row in rows)))
+
+
+def _up_to_date(name):
+    """An attribute that makes sure of the account before it is read."""
+    def get(portfolio):
+        portfolio.make_sure()
+        return vars(portfolio)[name]
+
+    def put(portfolio, value):
+        vars(portfolio)[name] = value
+    return property(get, put)
+
+
+class RemotePortfolio(Portfolio):
+    """The account as the server showed it last; its own figures, but for prices, which are those of now.
+
+    outdated: whether something was sent since then; then the next look reads the account by reread(), or fails.
+    """
+
+    available_cash, locked_cash, positions, long_positions, _total, _transferable = map(_up_to_date, (
+        'available_cash', 'locked_cash', 'positions', 'long_positions', '_total', '_transferable'))
+
+    def __init__(self, quote, warn, reread):
+        self.outdated, self._reread = False, reread
         super().__init__(0.0, quote, warn)
         self._quote, self._total, self._transferable, self._prices = quote, 0.0, 0.0, {}
 
-    def show(self, account, positions):
-        """account: RemoteAccount; positions: RemotePositions."""
+    def make_sure(self):
+        if self.outdated:
+            self._reread()
+
+    def seen(self, code):
+        """The Position as it was read last, or None; never reads."""
+        return vars(self)['positions'].get(code)
+
+    def show(self, account, held):
+        """account: RemoteAccount; held: code -> RemotePosition."""
+        self.outdated = False
         self.available_cash, self.locked_cash = account.available_cash, account.locked_cash
         self._total, self._transferable = account.total_value, account.transferable_cash
-        held = [(normalize_code(row.security), row) for row in positions if row.total_amount > 0]
-        self._prices = {code: row.price for code, row in held}
+        self._prices = {code: row.price for code, row in held.items()}
         self.positions.clear()
-        self.positions.update((code, self._position(code, row)) for code, row in held)
+        self.positions.update((code, self._position(code, row)) for code, row in held.items())
 
     def _position(self, code, row):
         """Whatever cannot be sold and is not locked counts as bought today."""
@@ -3225,6 +3285,8 @@ class RemotePortfolio(Portfolio):
 
     def _price(self, code):
         """A holding that has no quote is shown at the price that the account has for it."""
+        if not _is_tradable(code):
+            return self._prices.get(code, 0.0)
         try:
             return self._quote(code) or self._prices.get(code, 0.0)
         except (SecurityNotFound, DataUnavailable):
@@ -3247,15 +3309,15 @@ class RemoteBroker(BrokerInterface):
     book: what must not be forgotten: new_key(what) -> key, on disk when it returns; close_key(key, order_id=None);
     count_cancel() -> key; count_order(); keys: key -> dict security, side, ...; own: order id -> key, of today;
     is_own_key(key); orders, cancels: counts of today. remote: RemoteQmtBroker. log(level, text): of orders.
-    overview: (row of the account, rows of its positions) as read last. A failing read is an error, never an empty
+    overview: (RemoteAccount, RemotePositions) as read last. A failing read is an error, never an empty
     account; an order whose outcome is unknown is never sent again.
     """
 
     def __init__(self, view, costs, options, log, remote, book, patience, terms):
         self.view, self.costs, self.options, self._log = view, costs, options, log
         self._remote, self._book, self._patience, self._terms = remote, book, patience, terms
-        self.portfolio = RemotePortfolio(view.last_price, lambda text: log('warning', text))
-        self.overview, self._fresh = None, False
+        self.portfolio = RemotePortfolio(view.last_price, lambda text: log('warning', text), self.refresh)
+        self.overview, self._fresh, self._puzzled = None, False, set()
         self._seen, self._undecided = {}, {}  # order id -> Order of today; order id -> security: was to be cancelled
 
     # -- what it looks like ----------------------------------------------------------------------------------------
@@ -3266,8 +3328,16 @@ class RemoteBroker(BrokerInterface):
             raise ProtocolError('服务端没有给出账户资金', '核对服务端的日志')
         rows = info.get('positions')
         rows = _rows(self._patience.ask(self._remote.get_positions) if rows is None else rows, '持仓')
-        self.portfolio.show(RemoteAccount(info), [RemotePosition(row) for row in rows])
-        self.overview, self._fresh = (info, rows), True
+        account, positions = RemoteAccount(info), [RemotePosition(row) for row in rows]
+        self.portfolio.show(account, _by_security(positions))
+        self.overview, self._fresh = (account, positions), True
+
+    def _look_again(self):
+        """After something was sent. A read that fails does not make it look failed: the account is read when needed."""
+        try:
+            self.refresh()
+        except BulletError as error:
+            self._log('warning', '账户暂时读不到，用到之前再读：%s' % error.message)
 
     def begin_day(self, moment):
         self.view.move(moment)
@@ -3283,21 +3353,21 @@ class RemoteBroker(BrokerInterface):
 
     def orders(self):
         """Those of this run; whatever else the account holds is somebody else's."""
-        found = [row for row in self._rows_of_orders() if self._is_own(row)]
+        found = [RemoteOrder(row) for row in self._rows_of_orders() if self._is_own(row)]
         return OrderedDict((row.order_id, self._order_of(row)) for row in found)
 
     def trades(self):
         orders = self.orders()
-        rows = [RemoteTrade(row) for row in _rows(self._patience.ask(self._remote.get_trades), '成交')]
-        found = [row for row in rows if row.order_id in orders]
+        rows = _rows(self._patience.ask(self._remote.get_trades), '成交')
+        found = [RemoteTrade(row) for row in rows if str(_first(row, 'order_id', 'entrust_id')) in orders]
         return OrderedDict((row.trade_id, Trade(row.trade_id, orders[row.order_id], row.time, row.amount, row.price,
                                                 row.commission, row.tax)) for row in found)
 
     def _rows_of_orders(self):
-        return [RemoteOrder(row) for row in _rows(self._patience.ask(self._remote.get_orders), '委托')]
+        return _rows(self._patience.ask(self._remote.get_orders), '委托')
 
     def _is_own(self, row):
-        return row.order_id in self._book.own or self._book.is_own_key(row.idempotency_key)
+        return str(row.get('order_id')) in self._book.own or self._book.is_own_key(row.get('idempotency_key'))
 
     def _order_of(self, row, style=None):
         """The same Order object for the same order, as it is now."""
@@ -3305,19 +3375,29 @@ class RemoteBroker(BrokerInterface):
         if order is None:
             order = self._seen[row.order_id] = self._new_order(row, style)
         order.filled, order.price, order.commission = row.filled, row.price, row.commission
-        order.status, order.message = _JQ_STATUS.get(row.status, OrderStatus.open), row.status_msg
+        order.status, order.message = self._status_of(row), row.status_msg
         if order.is_buy:
             order.avg_cost = row.price
         return order
 
+    def _status_of(self, row):
+        """One that nobody knows may still change: it is as open as any."""
+        if row.status not in _JQ_STATUS and (row.order_id, row.status) not in self._puzzled:
+            self._puzzled.add((row.order_id, row.status))
+            self._log('warning', '委托 %s 的状态不认识：%s，当作没有结束；请在 QMT 里核对' % (row.order_id, brief(row.status)))
+        return _JQ_STATUS.get(row.status, OrderStatus.open)
+
     def _new_order(self, row, style):
-        code = normalize_code(row.security)
+        code = _canonical(row.security)
+        if row.is_buy is None:
+            raise ProtocolError('委托 %s（%s）没有说明买卖方向' % (printable(row.order_id), printable(code)), '在 QMT 里核对这笔委托')
         if style is None:
             is_market = row.raw_response.get('style') == 'market'
             style = MarketOrderStyle(row.order_price or None) if is_market else LimitOrderStyle(row.order_price)
         order = Order(row.order_id, code, row.is_buy, row.amount, style, row.add_time or self._patience.clock.now())
-        if not row.is_buy and code in self.portfolio.positions:
-            order.avg_cost = self.portfolio.positions[code].avg_cost
+        held = self.portfolio.seen(code)
+        if held is not None and not row.is_buy:
+            order.avg_cost = held.avg_cost
         return order
 
     # -- orders ------------------------------------------------------------------------------------------------------
@@ -3359,7 +3439,7 @@ class RemoteBroker(BrokerInterface):
             raise _Void('这只证券有要撤而还没有撤掉的委托，之前不再下单')
 
     def _still_undecided(self, code):
-        alive = {row.order_id for row in self._rows_of_orders() if not row.final}
+        alive = self.open_orders()
         self._undecided = {key: item for key, item in self._undecided.items() if key in alive}
         return code in self._undecided.values()
 
@@ -3389,7 +3469,7 @@ class RemoteBroker(BrokerInterface):
     def _check_holdings(self, code, limit):
         """Held, being bought, or perhaps being bought."""
         codes = set(self.portfolio.positions)
-        codes.update(normalize_code(row.security) for row in self._rows_of_orders() if row.is_buy and not row.final)
+        codes.update(_canonical(_text(row, 'security')) for row in self._rows_of_orders() if _may_add_a_holding(row))
         codes.update(item['security'] for item in self._book.keys.values() if item['side'] == 'BUY')
         if code not in codes and len(codes) >= limit:
             raise _Void('已有 %d 只持仓（含在途买入），上限 %d' % (len(codes), limit))
@@ -3397,10 +3477,11 @@ class RemoteBroker(BrokerInterface):
     # -- sending -----------------------------------------------------------------------------------------------------
     def _send(self, code, amount, style):
         """The key is on disk before the order leaves; only what is certain takes it away again."""
-        is_buy, now = amount > 0, self._patience.clock.now()
-        side, is_market = 'BUY' if is_buy else 'SELL', _style_kind(style) == 'market'
-        key = self._book.new_key(OrderedDict(security=code, side=side, amount=abs(amount), time=now,
-                                             style=_style_text(style)))
+        side, is_market = 'BUY' if amount > 0 else 'SELL', _style_kind(style) == 'market'
+        now = self._patience.clock.now()
+        what = OrderedDict(security=code, side=side, amount=abs(amount))
+        key = self._book.new_key(OrderedDict(what, time=now, style=_style_text(style)))
+        self.portfolio.outdated = True
         try:
             row = self._remote.place_order(
                 code, side, abs(amount), order_style(style.limit_price, is_market), self._wait_s(is_market, now),
@@ -3414,9 +3495,24 @@ class RemoteBroker(BrokerInterface):
             self._book.close_key(key)
             raise
         else:
-            self._book.close_key(key, row['order_id'])
-        self.refresh()
-        return None if row is None else self._placed(RemoteOrder(row), style)
+            self._close(key, row['order_id'])
+        self._look_again()
+        return None if row is None else self._placed(self._accepted(row, what), style)
+
+    def _close(self, key, order_id):
+        """The order is there. A disk that is full now does not make it look failed: there the key stays open."""
+        try:
+            self._book.close_key(key, str(order_id))
+        except ConfigError as error:
+            self._log('error', '委托 %s 已报，没有记下：%s' % (order_id, error.message))
+
+    def _accepted(self, row, what):
+        """The RemoteOrder of an answer that leaves out what was ordered, or of which only the order id is clear."""
+        try:
+            return RemoteOrder(dict(what, **{name: value for name, value in row.items() if value is not None}))
+        except ProtocolError as error:
+            self._log('error', '委托 %s 已报，其余回答看不懂：%s' % (printable(row['order_id']), error.message))
+            return RemoteOrder(dict(what, order_id=row['order_id'], status='submitted'))
 
     def _wait_s(self, is_market, now):
         """Nobody waits for an order that only the open can fill."""
@@ -3446,7 +3542,9 @@ class RemoteBroker(BrokerInterface):
         except OrderRejected as error:
             return self._void(key, error)
         what = self._book.keys[key]
-        self._book.close_key(key, str(row['order_id']))
+        if not row.get('order_id'):
+            raise OrderStateUnknown('服务端说委托已报，没有给出委托号', '在 QMT 里核对', idempotency_key=key)
+        self._close(key, row['order_id'])
         self._log('warning', '已核对：%s %s %d 股在柜台，委托号 %s' % (
             '买入' if what['side'] == 'BUY' else '卖出', what['security'], what['amount'], row['order_id']))
         return row
@@ -3469,6 +3567,8 @@ class RemoteBroker(BrokerInterface):
 
     def _cancel(self, order, key):
         """An order that was to go and is still there: until it is gone nothing new is ordered of its security."""
+        self._undecided[order.order_id] = order.security  # forgotten as soon as it is seen to be final
+        self.portfolio.outdated = True
         try:
             done = self._remote.cancel_order(order.order_id, idempotency_key=key)
             text = '已撤' if done else '没有撤成，已是最终状态'
@@ -3476,10 +3576,25 @@ class RemoteBroker(BrokerInterface):
             text = '没有撤成：%s' % error.message
         except OrderStateUnknown as error:
             text = '撤单还没有结果：%s' % error.message
-        self._undecided[order.order_id] = order.security  # forgotten as soon as it is seen to be final
         self._log('info', '%s 的委托 %s：%s' % (order.security, order.order_id, text))
-        self.refresh()
-        return self.orders().get(order.order_id)
+        self._look_again()
+        return self._seen_again(order)
+
+    def _seen_again(self, order):
+        """As it was before where it cannot be read; whatever comes of it, the cancel was sent."""
+        try:
+            return self.orders().get(order.order_id, order)
+        except BulletError as error:
+            self._log('warning', '委托 %s 暂时读不到：%s' % (order.order_id, error.message))
+            return order
+
+
+def _may_add_a_holding(row):
+    """Of an order's row. What it bought today is held, also while the positions do not show it yet."""
+    if _is_buy(row) is False:
+        return False
+    held = _is_tradable(row.get('security')) and not instrument(row['security']).t0
+    return _first(row, 'status', 'state') not in FINAL_STATUSES or bool(held and _first(row, 'filled', 'traded_volume'))
 
 
 def _style_text(style):
@@ -4401,11 +4516,19 @@ class LiveRun:
         broker = self.session.broker
         try:
             broker.refresh()
-            info = {name: value for name, value in broker.overview[0].items() if name != 'positions'}
-            rows = [PositionRow.from_wire(row) for row in broker.overview[1]]
-            self.tell('账户（%s）\n%s' % (title, account_overview(AccountRow.from_wire(info), rows)))
+            self.tell('账户（%s）\n%s' % (title, _overview_text(*broker.overview)))
         except BulletError as error:
             self.tell('账户读不到：%s' % error.message)
+
+
+def _overview_text(account, positions):
+    """RemoteAccount and RemotePositions, whose figures have been looked at, as a trader reads them."""
+    rows = [PositionRow(security=row.security, name=row.name, amount=row.amount, closeable_amount=row.closeable_amount,
+                        avg_cost=row.avg_cost, last_price=row.price, market_value=row.value) for row in positions]
+    kind = printable(account.raw_response.get('account_type') or '')
+    return account_overview(AccountRow(
+        account_id=account.account_id, account_type=kind, available_cash=account.available_cash,
+        market_value=account.market_value, total_value=account.total_value), rows)
 
 
 def _clock_time(key):

@@ -236,6 +236,156 @@ def test_an_undecided_cancel_keeps_the_security_from_new_orders(tmp_path):
         assert out_of(run) == [jq.OrderStatus.open, None, 100] and it.said('撤单还没有结果')
 
 
+# -- what is at the broker never looks failed ----------------------------------------------------------------------
+def blind_after(it, write, seconds=3):
+    """RemoteQmtBroker after whose first call of `write` the account cannot be read for so long."""
+    sent_at = []
+
+    def shaky(read):
+        if sent_at and it.clock.monotonic() - sent_at[0] < seconds:
+            raise bq.QmtUnavailable('QMT 没有登录')
+        return read()
+
+    def told(call, *args, **kwargs):
+        sent_at.append(it.clock.monotonic())
+        return call(*args, **kwargs)
+    return Between(it.broker, get_account_info=shaky, get_orders=shaky, **{write: told})
+
+
+def test_an_order_after_which_the_account_cannot_be_read_is_the_order(tmp_path):
+    text = tasks(at_0935='g.out += [order("%s", 300).filled]\ntry:\n    context.portfolio.available_cash\n'
+                         'except Exception as error:\n    g.out.append(error.code)' % A,
+                 at_0936='g.out += [order("%s", 100).filled, context.portfolio.positions["%s"].amount]' % (A, A))
+    with stage(tmp_path, START, END) as it:
+        run = it.run(it.strategy(text), remote=blind_after(it, 'place_order', 20), patience_s=5.0)
+        assert out_of(run) == [300, 'QMT_UNAVAILABLE', 100, 400], 'old figures are never shown as those of now'
+        assert it.said('账户暂时读不到') and len(it.broker.get_orders()) == 2
+
+
+def test_a_target_after_an_unreadable_account_does_not_double(tmp_path):
+    text = tasks(at_0935='order_target("%s", 300)\norder_target("%s", 300)' % (A, A))
+    with stage(tmp_path, START, END) as it:
+        it.run(it.strategy(text), remote=blind_after(it, 'place_order'), patience_s=2.0)
+        assert [row['amount'] for row in it.broker.get_orders()] == [300]
+
+
+def test_a_sale_after_which_the_account_cannot_be_read_is_the_order(tmp_path):
+    text = tasks(at_0935='g.out += [order("%s", -300).avg_cost]' % A)
+    with stage(tmp_path, '2025-03-03 13:00', '2025-03-04 15:30') as it:
+        it.clock.set(moment('2025-03-03 13:01'))
+        it.broker.buy(A, 300, market=True, wait_timeout=5)
+        cost = it.broker.get_positions()[0]['avg_cost']
+        assert out_of(it.run(it.strategy(text), remote=blind_after(it, 'place_order'), patience_s=2.0)) == [cost]
+
+
+def test_a_cancel_after_which_the_account_cannot_be_read_is_no_error(tmp_path):
+    low = 'LimitOrderStyle(round(get_current_data()["%s"].last_price * 0.985, 2))' % A
+    text = tasks(at_0935='g.o = order("%s", 300, %s)\ng.out += [cancel_order(g.o) is g.o]' % (A, low))
+    with stage(tmp_path, START, END) as it:
+        run = it.run(it.strategy(text), remote=blind_after(it, 'cancel_order', 60), patience_s=2.0)
+        assert out_of(run) == [True] and [row['status'] for row in it.broker.get_orders()] == ['canceled']
+
+
+@pytest.mark.parametrize('left', [('order_id', 'status'), ('order_id',)])
+def test_an_answer_that_names_only_the_order_is_the_order(tmp_path, left):
+    def sparse(place, *args, **kwargs):
+        answer = place(*args, **kwargs)
+        return dict({name: answer[name] for name in left}, price='?' if len(left) == 1 else 0.0)
+    with stage(tmp_path, START, END) as it:
+        text, remote = tasks(at_0935='g.o = order("%s", 300)' % A), Between(it.broker, place_order=sparse)
+        run = it.run(it.strategy(text), remote=remote)
+        order = run.session.g.o
+        assert (order.security, order.amount, order.is_buy) == (A, 300, True) and len(it.broker.get_orders()) == 1
+        assert run.state.own == {order.order_id: 'live-%s-20250303-1' % run.state.run_id}
+        assert bool(it.said('其余回答看不懂')) == (len(left) == 1)
+
+
+def test_a_disk_that_is_full_after_an_order_does_not_make_it_look_failed(tmp_path, monkeypatch):
+    def full(state, key, order_id=None):
+        del state.keys[key]
+        raise bq.ConfigError('状态写不进')
+    with stage(tmp_path, START, END) as it:
+        monkeypatch.setattr(jq.LiveState, 'close_key', full)
+        run = it.run(it.strategy(tasks(at_0935='g.o = order("%s", 300)' % A)))
+        assert run.session.g.o.filled == 300 and it.said('没有记下')
+
+
+def test_an_accepted_key_without_an_order_id_stays_open(tmp_path):
+    text = tasks(at_0935=CAUGHT, at_0940='g.out.append(order("%s", 300))' % A)
+    with stage(tmp_path, START, END) as it:
+        remote = Between(it.broker, place_order=answer_lost, wait_order=lambda ask, key, limit_s: {'status': 'open'})
+        run = it.run(it.strategy(text), remote=remote)
+        assert out_of(run) == ['OrderStateUnknown', None] and len(run.state.keys) == 1
+
+
+# -- what else an account holds ------------------------------------------------------------------------------------
+def holding(code, amount=100, **more):
+    return dict({'security': code, 'amount': amount, 'closeable_amount': amount, 'avg_cost': 10.0, 'last_price': 11.0,
+                 'market_value': 11.0 * amount}, **more)
+
+
+def with_rows(it, *rows, orders=(), **changes):
+    """RemoteQmtBroker whose account has these rows of positions and orders beside its own."""
+    return Between(it.broker, get_orders=lambda read: read() + list(orders),
+                   get_account_info=lambda read: dict(read(), positions=read()['positions'] + list(rows)), **changes)
+
+
+ODD = ['204001.XSHG', 'HK00700', '00700.HK', '港股 7', '900901.XSHG']
+
+
+def test_codes_of_unfamiliar_kinds_are_shown_and_never_quoted_or_traded(tmp_path):
+    text = tasks(at_0935='p = context.portfolio\ng.out += [sorted(p.positions), p.positions_value]\n'
+                         'g.out += [order_target(code, 0) for code in list(p.positions)]\n'
+                         'g.out += [order("%s", 100).filled]' % A)
+    with stage(tmp_path, START, END) as it:
+        provider, asked = Between(bq.RemoteQmtProvider(connection=it.connection)), []
+        provider.changes['get_live_current'] = lambda read, code: asked.append(code) or read(code)
+        foreign = [dict(order_id=str(number), security=code, status='open', order_type=99)
+                   for number, code in enumerate(ODD)]
+        run = it.run(it.strategy(text), provider=provider, limits=limits(holdings=6),
+                     remote=with_rows(it, *map(holding, ODD), orders=foreign))
+        assert out_of(run) == [sorted(ODD), 5500.0] + [None] * 5 + [100] and set(asked) <= {A}
+        assert all(it.said(code) for code in ODD), 'in the overview'
+
+
+def test_rows_of_one_security_are_one_holding(tmp_path):
+    text = tasks(at_0935='p = context.portfolio.positions["%s"]\n'
+                         'g.out += [p.amount, p.closeable_amount, p.avg_cost, len(context.portfolio.positions)]' % A)
+    with stage(tmp_path, START, END) as it:
+        rows = holding(A, 300, avg_cost=12.0), holding('000001.SZ', 100, avg_cost=8.0, closeable_amount=50)
+        assert out_of(it.run(it.strategy(text), remote=with_rows(it, *rows))) == [400, 350, 11.0, 1]
+
+
+@pytest.mark.parametrize('rows, words', [((holding(A), holding(A)), '相同的两行'), ((holding(A, -100),), '负数')])
+def test_positions_that_cannot_be_true_are_an_error(tmp_path, rows, words):
+    with stage(tmp_path, START, END) as it:
+        with pytest.raises(bq.ProtocolError, match=words):
+            it.run(it.strategy(tasks(at_0935='pass')), remote=with_rows(it, *rows))
+
+
+def changed_order(it, **change):
+    return Between(it.broker, get_orders=lambda read: [dict(row, **change) for row in read()])
+
+
+def test_a_status_that_nobody_knows_is_not_final(tmp_path):
+    text = tasks(at_0935='g.o = order("%s", 300)' % A,
+                 at_0936='g.out += [o.status for o in get_orders().values()] + [len(get_open_orders())]')
+    with stage(tmp_path, START, END) as it:
+        run = it.run(it.strategy(text), remote=changed_order(it, status='strange'))
+        assert out_of(run) == [jq.OrderStatus.open, 1]
+        assert len(it.said("的状态不认识：'strange'")) == 1, 'said once'
+
+
+def test_a_side_that_is_not_told_is_an_error_of_that_row(tmp_path):
+    text = tasks(at_0935='g.out.append(order("%s", 300).is_buy)' % A,
+                 at_0936='try:\n    get_orders()\nexcept Exception as error:\n    g.out.append(error.message)')
+    with stage(tmp_path, START, END) as it:
+        path, remote = it.strategy(text), changed_order(it, side='?', is_buy=None, order_type=99)
+        it.run(path, '2025-03-03 09:35:30', remote=remote)
+        run = it.run(path, '2025-03-03 15:30', remote=remote)
+        assert out_of(run)[0] is True and '没有说明买卖方向' in out_of(run)[1]
+
+
 # -- limits --------------------------------------------------------------------------------------------------------
 def limits(**given):
     return jq.RiskLimits(**dict(dict(order_value=None, orders=None, cancels=None, holdings=None), **given))
@@ -299,6 +449,13 @@ def test_the_number_of_holdings_is_limited(tmp_path):
     with stage(tmp_path, START, END) as it:
         run = it.run(it.strategy(text), limits=limits(holdings=1))
         assert out_of(run) == [jq.OrderStatus.open, None, 100] and it.said('已有 1 只持仓（含在途买入），上限 1')
+
+
+def test_what_was_bought_today_counts_while_the_positions_do_not_show_it(tmp_path):
+    text = tasks(at_0935='g.out += [order("%s", 100).filled, order("%s", 100)]' % (A, B))
+    with stage(tmp_path, START, END) as it:
+        remote = Between(it.broker, get_account_info=lambda read: dict(read(), positions=[]))
+        assert out_of(it.run(it.strategy(text), remote=remote, limits=limits(holdings=1))) == [100, None]
 
 
 def test_a_dry_run_sends_nothing(tmp_path):
