@@ -47,9 +47,27 @@ Errors, all BulletError with code, message, hint, retryable:
     ConnectionLost          TlsError
     RequestTimeout          OrderStateUnknown
 """
+import bisect  # before sys: on 3.6 a Ctrl-C during the compilation is lost where a module is there already
+import sys
+
+INTERRUPTED = '已中断'
+
+
+def _end_quietly(kind, error, trace):
+    """Ctrl-C while the modules below load: main() is not there yet to catch it."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+        return
+    sys.stderr.write(INTERRUPTED + '\n')
+    raise SystemExit(130)
+
+
+if __name__ == '__main__':
+    sys.excepthook = _end_quietly
+
 import argparse
-import bisect
 import contextlib
+import difflib
 import enum
 import hashlib
 import heapq
@@ -74,7 +92,6 @@ import socketserver
 import sqlite3
 import ssl
 import struct
-import sys
 import threading
 import time
 import unicodedata
@@ -209,8 +226,14 @@ def optional_import(name):
 
 
 def text_width(text):
-    """Columns that the text takes in a terminal: Chinese characters take two, combining marks none."""
-    return sum(_char_width(char) for char in text)
+    """Columns that the text takes in the terminal: Chinese characters take two, combining marks none."""
+    return sum(_char_width(char) for char in as_shown(text))
+
+
+def as_shown(text):
+    """As the console shows it: a character that its encoding lacks is an escape there."""
+    encoding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
+    return text.encode(encoding, 'backslashreplace').decode(encoding)
 
 
 def _char_width(char):
@@ -240,7 +263,7 @@ def printable(value):
 
 
 def make_console_safe():
-    """A GBK console must not break on a character that it lacks."""
+    """No console or pipe breaks on a character that its encoding lacks."""
     for name in ('stdout', 'stderr'):
         stream = getattr(sys, name)
         if stream is not getattr(sys, '__%s__' % name):
@@ -11727,9 +11750,9 @@ _EXIT_OF = [(OrderStateUnknown, Exit.UNKNOWN), (ConfigError, Exit.USAGE), (AuthF
 
 def main(argv=None):
     """Runs a command; returns an Exit. Errors go to stderr with what to do about them."""
-    make_console_safe()
-    args = build_parser().parse_args(argv)
     try:
+        make_console_safe()
+        args = build_parser().parse_args(argv)
         outcome = args.run(args)
         sys.stdout.flush()
         return outcome
@@ -11737,14 +11760,19 @@ def main(argv=None):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.FAILED
     except BulletError as error:
-        print('错误 [%s] %s' % (error.code, error.message), file=sys.stderr)
-        if error.hint:
-            print('建议：%s' % error.hint, file=sys.stderr)
-        if isinstance(error, OrderStateUnknown) and error.idempotency_key:
-            print(_how_to_ask(error.idempotency_key), file=sys.stderr)
+        _show_error(error)
         return next(code for cls, code in _EXIT_OF if isinstance(error, cls))
     except KeyboardInterrupt:
+        print(INTERRUPTED, file=sys.stderr)
         return Exit.INTERRUPTED
+
+
+def _show_error(error):
+    print('错误 [%s] %s' % (error.code, error.message), file=sys.stderr)
+    if error.hint:
+        print('建议：%s' % error.hint, file=sys.stderr)
+    if isinstance(error, OrderStateUnknown) and error.idempotency_key:
+        print(_how_to_ask(error.idempotency_key), file=sys.stderr)
 
 
 def _how_to_ask(key):
@@ -11758,35 +11786,134 @@ class _Help(argparse.HelpFormatter):
     def __init__(self, prog):
         super().__init__(prog, max_help_position=34, width=110)
 
+    def add_usage(self, usage, actions, groups, prefix=None):
+        super().add_usage(usage, actions, groups, '用法：' if prefix is None else prefix)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse in Chinese. What its own checks would say in English is found here before they run.
+
+    A value is handed over as --option=value, so that a negative number is none of the options.
+    """
+
+    def __init__(self, **options):
+        super().__init__(formatter_class=_Help, allow_abbrev=False, add_help=False, **options)
+        self._places, self._options = self.add_argument_group('参数'), self.add_argument_group('选项')
+        self._commands = None
+        self.add('-h', '--help', action='help', help='显示这份帮助')
+
+    def add(self, *flags, **options):
+        (self._options if flags[0].startswith('-') else self._places).add_argument(*flags, **options)
+
+    def add_switch(self, on, off, name, help):
+        pair = self._options.add_mutually_exclusive_group()
+        pair.add_argument(on, dest=name, action='store_const', const='1', help=help)
+        pair.add_argument(off, dest=name, action='store_const', const='0', help='与上一项相反')
+
+    def add_command(self, name, help):
+        if self._commands is None:
+            self._commands = self.add_subparsers(title='命令', metavar='命令', dest='command')
+            self._commands.required = True
+        return self._commands.add_parser(name, help=help, description=help)
+
+    def parse_known_args(self, args=None, namespace=None):
+        texts = self._checked(deque(sys.argv[1:] if args is None else args))
+        namespace, surplus = super().parse_known_args(texts, namespace)
+        if surplus:
+            self.refuse('多余的参数 %s' % ' '.join(map(printable, surplus)), '带空格的值请用引号括起来')
+        return namespace, surplus
+
+    def _checked(self, pending):
+        """The same arguments, where each option is known and has its value."""
+        checked, given = [], {}
+        while pending and pending[0] != '--':
+            text = pending.popleft()
+            if _looks_like_option(text):
+                text = self._checked_option(text, pending, given)
+            elif self._commands is not None:
+                return checked + [self._checked_command(text)] + list(pending)
+            checked.append(text)
+        return checked + list(pending)
+
+    def _checked_option(self, text, pending, given):
+        flag, equals, _ = text.partition('=')
+        action = self._option_string_actions.get(flag)
+        if action is None:
+            self.refuse('不认识的选项 %s' % printable(flag), _nearest(flag, self._option_string_actions))
+        if action.nargs == 0:
+            return self._checked_switch(flag, equals, given.setdefault(action.dest, flag))
+        if equals:
+            return text
+        if not pending or _looks_like_option(pending[0]):
+            self.refuse('选项 %s 后面缺少值' % flag, '写成 %s %s；以 - 开头的值写成 %s=值' % (flag, action.metavar, flag))
+        return '%s=%s' % (flag, pending.popleft())
+
+    def _checked_switch(self, flag, equals, before):
+        if equals:
+            self.refuse('选项 %s 是开关，后面不带值' % flag, '只写 %s' % flag)
+        if before != flag:
+            self.refuse('选项 %s 与 %s 互相矛盾' % (before, flag), '只给出其中一个')
+        return flag
+
+    def _checked_command(self, name):
+        if name not in self._commands.choices:
+            self.refuse('没有命令 %s' % printable(name), _nearest(name, self._commands.choices))
+        return name
+
+    def error(self, message):
+        """Where argparse itself refuses: a value that our own check of it does not take, or something left out."""
+        problem = sys.exc_info()[1]
+        name = getattr(problem, 'argument_name', None)
+        if name is not None:
+            self.refuse('%s %s' % (name, problem.message))
+        self.refuse('缺少 %s' % message.rpartition(': ')[2], '按上面的用法补上')
+
+    def refuse(self, message, hint=''):
+        """Ends the program with this parser's usage, what was wrong and what to do."""
+        self.print_usage(sys.stderr)
+        _show_error(ConfigError(message, '%s%s全部写法见 %s --help' % (hint, '；' if hint else '', self.prog)))
+        self.exit(Exit.USAGE)
+
+
+def _looks_like_option(text):
+    """As argparse sees it, except that numbers are values however they are written."""
+    return len(text) > 1 and text[0] == '-' and ' ' not in text and not _is_number(text)
+
+
+def _is_number(text):
+    try:
+        return bool(text) and float(text) is not None
+    except ValueError:
+        return False
+
+
+def _nearest(name, known):
+    near = difflib.get_close_matches(name, known, 1)
+    return '是不是 %s' % near[0] if near else ''
+
 
 def build_parser():
-    parser = argparse.ArgumentParser(prog='bullet_qmt.py', formatter_class=_Help, allow_abbrev=False,
-                                     description='QMT/MiniQMT 远程行情与交易服务：服务端、客户端、模拟交易所在一个文件里')
-    parser.add_argument('--version', action='version', version='bullet-qmt ' + __version__)
-    commands = parser.add_subparsers(metavar='命令', dest='command')
-    commands.required = True
+    parser = _Parser(prog='bullet_qmt.py', description='QMT/MiniQMT 远程行情与交易服务：服务端、客户端、模拟交易所在一个文件里')
+    parser.add('--version', action='version', version='bullet-qmt ' + __version__, help='显示版本')
     for name, (run, help, groups, arguments) in COMMANDS.items():
-        sub = commands.add_parser(name, help=help, description=help, formatter_class=_Help, allow_abbrev=False)
+        sub = parser.add_command(name, help)
         sub.set_defaults(run=run, groups=groups)
         for flags, options in arguments:
-            sub.add_argument(*flags, **options)
+            sub.add(*flags, **options)
         _add_options(sub, groups)
     return parser
 
 
 def _add_options(parser, groups):
     if groups:
-        parser.add_argument('--env-file', metavar='FILE', help='配置文件（.env 格式），也可用环境变量 BT_ENV_FILE')
+        parser.add('--env-file', metavar='FILE', help='配置文件（.env 格式），也可用环境变量 BT_ENV_FILE')
     for option in options_of(*groups):
         default = '' if option.default in (None, '') or option.is_switch else '（默认 %s）' % option.default
         help = '%s%s [%s]' % (option.help, default, option.env)
         if option.is_switch and option.flags:
-            pair = parser.add_mutually_exclusive_group()
-            pair.add_argument(option.flags[0], dest=option.name, action='store_const', const='1', help=help)
-            pair.add_argument(option.flags[1], dest=option.name, action='store_const', const='0',
-                              help='与上一项相反')
+            parser.add_switch(*option.flags, name=option.name, help=help)
         elif option.flags:
-            parser.add_argument(*option.flags, dest=option.name, metavar=option.metavar, help=help)
+            parser.add(*option.flags, dest=option.name, metavar=option.metavar, help=help)
 
 
 def settings_from(args):
@@ -12069,8 +12196,14 @@ def run_call(args):
     with _client(args) as (settings, connection):
         payload = _with_account(args.action, payload, settings)
         answer = connection.request(args.action, payload)
-        print(json.dumps(answer.to_wire() if isinstance(answer, Table) else answer, ensure_ascii=False, indent=2))
+        print(_json_text(answer.to_wire() if isinstance(answer, Table) else answer))
     return Exit.OK
+
+
+def _json_text(value):
+    """Where the console lacks a character, the escape is JSON's own."""
+    text = json.dumps(value, ensure_ascii=False, indent=2)
+    return text if as_shown(text) == text else json.dumps(value, indent=2)
 
 
 def _with_account(action, payload, settings):
@@ -12213,18 +12346,23 @@ def _argument(*flags, **options):
     return flags, options
 
 
-def _parsed(parse):
+def _parsed(parse, expected=None):
     """A type for argparse of a parser that says what it expects."""
     def convert(text):
         try:
             return parse(text)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error))
+            raise argparse.ArgumentTypeError('的值 %s 无效：%s' % (brief(text), expected or error))
     return convert
+
+
+def _choice(*allowed):
+    return {'type': _parsed(one_of(*allowed)), 'metavar': '|'.join(allowed)}
 
 
 _positive, _minutes = _parsed(whole(1, 10 ** 7)), _parsed(whole(0, 1440))
 _positive_yuan, _seconds = _parsed(real(0.01, 1e12)), _parsed(real(0, 600))
+_shares, _number = _parsed(int, '应为整数，例如 100'), _parsed(float, '应为数字，例如 10.5')
 _SECURITY = _argument('security', metavar='CODE', help='证券代码，如 000001.XSHE')
 _OF_SECURITY = _argument('--security', metavar='CODE', help='只看这个证券')
 _IDEMPOTENCY = _argument('--key', metavar='KEY', help='idempotency_key；重试同一笔时用同一个')
@@ -12247,14 +12385,14 @@ COMMANDS = OrderedDict([
         _argument('--count', type=_positive, metavar='N', help='最后 N 条（默认 20）'),
         _argument('--frequency', default='1d', metavar='F', help='1d、1m、5m、60m、1w、1M ...（默认 1d）'),
         _argument('--fields', metavar='F,...', help='字段（默认 open,close,high,low,volume,money）'),
-        _argument('--fq', default='pre', choices=['pre', 'post', 'none'], help='复权（默认 pre）')])),
+        _argument('--fq', default='pre', help='复权（默认 pre）', **_choice('pre', 'post', 'none'))])),
     ('order', (run_order, '下单', ('client',), [
-        _SECURITY, _argument('side', choices=['buy', 'sell'], help='buy 买，sell 卖'),
-        _argument('amount', type=int, metavar='AMOUNT', help='数量（股）'),
-        _argument('--price', type=float, metavar='YUAN', help='限价'),
+        _SECURITY, _argument('side', help='buy 买，sell 卖', **_choice('buy', 'sell')),
+        _argument('amount', type=_shares, metavar='AMOUNT', help='数量（股）'),
+        _argument('--price', type=_number, metavar='YUAN', help='限价'),
         _argument('--market', action='store_true', help='市价'),
-        _argument('--protect-price', type=float, metavar='YUAN', help='市价委托的最差成交价'),
-        _argument('--wait', type=float, default=5.0, metavar='SECONDS', help='等待结果的秒数（默认 5）'),
+        _argument('--protect-price', type=_number, metavar='YUAN', help='市价委托的最差成交价'),
+        _argument('--wait', type=_number, default=5.0, metavar='SECONDS', help='等待结果的秒数（默认 5）'),
         _argument('--remark', metavar='TEXT', help='备注'), _IDEMPOTENCY])),
     ('cancel', (run_cancel, '撤单', ('client',), [_argument('order_id', metavar='ORDER_ID', help='委托号'), _IDEMPOTENCY])),
     ('resolve', (run_resolve, '查询一个 idempotency_key 的委托或撤单的结果', ('client',), [
@@ -12264,8 +12402,8 @@ COMMANDS = OrderedDict([
         _argument('strategy', metavar='FILE', help='策略文件'),
         _argument('--start', required=True, metavar='DATE', help='开始日期'),
         _argument('--end', required=True, metavar='DATE', help='结束日期（包含）'),
-        _argument('--cash', type=float, default=1000000.0, metavar='YUAN', help='初始资金（默认 1000000）'),
-        _argument('--frequency', default='day', choices=['day', 'minute'], help='按日或按分钟运行（默认 day）'),
+        _argument('--cash', type=_number, default=1000000.0, metavar='YUAN', help='初始资金（默认 1000000）'),
+        _argument('--frequency', default='day', help='按日或按分钟运行（默认 day）', **_choice('day', 'minute')),
         _argument('--benchmark', metavar='CODE', help='基准（默认由策略设置，没有设置时为 000300.XSHG）'),
         _argument('--param', action='append', metavar='NAME=VALUE', help='策略参数，可多次给出：g.NAME 以及同名的模块常量'),
         _argument('--grid', action='append', metavar='NAME=V,V', help='参数扫描，可多次给出：所有组合各回测一次'),
@@ -12279,10 +12417,10 @@ COMMANDS = OrderedDict([
                   help='行情来源（默认 DEFAULT_DATA_PROVIDER）')])),
     ('live', (run_live, '实盘运行一个聚宽策略', ('client',), [
         _argument('strategy', metavar='FILE', help='策略文件'),
-        _argument('--broker', choices=['qmt-remote'], help='交易通道（默认 DEFAULT_BROKER）'),
-        _argument('--data-provider', choices=['qmt-remote'], help='行情来源（默认 DEFAULT_DATA_PROVIDER）'),
+        _argument('--broker', help='交易通道（默认 DEFAULT_BROKER）', **_choice('qmt-remote')),
+        _argument('--data-provider', help='行情来源（默认 DEFAULT_DATA_PROVIDER）', **_choice('qmt-remote')),
         _argument('--runtime-dir', metavar='DIR', help='运行目录：状态、锁、停止文件（默认 live/策略名）'),
-        _argument('--frequency', default='day', choices=['day', 'minute'], help='按日或按分钟运行（默认 day）'),
+        _argument('--frequency', default='day', help='按日或按分钟运行（默认 day）', **_choice('day', 'minute')),
         _argument('--param', action='append', metavar='NAME=VALUE', help='策略参数，可多次给出：g.NAME 以及同名的模块常量'),
         _argument('--dry-run', action='store_true', help='演练：什么都照做，只是不发出委托和撤单'),
         _argument('--max-order-value', type=_positive_yuan, metavar='YUAN', help='每笔委托的金额上限'),

@@ -77,7 +77,8 @@ from time import monotonic
 from bullet_qmt import (
     BAR_MINUTES, BEIJING, FINAL_STATUSES, BadRequest, BulletError, Clock, ConfigError, DataUnavailable,
     LocalConnection, NotSupported, OrderNotFound, OrderRejected, OrderStateUnknown, ProtocolError, RemoteQmtBroker,
-    RemoteQmtProvider, SecurityNotFound, ShortConnection, account_overview, bars_elapsed, brief, calendar_groups,
+    RemoteQmtProvider, SecurityNotFound, ShortConnection, account_overview, as_shown,
+    bars_elapsed, brief, calendar_groups,
     check_choice, check_flag, check_moment, check_number, check_text, check_whole, combine, connect, factor_at,
     factor_ranges, format_table, from_ms, instrument, load_settings, lot_problem, normalize_code, normalize_codes,
     open_service, optional_import, order_style, parse_bool, parse_frequency, parse_host, parse_moment, parse_order_id,
@@ -494,9 +495,8 @@ class BrokerCalls:
     def _say(self, line, *values):
         """The one place that prints. An order must not look failed because the console lacks a character."""
         if self._debug:
-            encoding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
             with contextlib.suppress(OSError, ValueError):  # a closed console
-                print((line % tuple(map(printable, values))).encode(encoding, 'backslashreplace').decode(encoding))
+                print(as_shown(line % tuple(map(printable, values))))
 
     # -- views ---------------------------------------------------------------------------------------------------
     def get_account(self):

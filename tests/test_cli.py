@@ -241,7 +241,7 @@ def test_unknown_flags_and_missing_arguments(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         bq.main(arguments)
     assert caught.value.code == bq.Exit.USAGE
-    assert 'usage' in capsys.readouterr().err
+    assert '用法' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('arguments, item', [
@@ -431,7 +431,8 @@ def test_ctrl_c_has_its_own(run, monkeypatch):
     def interrupt(self, *arguments):
         raise KeyboardInterrupt
     monkeypatch.setattr(bq.ShortConnection, 'request', interrupt)
-    assert run('account')[0] == bq.Exit.INTERRUPTED
+    code, out, err = run('account')
+    assert (code, out, err) == (bq.Exit.INTERRUPTED, '', bq.INTERRUPTED + '\n')
 
 
 def test_the_template_is_written_to_a_new_file_only(tmp_path, capsys):
