@@ -454,6 +454,56 @@ def _by_id(name, objects):
 # ======================================================================================================
 # 4. CLIENTS - RemoteDataClient, BrokerCalls: one request each
 # ======================================================================================================
+class RunAtWork:
+    """A strategy's run in this process: kind ('回测' or '实盘'), its thread, the names that the strategy finds."""
+
+    def __init__(self, kind, names):
+        self.kind, self.names, self.thread = kind, names, threading.get_ident()
+
+
+class RunsAtWork:
+    """All of them. While there is one, whoever orders by another way passes it, its limits and its dry run by."""
+
+    def __init__(self):
+        self._lock, self._runs, self._stage = threading.Lock(), [], contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def added(self, run, stage):
+        """stage(): a context in which all runs are, entered by the first and left by the last of them."""
+        with self._lock:
+            if not self._runs:
+                self._stage.enter_context(stage())
+            self._runs = self._runs + [run]
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._runs = [other for other in self._runs if other is not run]
+                if not self._runs:
+                    self._stage.close()
+
+    def __bool__(self):
+        return bool(self._runs)
+
+    def names(self):
+        """Those of this thread's run; a thread that a strategy started has the run, if only one thread has any."""
+        runs, here = self._runs, threading.get_ident()
+        mine = [run for run in runs if run.thread == here or len({other.thread for other in runs}) == 1]
+        return mine[-1].names if mine else {}
+
+    def refuse(self, but=None):
+        """Raises ConfigError while a run of another kind than `but` is at work."""
+        kinds = [run.kind for run in self._runs if run.kind != but]
+        if kinds:
+            raise ConfigError(
+                '策略正在%s，jq_helper 的 configure、委托和账户函数不能用：委托归这次%s管，什么也没有发出' % (kinds[0], kinds[0]),
+                '删掉策略和它导入的模块里的 configure(...) 和 from jq_helper import ...，直接用 order、cancel_order、'
+                'context.portfolio（模块里写 from jqdata import *）；手工委托请在另一个进程里', broker_called=False)
+
+
+_runs = globals().get('_runs') or RunsAtWork()  # dask loads this module again below the runs that are at work
+
+
 class RemoteDataClient(RemoteQmtProvider):
     """Market data; beside these get_snapshot, get_last_price, get_live_current, get_security_info, ..."""
 
@@ -563,6 +613,7 @@ class BrokerCalls:
 
     def _write(self, action, key, timeout, **payload):
         """The answer, a dict that leaves nothing open: all else is OrderStateUnknown."""
+        _runs.refuse()
         answer = self._ask(action, timeout, idempotency_key=key, **payload)
         if not isinstance(answer, dict) or _first(answer, 'status', 'state') in ('submit_unknown', 'reconciling'):
             raise _unknown('服务端说结果未知', key)
@@ -734,8 +785,10 @@ def configure(host, token, port=58620, account_key=None, sub_account_id=None, tl
     None means a plain connection. retries: further attempts of a call, retry_interval seconds apart; an order is only
     repeated where the server is sure to know it again. rpc_timeout: seconds for one call; an order that waits has
     place_order_timeout_margin seconds beside. debug: print a line for each order and cancel.
+    While a strategy is in a backtest or live run of this process, this and all below are a ConfigError.
     """
     global _clients
+    _runs.refuse()
     rpc_timeout = _setting('rpc_timeout', rpc_timeout, real(0.1, 3600))
     connection = ShortConnection(
         _setting('host', host, parse_host), _setting('port', port, whole(1, 65535)), _secret(token),
@@ -768,15 +821,19 @@ def _secret(token):
         raise ConfigError('configure 的 token 无效：%s' % error, '与服务端的 --token 相同的文本')
 
 
-def _configured():
+def _configured(but=None):
+    _runs.refuse(but)
     if _clients is None:
         raise ConfigError('还不知道连接哪个服务端', "先调用 configure(host='服务端地址', token='口令')")
     return _clients
 
 
 def get_data_client():
-    """The RemoteDataClient: get_price, get_trade_days, get_snapshot, get_last_price, get_all_securities, ..."""
-    return _configured()[0]
+    """The RemoteDataClient: get_price, get_trade_days, get_snapshot, get_last_price, get_all_securities, ...
+
+    Not in a backtest, as it knows what comes; a live run may read.
+    """
+    return _configured('实盘')[0]
 
 
 def get_broker_client():
@@ -2604,6 +2661,14 @@ class StrategyError(Exception):
         super().__init__(text)
         self.text, self.line, self.result = text, line, None
 
+    @property
+    def summary(self):
+        """The line that says what was wrong, not the one that says what to do about it."""
+        return [line for line in self.text.splitlines() if not line.startswith(_ADVICE)][-1]
+
+
+_ADVICE = '建议：'
+
 
 class Options:
     """What set_option() sets, at JoinQuant's defaults."""
@@ -2715,14 +2780,37 @@ class _NoSuchModules:
 PROVIDED_MODULES = ('jqdata', 'kuanke', 'kuanke.user_space_api', 'kuanke.wizard')
 
 
+class _RunModule(types.ModuleType):
+    """A module whose names are those of the run that asks."""
+
+    def __getattr__(self, name):
+        names = _runs.names()
+        if name == '__all__':
+            return sorted(names)
+        if name not in names:
+            raise AttributeError('module %r has no attribute %r' % (self.__name__, name))
+        return names[name]
+
+    def __dir__(self):
+        return sorted(_runs.names())
+
+
 @contextlib.contextmanager
-def provided_modules(names):
-    """While it lasts `from jqdata import *` and its like give these names; afterwards all is as it was."""
+def provided_modules(run):
+    """While it lasts `from jqdata import *` and its like give the run's names; afterwards all is as it was."""
+    before = set(sys.modules)
+    with _runs.added(run, _replaced_modules):
+        try:
+            yield
+        finally:
+            _forget_modules_of(run, before)
+
+
+@contextlib.contextmanager
+def _replaced_modules():
     before = {name: sys.modules.get(name) for name in PROVIDED_MODULES}
     finder = _NoSuchModules()
-    for name in PROVIDED_MODULES:
-        sys.modules[name] = module = types.ModuleType(name)
-        module.__dict__.update(names, __all__=sorted(names))
+    sys.modules.update((name, _RunModule(name)) for name in PROVIDED_MODULES)
     sys.modules['kuanke'].user_space_api = sys.modules['kuanke.user_space_api']
     sys.meta_path.insert(0, finder)
     try:
@@ -2731,6 +2819,31 @@ def provided_modules(names):
         sys.meta_path.remove(finder)
         for name, module in before.items():
             sys.modules.pop(name, None) if module is None else sys.modules.__setitem__(name, module)
+
+
+def _forget_modules_of(run, before):
+    """What took this run's functions would order in it for ever: the next run imports such modules anew."""
+    new = {name: module for name, module in list(sys.modules.items())
+           if name not in before and type(module) is types.ModuleType}
+    for name in _users_of(run.names, new):
+        parent, _, child = name.rpartition('.')
+        if parent in sys.modules and vars(sys.modules[parent]).get(child) is new[name]:
+            delattr(sys.modules[parent], child)
+        sys.modules.pop(name, None)
+
+
+def _users_of(names, modules):
+    """Those of these modules (name -> module) that took what belongs to a run, or took something of such a module."""
+    own = {id(value) for value in names.values() if isinstance(value, (types.MethodType, StrategyLog))}
+    users, found = [], modules
+    while found:
+        found = [name for name in modules
+                 if name not in users and not own.isdisjoint(map(id, list(vars(modules[name]).values())))]
+        users += found
+        own.update(id(modules[name]) for name in found)
+        own.update(id(value) for name in found for value in vars(modules[name]).values()
+                   if getattr(value, '__module__', None) == name)
+    return users
 
 
 class StrategyFile:
@@ -2751,7 +2864,12 @@ class StrategyFile:
         """Runs the module's code with these names; params then replace its constants of the same names."""
         self.namespace = dict(names, __name__='__strategy__', __file__=self.path)
         exec(compile(self.source, self.path, 'exec'), self.namespace)
+        self.namespace.update({name: value for name, value in names.items() if self._is_remote(name)})
         self.namespace.update({name: value for name, value in (params or {}).items() if name in self.namespace})
+
+    def _is_remote(self, name):
+        """Whether the strategy took this name from here, where it means the remote account."""
+        return name in globals() and self.namespace.get(name) is globals()[name]
 
     def hook(self, name):
         hook = self.namespace.get(name)
@@ -2766,7 +2884,7 @@ class StrategyFile:
             line = error.lineno
         text = ''.join(traceback.format_list(own) + traceback.format_exception_only(type(error), error)).rstrip()
         hint = getattr(error, 'hint', '')
-        return StrategyError('Traceback (most recent call last):\n%s%s' % (text, hint and '\n建议：%s' % hint), line)
+        return StrategyError('Traceback (most recent call last):\n%s%s' % (text, hint and '\n' + _ADVICE + hint), line)
 
 
 _ENGINE_FILES = ('jq_helper.py', 'bullet_qmt.py')
@@ -2858,7 +2976,7 @@ class Session:
             if always_stop or self.on_error != 'continue' or not isinstance(error, Exception):
                 raise failure from error
             self.log.add('system', 'error', failure.text)
-            self.messages.append('%s 策略出错，继续运行：%s' % (self.view.now, failure.text.splitlines()[-1]))
+            self.messages.append('%s 策略出错，继续运行：%s' % (self.view.now, failure.summary))
 
     # -- names of the strategy -----------------------------------------------------------------------------------
     def names(self):
@@ -3089,7 +3207,7 @@ class BacktestRun:
 
     def run(self):
         """To the end, or as far as it goes. Raises StrategyError; Ctrl-C only ends it."""
-        with provided_modules(self.session.names()):
+        with provided_modules(RunAtWork('回测', self.session.names())):
             try:
                 self.session.start()
                 for number, day in enumerate(self.days, 1):
@@ -4255,7 +4373,7 @@ class LiveRun:
             raise ConfigError('停止文件 %s 还在' % self._stop_path, '删掉它再启动')
         with DirectoryLock(self.plan.runtime_dir):
             self._open()
-            with provided_modules(self.session.names()):
+            with provided_modules(RunAtWork('实盘', self.session.names())):
                 try:
                     self._begin()
                     while not self.stopping():
@@ -6092,7 +6210,7 @@ def backtest(path, start, end, cash=1000000, frequency='day', benchmark=None, pr
         try:
             run.run()
         except StrategyError as error:
-            run.session.messages.append('策略出错，回测中止：%s' % error.text.splitlines()[-1])
+            run.session.messages.append('策略出错，回测中止：%s' % error.summary)
             error.result = _result_of(run, strategy, params, benchmark)
             raise
         return _result_of(run, strategy, params, benchmark)
@@ -6323,7 +6441,7 @@ def run_grid_point(order, source, params):
                           order.benchmark, order.provider, dict(order.params, **params), order.on_error,
                           config=order.config)
     except StrategyError as error:
-        return {'error': error.text.splitlines()[-1]}
+        return {'error': error.summary}
     except BulletError as error:
         return {'error': str(error)}
     return dict(compute_metrics(result).values, error=None if result.finished else '被打断')
@@ -6474,13 +6592,13 @@ def install_jq_compat(namespace, context=None, host=None, token=None, port=58620
                       max_lag=None, **connection):
     """In process_initialize: install_jq_compat(globals(), context=context, host=..., token=...).
 
-    In a backtest it does nothing and returns False. In simulated trading it returns True, and from then on order,
-    order_value, order_target, order_target_value, cancel_order, get_open_orders, get_orders and get_trades in
-    `namespace`, context.portfolio and context.subportfolios are the remote account's, with JoinQuant's signatures and
-    results. Nothing is sent yet. wait_timeout: seconds that an order waits for its outcome. starting_cash (yuan):
-    what portfolio.returns is measured from. cache_seconds: how old a reading of the account may be; orders end it.
-    max_lag: seconds between context.current_dt and now beyond which nothing is ordered, as a task that JoinQuant makes
-    up for later would trade on yesterday's reasons; None: not looked at.
+    In a backtest, and in runs of our own, it does nothing and returns False. In simulated trading it returns True, and
+    from then on order, order_value, order_target, order_target_value, cancel_order, get_open_orders, get_orders and
+    get_trades in `namespace`, context.portfolio and context.subportfolios are the remote account's, with JoinQuant's
+    signatures and results. Nothing is sent yet. wait_timeout: seconds that an order waits for its outcome.
+    starting_cash (yuan): what portfolio.returns is measured from. cache_seconds: how old a reading of the account may
+    be; orders end it. max_lag: seconds between context.current_dt and now beyond which nothing is ordered, as a task
+    that JoinQuant makes up for later would trade on yesterday's reasons; None: not looked at.
     connection: retries, retry_interval, rpc_timeout, debug, place_order_timeout_margin as in configure(), which is
     called too.
 
@@ -6488,6 +6606,9 @@ def install_jq_compat(namespace, context=None, host=None, token=None, port=58620
     it may be at the broker; any other failure is raised as what it is. Nothing is sent twice. Calling it again with
     the same values is harmless, with others a ConfigError; so is a namespace whose own functions have these names.
     """
+    if _runs or isinstance(context, Context):
+        _jq_warn(namespace, 'install_jq_compat 什么也没有做：策略在自己的回测或实盘里，委托归它管')
+        return False
     if not _in_simulation(context):
         return False
     _check_namespace(namespace)
@@ -6511,6 +6632,15 @@ def uninstall_jq_compat(namespace=None):
         _jq_install = None
         install.close()
     return True
+
+
+def _jq_warn(namespace, text):
+    """Through JoinQuant's log; a console that lacks a character makes no order fail."""
+    warn = getattr(namespace.get('log'), 'warn', None) if isinstance(namespace, dict) else None
+    if warn is None:
+        BrokerCalls(None)._say('[警告] %s', text)
+    else:
+        warn('[远程账户] %s' % printable(text))
 
 
 def _in_simulation(context):
@@ -7101,12 +7231,7 @@ class JqTrading:
         return names
 
     def warn(self, text):
-        """Through JoinQuant's log; a console that lacks a character makes no order fail."""
-        warn = getattr(self._namespace.get('log'), 'warn', None)
-        if warn is None:
-            BrokerCalls(None)._say('[警告] %s', text)
-        else:
-            warn('[远程账户] %s' % printable(text))
+        _jq_warn(self._namespace, text)
 
     # -- orders --------------------------------------------------------------------------------------------------
     def order(self, security, amount, style=None, side='long', pindex=0, close_today=False):

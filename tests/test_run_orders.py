@@ -1,0 +1,311 @@
+"""While a strategy runs, its orders are its run's: jq_helper's own functions reach no account from inside."""
+import importlib
+import sys
+import threading
+
+import pytest
+
+import bullet_qmt as bq
+import jq_helper as jq
+from tests.base import TOKEN
+from tests.engine import A, MadeMarket, day_row, days_from, run, written
+from tests.live import stage
+from tests.test_jq_helper import Recorder
+
+DAYS = days_from('2024-03-04', 3)
+SETTINGS = "host='127.0.0.1', port=1, token='%s'" % TOKEN
+START, END = '2025-03-03 09:00', '2025-03-03 10:00'
+LIVE = '000001.XSHE'
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(jq.os, 'fsync', lambda descriptor: None)
+
+
+@pytest.fixture
+def wire(monkeypatch):
+    """A configured remote account, which holds 500 shares and has an order open."""
+    connection = Recorder()
+    data = jq.RemoteDataClient(connection=connection)
+    monkeypatch.setattr(jq, '_clients', (data, jq.RemoteBrokerClient(connection, data)))
+    return connection
+
+
+@pytest.fixture
+def market(tmp_path):
+    made = MadeMarket(tmp_path)
+    made.daily(A, [day_row(day, 10.0) for day in DAYS])
+    return made.source
+
+
+@pytest.fixture
+def helper(tmp_path, monkeypatch):
+    """helper(name, text): a module that strategies can import."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, 'dont_write_bytecode', True)
+    names = []
+
+    def write(name, text):
+        names.append(name)
+        (tmp_path / (name + '.py')).write_bytes(text.encode('utf-8'))
+        importlib.invalidate_caches()
+    yield write
+    for name in names:
+        sys.modules.pop(name.replace('/__init__', ''), None)
+
+
+def play(tmp_path, market, text, **options):
+    return run(tmp_path, text, market, DAYS[0], DAYS[-1], **options)[0]
+
+
+def refused(tmp_path, market, text):
+    """The ConfigError at which the strategy failed."""
+    with pytest.raises(jq.StrategyError) as caught:
+        play(tmp_path, market, text)
+    cause = caught.value.__cause__
+    assert isinstance(cause, bq.ConfigError) and cause.code == 'CONFIG_INVALID' and cause.broker_called is False
+    assert '回测' in cause.message and 'configure' in cause.hint and caught.value.line
+    return caught.value
+
+
+def is_free(wire):
+    """Whether the functions of the module reach the account as ever."""
+    before = len(wire.sent)
+    return jq.order(A, 100) and jq.get_data_client() and len(wire.sent) == before + 1
+
+
+# -- a backtest ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize('head', ['from jq_helper import *\nconfigure(%s)\n',
+                                  'import jq_helper as helper\nhelper.configure(%s)\n'])
+def test_a_strategy_that_configures_is_refused_at_once(tmp_path, market, wire, head):
+    before = jq._clients
+    text = head % SETTINGS + 'def initialize(context):\n    order("%s", 100)\n' % A
+    assert refused(tmp_path, market, text).line == 2 and jq._clients is before and wire.sent == []
+    assert is_free(wire)
+
+
+@pytest.mark.parametrize('call', [
+    'jq_helper.order(A, 100)', 'jq_helper.order_value(A, 5000)', 'jq_helper.order_percent(A, 0.1)',
+    'jq_helper.order_target(A, 0)', 'jq_helper.order_target_value(A, 0)', 'jq_helper.order_target_percent(A, 0)',
+    'jq_helper.cancel_order("7")', 'jq_helper.get_broker_client()', 'jq_helper.get_account()',
+    'jq_helper.get_positions()', 'jq_helper.get_orders()', 'jq_helper.get_data_client()',
+    'from jq_helper import order; order(A, 100)'])
+def test_the_functions_of_the_remote_account_are_refused(tmp_path, market, wire, call):
+    refused(tmp_path, market, 'import jq_helper\nA = "%s"\n\n\ndef initialize(context):\n    %s\n' % (A, call))
+    assert wire.sent == [] and is_free(wire)
+
+
+@pytest.mark.parametrize('head', ['from jqdata import *\nfrom jq_helper import *\n', 'from jq_helper import *\n',
+                                  'from jq_helper import order, get_trades\n'])
+def test_what_the_run_has_too_is_the_run_s_own(tmp_path, market, wire, head):
+    result = play(tmp_path, market, head + '''
+def initialize(context):
+    run_daily(trade, '9:30')
+
+
+def trade(context):
+    order('%s', 100, LimitOrderStyle(10.5))
+    assert get_trades()
+''' % A)
+    assert len(result.trades) == len(DAYS) and wire.sent == []
+
+
+def test_a_client_that_was_kept_from_before_orders_nothing(tmp_path, market, wire, helper):
+    helper('kept', 'import jq_helper\nbroker = jq_helper.get_broker_client()\n')
+    importlib.import_module('kept')
+    for call in ('order("%s", 100)' % A, 'cancel_order("7")', 'place_order("%s", "BUY", 100)' % A):
+        refused(tmp_path, market, 'import kept\n\n\ndef initialize(context):\n    kept.broker.%s\n' % call)
+    assert wire.sent == []
+
+
+# -- modules that a strategy imports ---------------------------------------------------------------------------------
+def test_modules_that_it_imports_are_refused_too(tmp_path, market, wire, helper):
+    helper('bought', 'from jq_helper import *\n\n\ndef buy(code):\n    return order(code, 100)\n')
+    for _ in range(2):  # the second time it is there already
+        refused(tmp_path, market, 'import bought\n\n\ndef initialize(context):\n    bought.buy("%s")\n' % A)
+    helper('told', 'import jq_helper\njq_helper.configure(%s)\n' % SETTINGS)
+    refused(tmp_path, market, 'import told\n')
+    assert wire.sent == [] and is_free(wire)
+
+
+def test_modules_order_in_the_run_that_imports_them(tmp_path, market, helper):
+    """And not in the one before, whose functions they took."""
+    helper('orders', 'from jqdata import *\n\n\ndef buy(code):\n    return order(code, 100)\n')
+    helper('buyer', 'from orders import buy\n')
+    (tmp_path / 'package').mkdir()
+    helper('package/__init__', '')
+    helper('package/more', 'import orders\n')
+    importlib.import_module('package')
+    text = ('import buyer\nfrom package import more\n\n\ndef initialize(context):\n    buyer.buy("%s")\n'
+            '    more.orders.buy("%s")\n' % (A, A))
+    assert [len(play(tmp_path, market, text).trades) for _ in range(3)] == [2, 2, 2]
+    assert not {'orders', 'buyer', 'package.more'} & set(sys.modules) and not hasattr(sys.modules['package'], 'more')
+
+
+# -- runs within runs, and beside each other -------------------------------------------------------------------------
+def test_a_run_within_a_run(tmp_path, market, wire):
+    inner = tmp_path / 'inner.py'
+    inner.write_bytes(('def initialize(context):\n    order("%s", 100)\n    1 / g.zero\n' % A).encode('utf-8'))
+    result = play(tmp_path, market, '''
+import jq_helper
+
+
+def initialize(context):
+    for zero in (0, 1):
+        try:
+            jq_helper.backtest(%r, '%s', '%s', provider=%r, params={'zero': zero})
+        except jq_helper.BulletError:
+            raise
+        except Exception as error:
+            assert zero == 0 and 'ZeroDivisionError' in str(error)
+    from jqdata import order
+    order('%s', 200)
+    try:
+        jq_helper.order('%s', 100)
+    except jq_helper.BulletError as error:
+        log.info(error.code)
+''' % (str(inner), DAYS[0], DAYS[-1], market, A, A))
+    assert [row['amount'] for row in result.trades] == [200] and wire.sent == [] and is_free(wire)
+    assert 'jqdata' not in sys.modules
+
+
+BOTH = '''
+import rendezvous
+
+
+def initialize(context):
+    rendezvous.both.wait(30)
+    from jqdata import g as mine
+    assert mine is g
+    rendezvous.both.wait(30)
+    if g.fails:
+        raise ValueError('no luck')
+    run_daily(trade, '9:30')
+
+
+def trade(context):
+    rendezvous.first_has_left.wait(30)
+    import jqdata, jq_helper
+    assert jqdata.g is g
+    jq_helper.order('%s', 100)
+''' % A
+
+
+def test_runs_in_threads_have_their_own_names(tmp_path, market, wire, monkeypatch):
+    meeting = type(sys)('rendezvous')
+    meeting.both, meeting.first_has_left = threading.Barrier(2), threading.Event()
+    monkeypatch.setitem(sys.modules, 'rendezvous', meeting)
+    path, errors = written(tmp_path, BOTH), {}
+
+    def go(fails):
+        try:
+            jq.backtest(path, DAYS[0], DAYS[-1], provider=market, params={'fails': fails})
+        except jq.StrategyError as error:
+            errors[fails] = error
+        finally:
+            meeting.first_has_left.set()
+    threads = [threading.Thread(target=go, args=arguments) for arguments in ((True,), (False,))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert [errors[True].__cause__.args, errors[False].__cause__.code] == [('no luck',), 'CONFIG_INVALID']
+    assert wire.sent == [] and is_free(wire) and 'jqdata' not in sys.modules
+
+
+def test_a_thread_of_the_strategy_s_own_is_in_its_run(tmp_path, market, wire):
+    result = play(tmp_path, market, '''
+import threading
+
+
+def trade():
+    from jqdata import order as mine
+    from jq_helper import order as remote
+    mine('%s', 100)
+    try:
+        remote('%s', 100)
+    except Exception as error:
+        g.code = error.code
+
+
+def initialize(context):
+    thread = threading.Thread(target=trade)
+    thread.start()
+    thread.join(30)
+    assert g.code == 'CONFIG_INVALID'
+''' % (A, A))
+    assert len(result.orders) == 1 and wire.sent == []
+
+
+# -- a grid ----------------------------------------------------------------------------------------------------------
+def test_the_points_of_a_grid_are_refused_too(tmp_path, market, capsys, monkeypatch):
+    monkeypatch.chdir(str(tmp_path))
+    path = written(tmp_path, 'N = 1\nfrom jq_helper import *\nconfigure(%s)\n\n\ndef initialize(context):\n'
+                             '    order("%s", N)\n' % (SETTINGS, A))
+    assert bq.main(['backtest', path, '--start', DAYS[0], '--end', DAYS[-1], '--data-provider', market,
+                    '--grid', 'N=100,200', '--output', 'here']) == 1
+    text = (tmp_path / 'here' / 'grid.csv').read_bytes().decode('utf-8-sig')
+    assert text.count('策略正在回测') == 2
+
+
+# -- a live run ------------------------------------------------------------------------------------------------------
+def live(tmp_path, body, **options):
+    """(run, stage's lines, orders of the account) of a strategy with this initialize."""
+    with stage(tmp_path, START, END) as it:
+        text = 'import jq_helper\nADDRESS = dict(host="%s", port=%d, token="%s")\n\n\ndef initialize(context):\n' % (
+            it.server.address[0], it.server.address[1], TOKEN)
+        it.run(it.strategy(text + ''.join('    %s\n' % line for line in body.splitlines())), **options)
+        return it.lines, it.broker.get_orders()
+
+
+def test_a_dry_run_stays_one(tmp_path):
+    lines, orders = live(tmp_path, '''from jq_helper import order as remote
+for call in (lambda: jq_helper.configure(**ADDRESS), lambda: remote("%s", 100)):
+    try:
+        call()
+    except jq_helper.BulletError as error:
+        log.info(error.message)
+order("%s", 100)''' % (LIVE, LIVE), dry_run=True)
+    assert orders == [] and sum('策略正在实盘' in line for line in lines) == 2
+
+
+def test_a_live_run_may_read_data(tmp_path, wire):
+    lines, orders = live(tmp_path, 'log.info("%%s", jq_helper.get_data_client().get_last_price("%s"))' % LIVE)
+    assert any(line.endswith('INFO - 10.0') for line in lines) and orders == []
+
+
+TAKE_OVER = '''g.installed = jq_helper.install_jq_compat(globals(), context=context, **ADDRESS)
+log.info("%%s", g.installed)
+order("%s", 100)''' % LIVE
+
+
+def test_in_a_live_run_the_account_is_not_taken_over(tmp_path):
+    for name, options in (('dry', {'dry_run': True}), ('limited', {'limits': jq.RiskLimits(500, None, None, None)})):
+        (tmp_path / name).mkdir()
+        lines, orders = live(tmp_path / name, TAKE_OVER, **options)
+        assert orders == [] and jq._jq_install is None and any(line.endswith('INFO - False') for line in lines)
+        assert sum('install_jq_compat' in line for line in lines) == 1
+
+
+def test_nor_in_a_backtest(tmp_path, market, wire):
+    _, lines = run(tmp_path, '''
+import jq_helper
+
+
+def process_initialize(context):
+    assert jq_helper.install_jq_compat(globals(), context=context, host='', token='') is False
+    order('%s', 100)
+''' % A, market, DAYS[0], DAYS[-1])
+    assert sum('install_jq_compat' in line for line in lines) == 1 and wire.sent == [] and jq._jq_install is None
+
+
+def test_nor_with_a_context_of_ours_that_is_kept(wire, capsys):
+    context = jq.Context(jq.RunParams(None, None, 'sim_trade', 'day'), jq.Portfolio(1, None, None))
+    assert jq.install_jq_compat({'__builtins__': {}}, context, host='127.0.0.1', token=TOKEN) is False
+    assert jq._jq_install is None and 'install_jq_compat' in capsys.readouterr().out and wire.sent == []
+
+
+def test_a_run_that_is_interrupted_is_over_too(tmp_path, market, wire):
+    assert not play(tmp_path, market, 'def initialize(context):\n    raise KeyboardInterrupt\n').finished
+    assert is_free(wire)
