@@ -1034,11 +1034,26 @@ class Position:
 
 
 class Positions(dict):
-    """Dict security -> Position of what is held. Another security gives an empty Position and a warning."""
+    """Dict security -> Position of what is held. Another security gives an empty Position and a warning.
+
+    A loop over it goes over what was held when it began: strategies sell in it.
+    """
 
     def __init__(self, quote, warn):
         super().__init__()
         self._quote, self._warn = quote, warn
+
+    def __iter__(self):
+        return iter(self.keys())
+
+    def keys(self):
+        return dict(super().items()).keys()
+
+    def values(self):
+        return dict(super().items()).values()
+
+    def items(self):
+        return dict(super().items()).items()
 
     def __missing__(self, security):
         self._warn('没有持有 %s，给出的是空仓位' % printable(str(security)))
@@ -1544,9 +1559,12 @@ class BarStore:
 
     # -- minutes -------------------------------------------------------------------------------------------------
     def minutes(self, code, first, last):
-        """BarBlock of minutes that has the days of these rows of the calendar, or None where there are no minutes."""
+        """BarBlock of minutes that has the days of these rows of the calendar, or None where there are no minutes.
+
+        A source may have those of the last years alone: that there are none is known of the days it was asked for.
+        """
         known = self._minutes.get(code)
-        if known is None or (known[0] is not None and not (known[1] <= first and last < known[2])):
+        if known is None or not (known[1] <= first and last < known[2]):
             known = self._minutes[code] = self._extended(code, known, first, last)
         return known[0]
 
@@ -1560,8 +1578,7 @@ class BarStore:
         start = low if old is None else known[2]
         part = self._minute_part(code, start, max(high, start + 1))
         if part is None and old is None:
-            self.without_minutes[code] = None
-            return None, 0, 0
+            return None, low, high
         times, columns = _appended(old, part)
         block = BarBlock(code, times, columns, self.daily(code, low).steps)
         return block, low if old is None else known[1], high
@@ -1693,9 +1710,16 @@ class DataView:
         return self.day_value(code, 'open')
 
     def _todays_minutes(self, code):
-        """(block, base); base None where the day's own prices are wanted, whatever their factor."""
-        block = self.store.minutes(code, self.today_row, self.today_row)
-        return block, None if self.options.use_real_price or block is None else self.base(code, block)
+        """(block, base), (None, None) without minutes of today; base None where the day's own prices are wanted."""
+        block, today = self.store.minutes(code, self.today_row, self.today_row), self.store.calendar[self.today_row]
+        if block is None or bisect.bisect(block.times, today) == bisect.bisect(block.times, today + _DAY_MS - 1):
+            if not self.is_paused(code):
+                self.store.without_minutes[code] = None
+            return None, None
+        return block, None if self.options.use_real_price else self.base(code, block)
+
+    def has_minutes(self, code):
+        return self._todays_minutes(code)[0] is not None
 
     def is_paused(self, code):
         """Today suspended, not listed yet, delisted, or no trade day."""
@@ -1761,7 +1785,7 @@ class DataView:
         row = self.today_row - day.first
         first = float(day.level('open', level)[row])
         bar = dict(open=first, close=first, high=first, low=first, volume=0.0, money=0.0)
-        block = self.store.minutes(code, self.today_row, self.today_row) if self.minute > _OPENING else None
+        block = self._todays_minutes(code)[0] if self.minute > _OPENING else None
         start = bisect.bisect_right(block.times, self.store.calendar[self.today_row]) if block else 0
         stop = bisect.bisect_right(block.times, self.now_ms) if block else 0
         if stop > start:
@@ -2539,7 +2563,8 @@ class SimulatedBroker(BrokerInterface):
     # -- time ----------------------------------------------------------------------------------------------------
     def begin_day(self, moment):
         """A new trade day: yesterday's orders are history, shares can be sold, what went ex changes the account."""
-        self.portfolio.returns = self.portfolio.total_value / self.portfolio.inout_cash - 1
+        capital = self.portfolio.inout_cash
+        self.portfolio.returns = self.portfolio.total_value / capital - 1 if capital > 0 else 0.0
         self._orders, self._trades = OrderedDict(self._open), OrderedDict()
         self.portfolio.sales_today = 0.0
         self.view.move(moment)
@@ -2569,8 +2594,19 @@ class SimulatedBroker(BrokerInterface):
                 self._unlock(order)
                 if self.view.is_paused(order.security):
                     self._finish(order, OrderStatus.canceled, '停牌')
-                else:
+                elif self._affords(order):
                     self._try(order)
+
+    def _affords(self, order):
+        """A buy that waited is cut to the cash at the price of now: it was judged at that of the day before."""
+        if order.is_buy and order.limit is None and self.view.last_price(order.security) > 0:
+            lots = round_lot(order.security, min(order.amount, self._affordable(order.security, order.style)))
+            if not lots:
+                self._finish(order, OrderStatus.canceled, '资金不足')
+            elif lots < order.amount:
+                self._log('warning', '%s 的委托 %d 按开盘的价格只够买 %d 股' % (order.security, order.order_id, lots))
+                order.amount = lots
+        return order.status is OrderStatus.new
 
     def _match_bars(self, until):
         """Resting orders against the minute bars that end in between, in their order."""
@@ -2583,7 +2619,7 @@ class SimulatedBroker(BrokerInterface):
             if amount and order.status in ALIVE:
                 self._fill(order, amount, order.limit, from_ms(ms))
         for order in resting:
-            if order.security not in self.view.store.without_minutes:  # the day as a whole is matched at its end
+            if self.view.has_minutes(order.security):  # without them the day as a whole is matched at its end
                 order.resting_since = max(order.resting_since, until_ms)
 
     def _hits(self, order, until_ms):
@@ -3241,7 +3277,7 @@ class BacktestRun:
     def _note_missing_minutes(self):
         codes = list(self.store.without_minutes)
         if codes:
-            self.session.messages.append('%s 等 %d 个证券没有分钟线：盘中的最新价按当日开盘价，挂着的限价单按当日的最高最低价撮合' % (
+            self.session.messages.append('%s 等 %d 个证券没有分钟线，或有些日子没有：那时盘中的最新价按当日开盘价，挂着的限价单按当日的最高最低价撮合' % (
                 codes[0], len(codes)))
 
     def closes(self, code):

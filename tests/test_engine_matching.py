@@ -259,6 +259,51 @@ def test_orders_before_the_open_wait_for_it(market, tmp_path):
     assert str(only(result.trades)['time']) == DAYS[0] + ' 09:30:00'
 
 
+@pytest.mark.parametrize('cash, amount, filled, status, said', [
+    (10100, 900, 900, 'held', '只够买 900 股'), (1010, 100, 0, 'canceled', '资金不足'), (11000, 1000, 1000, 'held', '')])
+def test_an_order_before_the_open_is_cut_to_the_cash_at_the_open(market, tmp_path, cash, amount, filled, status, said):
+    market.daily(B, [day_row(DAYS[0], 10.9, pre_close=10.0)])
+    result, lines = play(market, tmp_path, '''
+    def begin(context):
+        set_slippage(FixedSlippage(0))
+        run_daily(lambda context: order('%s', 1000), 'before_open')
+    ''' % B, days=1, cash=cash)
+    row = only(result.orders)
+    assert (row['amount'], row['filled'], row['status']) == (amount, filled, status)
+    assert result.cash == [pytest.approx(cash - filled * 10.9 - (5 if filled else 0))]
+    assert any(said in line for line in lines) or not said and not lines
+
+
+def test_a_day_without_minutes_among_those_that_have_them_is_matched_as_a_whole(market, tmp_path):
+    """A has minutes on the first three of five days, the last two have none; they begin late the other way round."""
+    text = '''
+    def begin(context):
+        run_daily(place, '9:30')
+
+    def place(context):
+        order('%s', 100, LimitOrderStyle(9.75))
+    ''' % A
+    result, _ = play(market, tmp_path, text, days=5)
+    assert [row['filled'] for row in result.orders] == [100] * 5
+    assert [str(row['time'])[11:16] for row in result.trades] == ['10:01'] * 3 + ['15:00'] * 2
+    assert any('有些日子没有' in text for text in result.messages)
+
+
+def test_minutes_that_begin_during_the_run_are_used_from_then_on(market, tmp_path):
+    days = days_from('2024-03-04', 130)
+    market.daily(A, [day_row(day, 10.0, 10.0, 10.3, 9.7) for day in days])
+    bars = {'09:31': (10, 10, 10, 10, 100), '10:00': (10, 10.2, 10.2, 10, 9)}
+    market.write_minutes(A, market.minutes(A, days[125], bars))
+    result, _ = run(tmp_path, PLAIN + '''
+    def begin(context):
+        run_daily(look, '10:00')
+
+    def look(context):
+        record(last=get_current_data()['%s'].last_price)
+    ''' % A, market.source, days[0], days[129])
+    assert [values['last'] for _, values in result.records] == [10.0] * 125 + [10.2] + [10.0] * 4
+
+
 def test_a_suspended_security_gives_no_order(market, tmp_path):
     market.daily(B, [day_row(day, 10.0, paused=int(day == DAYS[1])) for day in DAYS])
     result, lines = play(market, tmp_path, '''

@@ -284,3 +284,40 @@ def look(context):
 ''', days=3)
     assert lines[-1].endswith('%s %s 09:30:00 day' % (DAYS[1], DAYS[2]))
     assert datetime.strptime(lines[0][:19], '%Y-%m-%d %H:%M:%S').hour == 9
+
+
+def test_a_strategy_may_sell_in_a_loop_over_its_positions(market, tmp_path):
+    result, _ = run(tmp_path, '''
+        from jqdata import *
+
+        def initialize(context):
+            run_daily(trade, '9:30')
+
+        def trade(context):
+            positions = context.portfolio.positions
+            if not positions:
+                order('{0}', 1000), order('{1}', 1000)
+                assert list(positions) == sorted(positions.keys()) == ['{1}', '{0}'] or len(positions) == 2
+                assert [item.security for item in positions.values()] == list(positions) == list(dict(positions))
+            elif context.current_dt.day % 2:
+                for security in positions:
+                    order_target(security, 0)
+            else:
+                for security, position in positions.items():
+                    order_target(security, 0)
+                assert not positions and list(positions.values()) == []
+        '''.format(A, B), market.source, DAYS[0], DAYS[3])
+    assert [row['side'] for row in result.trades] == ['BUY', 'BUY', 'SELL', 'SELL'] * 2
+
+
+def test_all_money_may_be_taken_out(market, tmp_path):
+    result, _ = run(tmp_path, '''
+        def initialize(context):
+            run_daily(leave, '9:30')
+
+        def leave(context):
+            inout_cash(-context.portfolio.available_cash)
+            assert context.portfolio.returns == 0
+        ''', market.source, DAYS[0], DAYS[2])
+    assert result.equity == result.capital == [0, 0, 0]
+    assert jq.compute_metrics(result).values['returns'] is None
