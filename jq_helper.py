@@ -3840,7 +3840,7 @@ class LiveStore(BarStore):
         """A block that was read before the close is no good after it; for some minutes it may still be completed."""
         read = self._read_at.get(code)
         if self.closed and read is not None and (not read[0] or self._may_have_changed(read[1])):
-            del self._days[code]
+            self._days.pop(code, None)
         return super().daily(code, row)
 
     def _may_have_changed(self, read):
@@ -3848,12 +3848,18 @@ class LiveStore(BarStore):
         return read < settled and (self._clock.now() - read).total_seconds() > 60
 
     def _load_days(self, codes, first):
-        with self._until(self.live_row if self.closed or self.live_row is None else self.live_row - 1):
-            super()._load_days(codes, first)
-        for code in codes:
-            self._read_at[code] = self.closed, self._clock.now()
-            if self.live_row is not None:
-                self._days[code] = self._with_today(self._days[code])
+        """All of it or nothing: bars without today's would be taken for all that there are."""
+        try:
+            with self._until(self.live_row if self.closed or self.live_row is None else self.live_row - 1):
+                super()._load_days(codes, first)
+            for code in codes:
+                self._read_at[code] = self.closed, self._clock.now()
+                if self.live_row is not None:
+                    self._days[code] = self._with_today(self._days[code])
+        except BaseException:
+            for code in codes:
+                self._days.pop(code, None)
+            raise
 
     @contextlib.contextmanager
     def _until(self, row):
@@ -3956,9 +3962,9 @@ class LiveView(DataView):
         return price if price == price else 0.0
 
     def is_stale(self, code):
-        """Whether the source itself says that its quote is too old."""
+        """Whether the source itself says that its quote is too old, or does not say of when it is."""
         quote = self.store.quote(code)
-        return bool(quote.get('stale')) or not self.store.is_of_today(quote)
+        return bool(quote.get('stale')) or not quote.get('dt') or not self.store.is_of_today(quote)
 
     def _running_day(self, code, level):
         """Dict of today's bar so far; nothing of it before the open, the reference price until the first trade."""

@@ -104,6 +104,49 @@ def test_bars_read_before_the_close_are_read_again_after_it(tmp_path):
         assert provider.calls.count('get_price') == asked
 
 
+B, C = '000002.XSHE', '600000.XSHG'
+
+
+@pytest.mark.parametrize('failing', [A, B, C])
+def test_bars_are_there_with_today_s_or_not_at_all(tmp_path, failing):
+    fails = [True]
+
+    def shaky(read, code):
+        if fails and code == failing:
+            raise bq.DataUnavailable('没有行情')
+        return read(code)
+    with stage(tmp_path, '2025-03-03 10:00') as it:
+        view = view_at(it, provider_of(it, get_live_current=shaky), '2025-03-03 10:00')
+        with pytest.raises(bq.DataUnavailable):
+            view.store.load([A, B, C])
+        fails.clear()
+        today = view.store.calendar[view.store.live_row]
+        assert [view.store.daily(code).times[-1] for code in (A, B, C)] == [today] * 3
+
+
+def test_a_day_that_could_not_be_read_after_the_close_is_asked_for_again(tmp_path):
+    with stage(tmp_path, '2025-03-03 14:59') as it:
+        provider = provider_of(it)
+        view = view_at(it, provider, '2025-03-03 14:59')
+        view.get_price(A, count=1)
+        provider.changes['get_price'] = lambda read, *args, **kwargs: read('x')
+        it.clock.set(moment('2025-03-03 15:01'))
+        view.move(moment('2025-03-03 15:01'))
+        for _ in range(2):
+            with pytest.raises(bq.SecurityNotFound):
+                view.store.daily(A)
+        provider.changes.clear()
+        assert view.store.daily(A).times[-1] == view.store.calendar[view.store.live_row]
+
+
+@pytest.mark.parametrize('dt', [None, ''])
+def test_a_quote_that_does_not_say_of_when_it_is_is_stale(tmp_path, dt):
+    with stage(tmp_path, '2025-03-03 10:00') as it:
+        timeless = provider_of(it, get_live_current=lambda read, code: dict(read(code), dt=dt))
+        assert not view_at(it, provider_of(it), '2025-03-03 10:00').is_stale(A)
+        assert view_at(it, timeless, '2025-03-03 10:00').is_stale(A)
+
+
 def test_days_to_come_are_those_of_the_rules(tmp_path):
     with stage(tmp_path, '2025-09-29 09:00') as it:
         store = view_at(it, provider_of(it), '2025-09-29 09:00').store
