@@ -3997,7 +3997,6 @@ RETRY_S = 15.0          # between attempts to begin a day or to read the account
 RESOLVE_S = 10.0        # between looks at orders whose outcome is unknown
 CALENDAR_S = 600.0      # between looks whether a weekday has become a trade day after all
 START_PATIENCE_S = 180.0  # how long a new process asks about open keys before its first task
-NEVER = datetime(2200, 1, 1)
 
 
 class LiveClock(Clock):
@@ -4090,6 +4089,9 @@ class LiveState:
         ('frequency', 'day'), ('run_id', ''), ('born', None), ('capital', None), ('returns', 0.0),
         ('returns_day', None), ('day', None), ('cursor', (-1,)), ('running', None), ('number', 0), ('orders', 0),
         ('cancels', 0), ('keys', {}), ('own', {}), ('kept', {})])
+    # without these something could be done twice or be forgotten; what else an older file lacks has its default
+    ESSENTIAL = ('version', 'strategy', 'account', 'dry_run', 'frequency', 'run_id', 'born', 'day', 'cursor', 'running',
+                 'number', 'orders', 'cancels', 'keys', 'own', 'kept')
 
     def __init__(self, directory, values):
         self._path = os.path.join(directory, STATE_FILE)
@@ -4109,17 +4111,27 @@ class LiveState:
             raise ConfigError('状态文件 %s 读不出来：%s' % (path, error), '检查 --runtime-dir 的权限')
         return cls(directory, cls._unpacked(data, path))
 
+    WAY_OUT = '不会当作没有状态从头开始。先核对账户和委托；确认要从头开始时，换一个 --runtime-dir'
+
     @classmethod
     def _unpacked(cls, data, path):
-        way_out = '不会当作没有状态从头开始。先核对账户和委托；确认要从头开始时，换一个 --runtime-dir'
         head, digest, body = data[:len(STATE_MAGIC)], data[len(STATE_MAGIC):][:32], data[len(STATE_MAGIC) + 32:]
         if head != STATE_MAGIC:
-            raise ConfigError('%s 不是实盘的状态文件' % path, way_out)
+            raise ConfigError('%s 不是实盘的状态文件' % path, cls.WAY_OUT)
         if hashlib.sha256(body).digest() != digest:
-            raise ConfigError('状态文件 %s 已损坏' % path, way_out)
-        values = pickle.loads(body)
-        if values.get('version') != STATE_VERSION or set(values) != set(cls.FIELDS):
+            raise ConfigError('状态文件 %s 已损坏' % path, cls.WAY_OUT)
+        return cls._checked(pickle.loads(body), path)
+
+    @classmethod
+    def _checked(cls, values, path):
+        if values.get('version') != STATE_VERSION:
             raise ConfigError('状态文件 %s 的版本 %s 不认识' % (path, brief(values.get('version'))), '用写它的那个版本的程序')
+        unknown = sorted(set(values) - set(cls.FIELDS))
+        if unknown:
+            raise ConfigError('状态文件 %s 里有不认识的 %s' % (path, '、'.join(unknown)), '它是更新的版本写的，用那个版本的程序')
+        lacking = [name for name in cls.ESSENTIAL if name not in values]
+        if lacking:
+            raise ConfigError('状态文件 %s 里没有 %s' % (path, '、'.join(lacking)), cls.WAY_OUT)
         return values
 
     def save(self):
@@ -4137,6 +4149,11 @@ class LiveState:
 
     def begin_job(self, key):
         self.cursor = self.running = key
+        self.save()
+
+    def begin_change(self):
+        """after_code_changed; what it orders is counted from this number on."""
+        self.running = -1, self.number
         self.save()
 
     def end_job(self, kept):
@@ -4238,6 +4255,10 @@ class LiveSession(Session):
         self.view.move(moment)
         self._sync()
 
+    def hook(self, name):
+        """A hook of the start; its failure ends the run."""
+        self._hook(name, always_stop=True)
+
     def load(self, hooks, restore=lambda: None):
         """Session.start; what the module defines can be pickled, as it is found under the module's name."""
         def found():
@@ -4287,16 +4308,16 @@ class LiveSession(Session):
 
     def unpack(self, kept):
         """Puts back what packed() gave; the module's code has run."""
-        vars(self.g).update(_unpacked(kept['g'], self._lose))
-        vars(self.context).update(_unpacked(kept['context'], self._lose))
-        settings = _unpacked(kept['settings'], self._lose)
-        vars(self.options).update(settings['options'])
-        vars(self.costs).update(settings['costs'])
-        self.log.levels.update(settings['levels'])
-        self.benchmark, self.view.universe = settings['benchmark'], settings['universe']
+        vars(self.g).update(_unpacked(kept['g'], self._miss))
+        vars(self.context).update(_unpacked(kept.get('context', {}), self._miss))
+        settings = _unpacked(kept.get('settings', {}), self._miss)
+        for name, values in (('options', vars(self.options)), ('costs', vars(self.costs)), ('levels', self.log.levels)):
+            values.update(settings.get(name, {}))
+        self.benchmark = settings.get('benchmark', self.benchmark)
+        self.view.universe = settings.get('universe', self.view.universe)
         self.schedule.restore(*kept['tasks'], function_of=self._function_of)
         self._restored = {row[:4] for row in kept['tasks'][0]}
-        if kept['subscribed']:
+        if kept.get('subscribed'):
             self.subscribe(kept['subscribed'])
 
     def _function_of(self, name):
@@ -4309,6 +4330,14 @@ class LiveSession(Session):
         if name not in self._lost_names:
             self._lost_names.add(name)
             self.log.add('system', 'warning', '%s 不能保存，重启后会丢失：%s', name, printable(str(error)))
+
+    def _miss(self, name, error):
+        self.log.add('system', 'warning', '上次保存的 %s 读不回来：%s', name, printable(str(error)))
+
+    def unschedule_all(self):
+        """What was there before the restart is gone as well."""
+        self._restored = ()
+        super().unschedule_all()
 
     def _add_task(self, kind, func, time, number=None, force=False):
         """A task that a restarted process registers again, in process_initialize, is there already."""
@@ -4402,8 +4431,9 @@ class LiveRun:
         self._provider, self._remote = PatientProvider(provider, self._patience), remote
         self.inbox = TickInbox(self._event)
         provider.set_tick_callback(self.inbox.put)
-        self._resolve_at = self._calendar_at = self._retry_at = datetime.min
-        self._overview_at, self._close_shown, self._worried = datetime.min, None, None
+        # when something comes again, by the clock that nobody sets
+        self._resolve_at = self._calendar_at = self._retry_at = self._account_at = self._overview_at = -math.inf
+        self._close_shown, self._worried, self._idle_s = None, None, 0.0
 
     def stopping(self):
         return self._asked_to_stop() or os.path.exists(self._stop_path)
@@ -4474,18 +4504,35 @@ class LiveRun:
         if self._is_new:
             session.load(('initialize', 'process_initialize'))
         else:
-            session.load(('after_code_changed',) * self._code_changed + ('process_initialize',),
-                         lambda: session.unpack(state.kept))
+            session.load((), lambda: session.unpack(state.kept))
+            self._tell_of_changed_code()
+            session.hook('process_initialize')
         session.settled()
         state.source = _digest(session.strategy.source)
         state.end_job(session.packed())
         self.tell('已就绪；要停止：Ctrl-C，或在 %s 里放一个名为 stop 的文件' % self.plan.runtime_dir)
 
+    def _tell_of_changed_code(self):
+        """after_code_changed, which is done with on disk before what comes next."""
+        if self._code_changed:
+            self.state.begin_change()
+            self.session.hook('after_code_changed')
+            self.state.source = _digest(self.session.strategy.source)
+            self.state.end_job(self.session.packed())
+
+    def _note_cut_short(self, running):
+        """What the last process had begun is not done again; but an after_code_changed that had ordered nothing is."""
+        if running[0] >= 0:
+            self.tell('上次的进程在任务 %s 执行中结束：这个任务不再重做，请核对委托' % _clock_time(running))
+        elif self.state.number > running[1]:
+            self._code_changed = False
+            self.tell('上次 after_code_changed 没有做完就结束了，而它已经下过单：不再重做，请核对委托')
+
     def _resume(self):
         """What an earlier process has left: a job that will not be repeated, orders that are asked about."""
         state = self.state
         if state.running is not None:
-            self.tell('上次的进程在任务 %s 执行中结束：这个任务不再重做，请核对委托' % _clock_time(state.running))
+            self._note_cut_short(state.running)
         if not self._is_new:
             self.tell('接着上次运行：%s 已执行到 %s%s' % (
                 state.day, _clock_time(state.cursor), '，策略代码已修改' if self._code_changed else ''))
@@ -4519,81 +4566,92 @@ class LiveRun:
         """One thing that is due, or the wait for the next one."""
         now = self.clock.now()
         if not self._is_day_begun(now):
-            return self._wait_until(self._retry_at)
+            return self._wait(self._idle_s)
         self._look_around(now)
         ticks = self.inbox.take()
         if ticks:
             self._handle_ticks(ticks, now)
         found = self._agenda.next(self.state.day, self.state.cursor) if self._trades_today else None
         if found is None or found[1] > now:
-            return self._wait_until(min(found[1] if found else NEVER, self._next_look(now)))
+            until_s = (found[1] - self.clock.now()).total_seconds() if found else math.inf
+            return self._wait(min(until_s, self._next_look_s(now)))
         return self._handle(found[0], now)
 
-    def _wait_until(self, moment):
-        seconds = (moment - self.clock.now()).total_seconds()
+    def _wait(self, seconds):
         if seconds > 0:
             self.clock.wait(seconds, self._event)
         self._event.clear()
 
     def _look_around(self, now):
         """What is no job of the strategy."""
-        if self.state.keys and now >= self._resolve_at:
-            self._resolve_at = now + timedelta(seconds=RESOLVE_S)
+        now_s = self.clock.monotonic()
+        if self.state.keys and now_s >= self._resolve_at:
+            self._resolve_at = now_s + RESOLVE_S
             self._resolve_open(0.0)
-        if self.plan.overview_minutes and now >= self._overview_at:
+        if self.plan.overview_minutes and now_s >= self._overview_at:
             self._overview('定时')
         if self._trades_today and now.hour >= 15 and self._close_shown != now.date():
             self._close_shown = now.date()
             if now.hour == 15:
                 self._overview('收盘')
 
-    def _next_look(self, now):
-        """When _look_around has something to do next; a new day at the latest."""
-        moments = [datetime.combine(now.date() + timedelta(days=1), time())]
-        if self.state.keys:
-            moments.append(self._resolve_at)
-        if self.plan.overview_minutes:
-            moments.append(self._overview_at)
-        if self._trades_today and now.hour < 15:
-            moments.append(datetime.combine(now.date(), time(15)))
-        if not self._trades_today:
-            moments.append(self._calendar_at)
-        return min(moments)
+    def _next_look_s(self, now):
+        """Seconds until _look_around has something to do; a new day at the latest."""
+        midnight = datetime.combine(now.date(), time())
+        closing = timedelta(hours=15) if self._trades_today and now.hour < 15 else timedelta(days=1)
+        again = [(self._resolve_at, self.state.keys), (self._overview_at, self.plan.overview_minutes),
+                 (self._calendar_at, not self._trades_today)]
+        return min([(midnight + closing - now).total_seconds()] +
+                   [moment - self.clock.monotonic() for moment, wanted in again if wanted])
 
     # -- days --------------------------------------------------------------------------------------------------------
     _trades_today, _day_of_store = False, None
 
     def _is_day_begun(self, now):
-        """Whether the clock's day is the state's and its calendar is known. Sets _retry_at otherwise."""
-        today = now.date()
+        """Whether the clock's day is the state's and its calendar is known. Sets _idle_s otherwise."""
+        today, now_s = now.date(), self.clock.monotonic()
         if today < self.state.day:
             self._worry('时钟退到了 %s，%s 之前不再运行任何任务' % (now, self.state.day))
-            self._retry_at = datetime.combine(self.state.day, time())
+            self._idle_s = (datetime.combine(self.state.day, time()) - now).total_seconds()
             return False
-        if self._day_of_store == today and (self._trades_today or now < self._calendar_at):
+        if self._day_of_store == today and (self._trades_today or now_s < self._calendar_at):
             return True
+        self._idle_s = self._retry_at - now_s
+        return self._idle_s <= 0 and self._has_begun_day(today, now)
+
+    def _has_begun_day(self, today, now):
         try:
             self._begin_day(today, now)
         except BulletError as error:
             if not (error.retryable or isinstance(error, DataUnavailable)):
                 raise
             self._worry('%s 的交易日历读不到，继续重试：%s' % (today, error.message))
-            self._retry_at = now + timedelta(seconds=RETRY_S)
+            self._idle_s, self._retry_at = RETRY_S, self.clock.monotonic() + RETRY_S
             return False
+        self._worried = None
         return True
 
     def _begin_day(self, today, now):
         session, state, before = self.session, self.state, (self._day_of_store, self._trades_today)
         session.store.begin_day(today)
         self._day_of_store, self._trades_today = today, session.store.live_row is not None
-        self._calendar_at = now + timedelta(seconds=CALENDAR_S) if today.weekday() < 5 else NEVER
+        self._calendar_at = self.clock.monotonic() + CALENDAR_S if today.weekday() < 5 else math.inf
         if state.day != today:
+            self._note_undone(before)
             self._drop_old_keys(today)
             state.begin_day(today)
         if before != (self._day_of_store, self._trades_today):
             session.begin_day(today)
             session.move(now.replace(second=0, microsecond=0))
             self.tell('%s %s' % (today, '交易日' if self._trades_today else '不是交易日'))
+
+    def _note_undone(self, before):
+        """The machine slept, or the account could not be read until the day was over."""
+        if before == (self.state.day, True):
+            undone = [_name_of(job) for job in self.session.schedule.walk(self.state.day, after=self.state.cursor)]
+            if undone:
+                self.tell('%s 还有 %d 个任务没有做，过了当天不再补做：%s' % (
+                    self.state.day, len(undone), '、'.join(OrderedDict.fromkeys(undone))))
 
     def _drop_old_keys(self, today):
         """Orders are of a day: what is still unknown of an earlier one cannot fill any more."""
@@ -4617,9 +4675,12 @@ class LiveRun:
             self.tell('跳过 %s 的 %s：%s' % (_clock_time(job.key), _name_of(job), reason))
             self.state.cursor = job.key
             return
-        if not self._prepare(now):
+        if not self._prepare():
             return
-        instant, minute = instant_of(job, day), now.replace(second=0, microsecond=0)
+        instant, now = instant_of(job, day), self.clock.now()
+        if now.date() != day or now < instant or self._agenda.reason_to_skip(job, day, now) is not None:
+            return  # reading took long, the machine slept, or the clock was set: the next step looks anew
+        minute = now.replace(second=0, microsecond=0)
         if minute > instant:
             self.tell('%s 的 %s 晚了 %d 秒' % (_clock_time(job.key), _name_of(job), (now - instant).total_seconds()))
         self.state.begin_job(job.key)
@@ -4632,17 +4693,21 @@ class LiveRun:
         finally:
             self.state.end_job(self.session.packed())
 
-    def _prepare(self, now):
+    def _prepare(self):
         """Reads the account before a job begins; one that cannot be read leaves the job for later."""
-        state, broker = self.state, self.session.broker
+        state, broker, pause_s = self.state, self.session.broker, self._account_at - self.clock.monotonic()
+        if pause_s > 0:
+            self._wait(pause_s)
+            return False
         try:
             broker.refresh()
         except BulletError as error:
             if not error.retryable:
                 raise
             self._worry('账户读不到，任务等着：%s' % error.message)
-            self._wait_until(now + timedelta(seconds=RETRY_S))
+            self._account_at = self.clock.monotonic() + RETRY_S
             return False
+        self._worried = None
         if state.returns_day != state.day:
             state.returns_day = state.day
             state.returns = broker.portfolio.total_value / state.capital - 1 if state.capital else 0.0
@@ -4650,11 +4715,21 @@ class LiveRun:
         return True
 
     def _handle_ticks(self, ticks, now):
-        if not self._trades_today or not self._prepare(now):
+        """Those of another day waited while the machine slept."""
+        ticks = [row for row in ticks if row['sid'] in self.session.subscribed and self._is_of(now.date(), row)]
+        if not ticks or not self._trades_today or not self._prepare() or self.clock.now().date() != now.date():
             return
         for row in ticks:
             if row['sid'] in self.session.subscribed:
                 self._fire(lambda: self.session.fire_tick(row, now.replace(microsecond=0)))
+
+    def _is_of(self, day, tick):
+        try:
+            moment = _moment(tick.get('dt'))
+        except ProtocolError as error:
+            self._worry('%s 的推送行情没有用：%s' % (printable(tick['sid']), error.message))
+            return False
+        return moment is None or moment.date() == day
 
     # -- orders whose outcome is not known ---------------------------------------------------------------------------
     def _resolve_open(self, limit_s):
@@ -4672,7 +4747,7 @@ class LiveRun:
 
     def _overview(self, title):
         """What the account holds, for the one who watches."""
-        self._overview_at = self.clock.now() + timedelta(minutes=self.plan.overview_minutes or 0)
+        self._overview_at = self.clock.monotonic() + 60 * (self.plan.overview_minutes or 0)
         broker = self.session.broker
         try:
             broker.refresh()

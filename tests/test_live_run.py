@@ -1,11 +1,12 @@
 """Whole days of live runs on a simulated clock and a paper exchange: what runs when, once, and what restarts keep."""
+import contextlib
 import os
 
 import pytest
 
 import bullet_qmt as bq
 import jq_helper as jq
-from tests.live import moment, stage
+from tests.live import Between, moment, stage
 
 MONDAY = '2025-03-03 08:00'
 
@@ -190,6 +191,197 @@ def test_changed_code_is_told(tmp_path):
         lines = strategy_lines(it)
         assert [line.split(' at ')[0] for line in lines[2:]] == [
             'before', 'open 1', 'data', 'changed', 'process_initialize', 'noon 2', 'process_initialize', 'after']
+
+
+def rewritten(stage, change):
+    """Changes what the state keeps of the strategy, as an older or another program would have left it."""
+    state = jq.LiveState.read(stage.directory)
+    change(state.kept)
+    state.save()
+
+
+@pytest.mark.parametrize('change', [
+    lambda kept: kept['settings'].pop('costs'), lambda kept: kept['settings'].update(costs=b'gone'),
+    lambda kept: kept['settings'].clear(),
+    lambda kept: [kept.pop(name) for name in ('settings', 'context', 'subscribed')]])
+def test_settings_that_a_state_lacks_are_the_defaults(tmp_path, change):
+    text = KEEPING.replace("context.own)", "getattr(context, 'own', None))").replace(', context.own, ', ', 0, ')
+    with stage(tmp_path, MONDAY, '2025-03-03 15:00') as it:
+        it.run(it.strategy(text))
+        rewritten(it, change)
+        session = it.run(it.strategy(text), '2025-03-04 18:00').session
+        assert session.g.memory.n == 7 and session.costs.cost('000001.XSHE').min_commission == 5
+
+
+def test_what_cannot_be_read_back_is_told(tmp_path):
+    with stage(tmp_path, MONDAY, '2025-03-03 15:00') as it:
+        it.run(it.strategy(KEEPING))
+        rewritten(it, lambda kept: kept['settings'].update(costs=b'gone'))
+        it.run(it.strategy(KEEPING), '2025-03-03 15:10')
+        assert len(it.said('上次保存的 costs 读不回来')) == 1
+
+
+RENEWING = HOOKS + '''
+def after_code_changed(context):
+    unschedule_all()
+    run_daily(at_noon, '13:00')
+'''
+
+
+def test_tasks_that_changed_code_makes_anew_are_there(tmp_path):
+    with stage(tmp_path, MONDAY, '2025-03-03 12:00') as it:
+        it.run(it.strategy(HOOKS))
+        run = it.run(it.strategy(RENEWING), '2025-03-03 18:00')
+        assert [row[1] for row in run.session.schedule.saved()[0]] == ['at_noon']
+        assert [line for line in strategy_lines(it) if line.startswith('noon')]
+
+
+BUYS_ON_CHANGE = HOOKS + """
+def after_code_changed(context):
+    order('000001.XSHE', 100)
+"""
+
+
+def test_changed_code_that_ordered_is_done_with_before_what_follows_fails(tmp_path):
+    failing = BUYS_ON_CHANGE + 'def process_initialize(context):\n    1 / 0\n'
+    with stage(tmp_path, '2025-03-03 09:40', '2025-03-03 10:00') as it:
+        it.run(it.strategy(HOOKS))
+        for _ in range(2):
+            with pytest.raises(jq.StrategyError):
+                it.run(it.strategy(failing), '2025-03-03 12:00')
+        assert len(it.broker.get_orders()) == 1
+
+
+def test_changed_code_that_ordered_and_was_cut_short_is_not_repeated(tmp_path):
+    with stage(tmp_path, '2025-03-03 09:40', '2025-03-03 10:00') as it:
+        it.run(it.strategy(HOOKS))
+        text = BUYS_ON_CHANGE + '    1 / 0\n'
+        with pytest.raises(jq.StrategyError):
+            it.run(it.strategy(text), '2025-03-03 12:00')
+        it.run(it.strategy(text), '2025-03-03 12:00')
+        assert len(it.broker.get_orders()) == 1 and it.said('after_code_changed 没有做完就结束了')
+
+
+def test_changed_code_that_failed_without_orders_runs_again(tmp_path):
+    text = HOOKS + 'def after_code_changed(context):\n    log.info("changed")\n    1 / NUMBER\n'
+    with stage(tmp_path, MONDAY, '2025-03-03 09:10') as it:
+        it.run(it.strategy(HOOKS))
+        for number in (0, 0, 1):
+            with contextlib.suppress(jq.StrategyError):
+                it.run(it.strategy(text.replace('NUMBER', str(number))), '2025-03-03 09:20')
+        assert strategy_lines(it).count('changed') == 3
+
+
+def test_of_a_job_that_was_cut_short_g_is_what_it_was_before(tmp_path, monkeypatch):
+    """What the strategy itself remembers is kept with the end of a job: it says so, and looks at its orders."""
+    class Gone(BaseException):
+        pass
+    end_job = jq.LiveState.end_job
+
+    def end(state, kept):
+        if state.cursor[0] == 570:
+            raise Gone
+        end_job(state, kept)
+    with stage(tmp_path, MONDAY, '2025-03-03 09:20') as it:
+        path = it.strategy(HOOKS)
+        it.run(path)
+        with monkeypatch.context() as dying:
+            dying.setattr(jq.LiveState, 'end_job', end)
+            with pytest.raises(Gone):
+                it.run(path, '2025-03-03 18:00')
+        run = it.run(path, '2025-03-03 18:00')
+        assert run.session.g.count == 1 and len([line for line in strategy_lines(it) if 'open 1' in line]) == 1
+        assert it.said('任务 09:30 执行中结束')
+
+
+# -- the wall clock and its owner ----------------------------------------------------------------------------------
+def test_a_machine_that_sleeps_over_a_day_s_end_makes_nothing_up(tmp_path):
+    with stage(tmp_path, MONDAY, '2025-03-04 12:00') as it:
+        it.clock.at(moment('2025-03-03 10:00'), lambda: it.clock.step(23 * 3600))
+        it.run(it.strategy(HOOKS))
+        assert [line.split(',')[0].split(': ')[0] for line in strategy_lines(it)[2:]] == [
+            'before at 2025-03-03 09:00:00', 'open 1 at 2025-03-03 09:30:00', 'data at 2025-03-03 09:30:00',
+            'before at 2025-03-04 09:00:00', 'open 2 at 2025-03-04 09:30:00', 'data at 2025-03-04 09:30:00']
+        assert it.said('2025-03-03 还有 2 个任务没有做，过了当天不再补做：at_noon、after_trading_end')
+
+
+@pytest.mark.parametrize('hours, words', [(20, '过了当天不再补做'), (1, '跳过 13:00 的 at_noon：晚了 3600 秒')])
+def test_a_machine_that_sleeps_while_the_account_is_read_runs_nothing_late(tmp_path, hours, words):
+    def sleepy(read):
+        if it.clock.now() == moment('2025-03-03 13:00'):
+            it.clock.step(hours * 3600)
+        return read()
+    with stage(tmp_path, MONDAY, '2025-03-04 12:00') as it:
+        it.run(it.strategy(HOOKS), remote=Between(it.broker, get_account_info=sleepy))
+        assert not [line for line in strategy_lines(it) if line.startswith('noon')] and it.said(words)
+
+
+def test_ticks_of_another_day_are_not_told(tmp_path):
+    with stage(tmp_path, '2025-03-03 09:50', '2025-03-03 10:30') as it:
+        run = it.make(it.strategy(TICKS.replace("subscribe(['000001.XSHE', '510300.XSHG'], 'tick')", 'pass')))
+
+        def push():
+            run.session.subscribed.update(['000001.XSHE', '000002.XSHE', '600000.XSHG'])
+            for code, dt in (('000001.XSHE', '2025-02-28 14:59:57'), ('000002.XSHE', 'x'),
+                             ('600000.XSHG', '2025-03-03 10:00:00')):
+                run.inbox.put({'sid': code, 'last_price': 10.0, 'dt': dt})
+        it.clock.at(moment('2025-03-03 10:00'), push)
+        run.run()
+        assert [row[0] for row in run.session.g.seen] == ['600000.XSHG'] and it.said('000002.XSHE 的推送行情没有用')
+
+
+class ShortWaits:
+    """As on the real clock: no wait is longer than a second, and whoever is woken up by ticks does not wait at all."""
+
+    def __init__(self, clock):
+        self.clock = clock
+
+    def __getattr__(self, name):
+        return getattr(self.clock, name)
+
+    def wait(self, seconds, event):
+        self.clock.wait(min(seconds, jq.POLL_S), event)
+
+
+def test_what_cannot_be_read_is_asked_again_every_fifteen_seconds(tmp_path):
+    asked = []
+
+    def away(read, *args, **kwargs):
+        if it.clock.now() >= moment('2025-03-03 09:30'):
+            asked.append(it.clock.now())
+            raise bq.QmtUnavailable('QMT 没有登录')
+        return read(*args, **kwargs)
+    with stage(tmp_path, '2025-03-03 09:20', '2025-03-03 09:32') as it:
+        run = it.make(it.strategy(HOOKS), remote=Between(it.broker, get_account_info=away), patience_s=0.0)
+        run.clock = ShortWaits(it.clock)
+        run.run()
+        pauses = [(after - before).total_seconds() for before, after in zip(asked, asked[1:])]
+        assert len(asked) == 8 and set(pauses) == {jq.RETRY_S}
+
+
+def test_a_calendar_that_cannot_be_read_is_asked_again_every_fifteen_seconds(tmp_path):
+    asked = []
+
+    def away(read, *args, **kwargs):
+        if it.clock.now() >= moment('2025-03-04 00:00'):
+            asked.append(it.clock.now())
+            raise bq.DataUnavailable('没有日历')
+        return read(*args, **kwargs)
+    with stage(tmp_path, '2025-03-03 23:50', '2025-03-04 00:02') as it:
+        provider = Between(bq.RemoteQmtProvider(connection=it.connection), get_trade_days=away)
+        run = it.make(it.strategy(HOOKS), provider=provider)
+        run.clock = ShortWaits(it.clock)
+        run.run()
+        pauses = [(after - before).total_seconds() for before, after in zip(asked, asked[1:])]
+        assert len(asked) == 8 and set(pauses) == {jq.RETRY_S}
+
+
+def test_a_clock_that_goes_back_keeps_the_overviews(tmp_path):
+    with stage(tmp_path, '2025-03-03 09:00', '2025-03-03 10:59') as it:
+        it.clock.at(moment('2025-03-03 10:10'), lambda: it.clock.step(-3600))
+        it.run(it.strategy(HOOKS), overview_minutes=30)
+        assert [line.split()[1] for line in it.said('（定时）')] == [
+            '09:30:00', '10:00:00', '09:30:00', '10:00:00', '10:30:00']
 
 
 @pytest.mark.parametrize('other', [dict(account='99/'), dict(dry_run=True), dict(frequency='minute')])

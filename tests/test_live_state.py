@@ -54,6 +54,32 @@ def test_another_version_is_refused(tmp_path):
         jq.LiveState.read(str(tmp_path))
 
 
+def test_what_an_older_file_lacks_has_its_default(tmp_path, monkeypatch):
+    state_in(tmp_path, number=7).save()
+    monkeypatch.setattr(jq.LiveState, 'FIELDS', OrderedDict(jq.LiveState.FIELDS, newer='default'))
+    again = jq.LiveState.read(str(tmp_path))
+    assert (again.number, again.newer) == (7, 'default')
+
+
+def test_what_a_newer_program_wrote_is_refused(tmp_path, monkeypatch):
+    with monkeypatch.context() as newer:
+        newer.setattr(jq.LiveState, 'FIELDS', OrderedDict(jq.LiveState.FIELDS, newer='default'))
+        state_in(tmp_path).save()
+    with pytest.raises(ConfigError, match='不认识的 newer'):
+        jq.LiveState.read(str(tmp_path))
+
+
+@pytest.mark.parametrize('name', ['keys', 'cursor', 'number', 'kept'])
+def test_a_file_without_what_must_not_be_forgotten_is_refused(tmp_path, monkeypatch, name):
+    with monkeypatch.context() as other:
+        other.setattr(jq.LiveState, 'FIELDS', OrderedDict(
+            (each, value) for each, value in jq.LiveState.FIELDS.items() if each != name))
+        state_in(tmp_path).save()
+    with pytest.raises(ConfigError, match='里没有 ' + name) as caught:
+        jq.LiveState.read(str(tmp_path))
+    assert '--runtime-dir' in caught.value.hint
+
+
 def test_a_write_that_fails_leaves_the_old_state(tmp_path, monkeypatch):
     state = state_in(tmp_path, number=1)
     state.save()
