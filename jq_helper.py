@@ -58,6 +58,7 @@ import io
 import itertools
 import json
 import math
+import multiprocessing
 import operator
 import os
 import pickle
@@ -2691,19 +2692,15 @@ class SimulatedBroker(BrokerInterface):
 # 14. STRATEGY - a strategy's file: its names, the modules it may import, its log, its errors
 # ======================================================================================================
 class StrategyError(Exception):
-    """A strategy failed. text: its own traceback; line: of its file, or None; result: of the run so far, or None."""
+    """A strategy failed. text: its own traceback; line: of its file, or None; result: of the run so far, or None.
 
-    def __init__(self, text, line=None):
+    summary: all of it in one line.
+    """
+
+    def __init__(self, text, line=None, problem=''):
         super().__init__(text)
         self.text, self.line, self.result = text, line, None
-
-    @property
-    def summary(self):
-        """The line that says what was wrong, not the one that says what to do about it."""
-        return [line for line in self.text.splitlines() if not line.startswith(_ADVICE)][-1]
-
-
-_ADVICE = '建议：'
+        self.summary = problem if line is None else '第 %d 行 %s' % (line, problem)
 
 
 class Options:
@@ -2901,7 +2898,22 @@ class StrategyFile:
         self.namespace = dict(names, __name__='__strategy__', __file__=self.path)
         exec(compile(self.source, self.path, 'exec'), self.namespace)
         self.namespace.update({name: value for name, value in names.items() if self._is_remote(name)})
-        self.namespace.update({name: value for name, value in (params or {}).items() if name in self.namespace})
+        self.namespace.update({name: value for name, value in (params or {}).items()
+                               if name in self.namespace and name not in names})
+
+    def check_params(self, names):
+        """Refuses parameters that nobody reads; a text about those of which that cannot be told. Raises ConfigError."""
+        try:
+            known, open_ended = _readable_params(ast.parse(self.source), os.path.dirname(self.path))
+        except (SyntaxError, ValueError):  # load() will say where
+            return []
+        unread = '、'.join(name for name in names if name not in known)
+        if not unread:
+            return []
+        if open_ended:
+            return ['参数 %s 没有出现在策略文件里，可能没有人读它：核对名称' % unread]
+        raise ConfigError('策略 %s 没有用到参数 %s' % (self.name, unread),
+                          '参数是策略文件里的模块级常量或 g.名称；可用：%s' % ('、'.join(sorted(known)) or '没有'))
 
     def _is_remote(self, name):
         """Whether the strategy took this name from here, where it means the remote account."""
@@ -2920,10 +2932,55 @@ class StrategyFile:
             line = error.lineno
         text = ''.join(traceback.format_list(own) + traceback.format_exception_only(type(error), error)).rstrip()
         hint = getattr(error, 'hint', '')
-        return StrategyError('Traceback (most recent call last):\n%s%s' % (text, hint and '\n' + _ADVICE + hint), line)
+        problem = ': '.join([type(error).__name__] + str(error).splitlines()[:1])
+        return StrategyError('Traceback (most recent call last):\n%s%s' % (text, hint and '\n建议：%s' % hint), line,
+                             problem)
 
 
 _ENGINE_FILES = ('jq_helper.py', 'bullet_qmt.py')
+
+
+def _readable_params(tree, directory):
+    """(names of the module's constants and of what it reads from g, whether there may be more than the text shows)."""
+    nodes, top = list(ast.walk(tree)), list(_module_level(tree))
+    imports = [node for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom))]
+    of_g = [node.attr for node in nodes if isinstance(node, ast.Attribute) and _is_g(node.value)]
+    told = [name for name in map(_name_asked_of_g, nodes) if name is not None]
+    constants = [node.id for node in top if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+    imported = [alias.asname or alias.name for node in top if isinstance(node, ast.ImportFrom) for alias in node.names]
+    passed_on = sum(map(_is_g, nodes)) > len(of_g) + len(told)
+    beside = any(_is_beside(node, directory) for node in imports)
+    return set(of_g + told + constants + imported) - {'*'}, passed_on or beside or '__dict__' in of_g
+
+
+def _module_level(node):
+    """The nodes that run as the module is loaded."""
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
+            yield child
+            yield from _module_level(child)
+
+
+def _is_g(node):
+    return isinstance(node, ast.Name) and node.id == 'g'
+
+
+def _name_asked_of_g(node):
+    """The name in getattr(g, 'name', ...) and its like, or None."""
+    if not isinstance(node, ast.Call) or len(node.args) < 2 or not _is_g(node.args[0]):
+        return None
+    try:
+        name = ast.literal_eval(node.args[1])
+    except ValueError:
+        return None
+    return name if isinstance(name, str) else None
+
+
+def _is_beside(node, directory):
+    """Whether a module of the strategy's own is imported."""
+    names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or '']
+    return any(os.path.exists(os.path.join(directory, name.split('.')[0] + end))
+               for name in names for end in ('.py', ''))
 
 
 # ======================================================================================================
@@ -2962,6 +3019,15 @@ class Session:
         restore()
         for name in hooks:
             self._hook(name, always_stop=True)
+        self._note_lost_params()
+
+    def _note_lost_params(self):
+        """What the strategy puts into g by itself, or put there in an earlier process, takes a parameter's place."""
+        lost = [name for name, value in self.params.items() if repr(vars(self.g).get(name, value)) != repr(value)]
+        if lost:
+            self.messages.append("参数 %s 没有起作用：g 里是策略自己给的（或上次运行留下的）值；改用模块级常量，或写 "
+                                 "g.名称 = getattr(g, '名称', 默认值)" % '、'.join(lost))
+            self.log.add('system', 'warning', '%s', self.messages[-1])
 
     def begin_day(self, day):
         """What happens before a trade day's first task."""
@@ -3047,9 +3113,7 @@ class Session:
 
     def set_benchmark(self, security):
         """A code, or a dict code -> weight."""
-        weights = security if isinstance(security, dict) else {security: 1.0}
-        self.benchmark = OrderedDict((normalize_code(code), check_number(weight, 'weight', 0, 1e6))
-                                     for code, weight in weights.items())
+        self.benchmark = benchmark_weights(security)
 
     def set_universe(self, security_list):
         self.view.universe = self.context.universe = normalize_codes(security_list)
@@ -3176,6 +3240,16 @@ class Session:
         return self._place(code, shares - held, style)
 
 
+def benchmark_weights(security):
+    """OrderedDict code -> weight of a code, or of a dict of them."""
+    given = security if isinstance(security, dict) else {security: 1.0}
+    weights = OrderedDict((normalize_code(code), check_number(weight, 'weight', 0, 1e6))
+                          for code, weight in given.items())
+    if not math.fsum(weights.values()) > 0:
+        raise BadRequest('基准的权重之和应大于 0，得到 %s' % brief(given), "例如 {'000300.XSHG': 0.5, '000905.XSHG': 0.5}")
+    return weights
+
+
 def _order_style_of(style, side, pindex, close_today):
     """An order style object; a bare number is a limit price."""
     _refuse_futures(side, pindex, close_today)
@@ -3299,6 +3373,8 @@ class BacktestRun:
             block = self.store.daily(code)
             closes = block.level('close', 1.0)
             before = float(block.level('pre_close', 1.0)[self.store.start_row - block.first])
+            if not before > 0:
+                return [math.nan] * len(total)
             share = weight / math.fsum(weights.values())
             total = [value + share * close / before for value, close in zip(total, self._of_days(block, closes))]
         return total
@@ -4456,6 +4532,8 @@ class LiveRun:
     def _open(self):
         """The state and a session, nothing of the strategy has run."""
         plan, strategy = self.plan, StrategyFile(self.plan.path)
+        for text in strategy.check_params(plan.params):
+            self._say(text)
         found = LiveState.read(plan.runtime_dir)
         self.state = self._new_state(strategy) if found is None else self._own(found, strategy)
         self._is_new = not self.state.kept
@@ -5114,6 +5192,7 @@ REPORT_TABLES = OrderedDict([
 ])
 DAILY_COLUMNS = ('date', 'equity', 'cash', 'positions_value', 'capital', 'returns', 'cumulative_returns', 'drawdown',
                  'exposure', 'benchmark', 'benchmark_returns', 'excess_cumulative_returns')
+CSV_NAMES = tuple(['daily_records', 'metrics', 'records'] + list(REPORT_TABLES))
 
 
 # -- values as text ------------------------------------------------------------------------------------------------
@@ -5207,11 +5286,17 @@ def write_csvs(result, metrics, directory):
     text that a spreadsheet would take for a formula has an apostrophe before it. Raises ConfigError.
     """
     _make_directory(directory)
+    return [path for path, job in csv_jobs(result, metrics, directory) if job(path)]
+
+
+def csv_jobs(result, metrics, directory):
+    """[(path, function of it)] that write the run's tables, each by itself."""
     tables = _csv_tables(result, metrics)
-    paths = [_write_csv(os.path.join(directory, name + '.csv'), *tables[name]) for name in tables]
-    if 'records' not in tables:
-        _remove_file(os.path.join(directory, 'records.csv'))  # an earlier run's would pass for this one's
-    return paths
+    jobs = [(os.path.join(directory, name + '.csv'), lambda path, table=table: _write_csv(path, *table))
+            for name, table in tables.items()]
+    if 'records' not in tables:  # an earlier run's would pass for this one's
+        jobs.append((os.path.join(directory, 'records.csv'), _remove_file))
+    return jobs
 
 
 def _csv_tables(result, metrics):
@@ -6314,29 +6399,54 @@ def backtest(path, start, end, cash=1000000, frequency='day', benchmark=None, pr
     `g` before initialize and in place of the module's constants of the same names. on_error 'stop' or 'continue'.
     write(line): the log's lines. progress(done, total, day, equity): after each day. Ctrl-C ends the run early:
     finished is False then.
-    Raises StrategyError, whose `result` is that of the days before; ConfigError and other BulletErrors.
+    Raises StrategyError; ConfigError where nothing was started; other BulletErrors. What ended a run that was under way
+    has a `result`, that of the days before.
     """
-    start, end = _run_span(start, end)
-    check_choice(frequency, 'frequency', ('day', 'minute'))
-    check_choice(on_error, 'on_error', ('stop', 'continue'))
+    start, end, cash, chosen = _checked_settings(start, end, cash, frequency, benchmark, on_error)
     strategy = path if isinstance(path, StrategyFile) else StrategyFile(path)
     params = OrderedDict(params or {})
+    doubts = strategy.check_params(params)
     with opened_provider(provider, config) as source:
-        run = BacktestRun(strategy, source, start, end, check_number(cash, 'cash', 1), frequency, params,
-                          _beijing_today(), on_error, write or (lambda line: None), progress)
+        run = BacktestRun(strategy, source, start, end, cash, frequency, params, _beijing_today(), on_error,
+                          write or (lambda line: None), progress)
+        run.session.messages += doubts
+        _load_benchmark(run, chosen)
         try:
             run.run()
-        except StrategyError as error:
-            run.session.messages.append('策略出错，回测中止：%s' % error.summary)
-            error.result = _result_of(run, strategy, params, benchmark)
+        except (StrategyError, BulletError) as error:
+            run.session.messages.append('回测中止：%s' % getattr(error, 'summary', error))
+            error.result = _result_of(run, strategy, params, chosen)
             raise
-        return _result_of(run, strategy, params, benchmark)
+        return _result_of(run, strategy, params, chosen)
+
+
+def _checked_settings(start, end, cash, frequency, benchmark, on_error):
+    """(start, end, cash, weights of the chosen benchmark or None). Raises ConfigError."""
+    try:
+        check_choice(frequency, 'frequency', ('day', 'minute'))
+        check_choice(on_error, 'on_error', ('stop', 'continue'))
+        chosen = None if benchmark is None else benchmark_weights(benchmark)
+        return _run_span(start, end) + (check_number(cash, 'cash', 1, MAX_VALUE), chosen)
+    except SecurityNotFound as error:
+        raise ConfigError('基准 %s 不认识：%s' % (brief(benchmark), error.message), '例如 000300.XSHG、600519.XSHG')
+    except BadRequest as error:
+        raise ConfigError(error.message, error.hint)
+
+
+def _load_benchmark(run, chosen):
+    """What was chosen must be there before the run begins."""
+    try:
+        for code in chosen or ():
+            run.store.daily(code)
+    except (SecurityNotFound, DataUnavailable) as error:
+        raise ConfigError('没有基准 %s 的行情：%s' % (code, error.message), '换一个基准，或换一个有它的行情来源')
 
 
 def _run_span(start, end):
     first, last = (check_moment(value, name) for value, name in ((start, 'start'), (end, 'end')))
     if first is None or last is None or first[0].date() > last[0].date():
-        raise ConfigError('开始日期 %s 与结束日期 %s 不对' % (brief(start), brief(end)), '例如 --start 2023-01-01 --end 2023-12-31')
+        raise ConfigError('开始日期 %s 与结束日期 %s 不对：都要给出，开始不晚于结束' % (brief(start), brief(end)),
+                          '例如 --start 2023-01-01 --end 2023-12-31')
     return first[0].date(), last[0].date()
 
 
@@ -6377,12 +6487,12 @@ def _benchmark_of(run, chosen):
     """Growth of the benchmark, or None with a message where there are no data of it."""
     session = run.session
     if chosen is not None:
-        session.set_benchmark(chosen)
+        session.benchmark = chosen
     elif session.benchmark is None:
         session.set_benchmark(DEFAULT_BENCHMARK)
     try:
         curve = run.benchmark()
-    except (SecurityNotFound, DataUnavailable) as error:
+    except BulletError as error:
         session.messages.append('没有基准 %s 的行情：%s' % ('、'.join(session.benchmark), error.message))
         return None
     if curve is not None and not all(map(math.isfinite, curve)):
@@ -6492,8 +6602,8 @@ def parse_params(texts):
     params = OrderedDict()
     for text in texts or ():
         name, equals, value = text.partition('=')
-        if not equals or not name.strip().isidentifier():
-            raise ConfigError('参数 %s 不是 名称=值 的形式' % brief(text), '例如 --param fast=5')
+        if not equals or not name.strip().isidentifier() or name.strip() in params:
+            raise ConfigError('参数 %s 不是 名称=值 的形式，或名称重复' % brief(text), '例如 --param fast=5')
         params[name.strip()] = _literal(value.strip())
     return params
 
@@ -6512,23 +6622,30 @@ BacktestOrder = namedtuple('BacktestOrder', 'path start end cash frequency bench
 
 
 def run_backtest_command(order, screen):
-    """Runs a backtest and shows it; the exit code: 0, 1 where the strategy failed, 130 after Ctrl-C."""
-    failure = None
-    try:
-        result = backtest(order.path, order.start, order.end, order.cash, order.frequency, order.benchmark,
-                          order.provider, order.params, order.on_error, screen.line, screen.progress, order.config)
-    except StrategyError as error:
-        failure, result = error, error.result
-    screen.finish()
-    metrics = compute_metrics(result)
-    for line in summary_lines(result, metrics):
-        screen.say(line)
-    if failure is not None:
-        screen.say('\n策略出错（%s）：\n%s' % (
-            '没有行号' if failure.line is None else '第 %d 行' % failure.line, printable_lines(failure.text)))
-    for path in _write_results(order, result, metrics) if result.days else ():
-        screen.say('已写入 %s' % path)
-    return 1 if failure is not None else 0 if result.finished else 130
+    """Runs a backtest and shows it; the exit code: 0, 1 where the strategy or writing failed, 130 after Ctrl-C.
+
+    Raises BulletError: before the run, or once what was run of it is shown and written.
+    """
+    names, failure = [name + '.csv' for name in CSV_NAMES] * order.csv + ['report.html'] * order.html, None
+    with _output_directory(order, names) as directory:
+        try:
+            result = backtest(order.path, order.start, order.end, order.cash, order.frequency, order.benchmark,
+                              order.provider, order.params, order.on_error, screen.line, screen.progress, order.config)
+        except (StrategyError, BulletError) as error:
+            failure, result = error, getattr(error, 'result', None)
+            if result is None:
+                raise
+        screen.finish()
+        metrics = compute_metrics(result)
+        for line in summary_lines(result, metrics):
+            screen.say(line)
+        if isinstance(failure, StrategyError):
+            screen.say('\n策略出错（%s）：\n%s' % (
+                '没有行号' if failure.line is None else '第 %d 行' % failure.line, printable_lines(failure.text)))
+        written = _write_results(order, directory, result, metrics, screen.say) if directory and result.days else True
+    if isinstance(failure, BulletError):
+        raise failure
+    return 1 if failure is not None or not written else 0 if result.finished else 130
 
 
 # -- grid ----------------------------------------------------------------------------------------------------------
@@ -6548,7 +6665,7 @@ def parse_grid(texts):
 
 
 def run_grid_point(order, source, params):
-    """One backtest of a grid, wherever it runs: dict of metrics, or of `error`.
+    """One backtest of a grid, wherever it runs: dict of metrics, or of `error`; notes: what to know of parameters.
 
     order: a BacktestOrder as a dict; source: the strategy's text, whose file need not be there.
     """
@@ -6557,41 +6674,83 @@ def run_grid_point(order, source, params):
         result = backtest(StrategyFile(order.path, source), order.start, order.end, order.cash, order.frequency,
                           order.benchmark, order.provider, dict(order.params, **params), order.on_error,
                           config=order.config)
-    except StrategyError as error:
-        return {'error': error.summary}
-    except BulletError as error:
-        return {'error': str(error)}
-    return dict(compute_metrics(result).values, error=None if result.finished else '被打断')
+        values = compute_metrics(result).values
+    except Exception as error:  # whatever it is, the other points go on
+        return {'error': _problem_of(error)}
+    return dict(values, error=None if result.finished else '被打断',
+                notes=[text for text in result.messages if text.startswith('参数 ')])
+
+
+def _problem_of(error):
+    return getattr(error, 'summary', None) or '%s: %s' % (type(error).__name__, error)
 
 
 def run_grid_command(order, points, screen, dask=None):
     """Runs all points at once and shows them, the best returns first; the exit code. Ctrl-C keeps what is done."""
-    done, code, source = OrderedDict(), 0, StrategyFile(order.path).source
-    with _grid_executor(dask) as executor:
-        waiting = {executor.submit(run_grid_point, dict(order._asdict()), source, dict(point)): number
-                   for number, point in enumerate(points)}
+    strategy = StrategyFile(order.path)
+    _check_grid(order, points, strategy)
+    with _output_directory(order, ['grid.csv'] * order.csv) as directory, _grid_executor(dask) as (executor, end):
+        done, code = OrderedDict(), 0
         try:
-            for future in concurrent.futures.as_completed(waiting):
-                done[waiting[future]] = future.result()
-                screen.say('%d/%d  %s' % (len(done), len(points), _point_text(points[waiting[future]])))
+            for number, figures in _grid_figures(executor, order, strategy.source, points):
+                done[number] = figures
+                screen.say('%d/%d  %s' % (len(done), len(points), _point_text(points[number])))
         except KeyboardInterrupt:
             code = 130
-            for future in waiting:
-                future.cancel()
-    rows = [(points[number], done[number]) for number in sorted(done, key=lambda number: _grid_rank(done[number]))]
-    for line in _grid_lines(rows) if rows else ():
+            end()
+        rows = [(points[number], done[number]) for number in sorted(done, key=lambda number: _grid_rank(done[number]))]
+        written = _show_grid(order, directory, rows, len(points), screen) if rows else True
+    return code or int(not written or any(figures['error'] for _, figures in rows))
+
+
+def _check_grid(order, points, strategy):
+    """Refuses before the first point what would fail at each of them."""
+    _checked_settings(order.start, order.end, order.cash, order.frequency, order.benchmark, order.on_error)
+    twice = [name for name in points[0] if name in order.params]
+    if twice:
+        raise ConfigError('--param 与 --grid 都给出了 %s' % '、'.join(twice), '只留其中一个')
+    strategy.check_params(list(order.params) + list(points[0]))
+
+
+def _grid_figures(executor, order, source, points):
+    """(number of a point, what run_grid_point() gave), as they are done. What fails outside it is told the same way."""
+    waiting = {executor.submit(run_grid_point, dict(order._asdict()), source, dict(point)): number
+               for number, point in enumerate(points)}
+    try:
+        for future in concurrent.futures.as_completed(waiting):
+            try:
+                yield waiting[future], future.result()
+            except Exception as error:  # its process died
+                yield waiting[future], {'error': _problem_of(error)}
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _show_grid(order, directory, rows, total, screen):
+    """Table, notes and file; whether all that was wanted could be written."""
+    if len(rows) < total:
+        screen.say('没有走完：%d 组里完成了 %d 组' % (total, len(rows)))
+    for line in _grid_lines(rows):
         screen.say(line)
-    for path in _write_grid(order, rows) if rows else ():
+    for text in OrderedDict.fromkeys(text for _, figures in rows for text in figures.get('notes', ())):
+        screen.say('注意：' + _plain(text))
+    if not order.csv:
+        return True
+    path = os.path.join(directory, 'grid.csv')
+    written = _write_all([(path, lambda path: _write_csv(path, *_grid_table(rows)))], screen.say)
+    for path in written:
         screen.say('已写入 %s' % path)
-    return code or int(any(figures['error'] for _, figures in rows))
+    return bool(written)
 
 
 @contextlib.contextmanager
 def _grid_executor(dask):
-    """All cores of this machine, or a dask cluster that is given these two modules."""
+    """(executor, function that ends its work): all cores here, or a dask cluster that is given these two modules."""
     if dask is None:
+        others = set(multiprocessing.active_children())
         with concurrent.futures.ProcessPoolExecutor() as executor:
-            yield executor
+            yield executor, lambda: _terminate(set(multiprocessing.active_children()) - others)
         return
     distributed = optional_import('distributed')
     if distributed is None:
@@ -6599,7 +6758,12 @@ def _grid_executor(dask):
     with contextlib.closing(_dask_client(distributed, dask)) as client:
         for module in (sys.modules['bullet_qmt'], sys.modules[__name__]):
             client.upload_file(module.__file__)
-        yield client.get_executor(pure=False)
+        yield client.get_executor(pure=False), lambda: None
+
+
+def _terminate(processes):
+    for process in processes:
+        process.terminate()
 
 
 def _dask_client(distributed, address):
@@ -6634,36 +6798,90 @@ def _grid_cells(figures, kinds):
     return [shown_value(figures[name], kinds[name][1]) for name in GRID_COLUMNS]
 
 
-def _write_grid(order, rows):
-    """grid.csv: the parameters, all metrics and the error of each point."""
-    if not order.csv:
-        return []
-    directory = order.output or output_directory(order)
-    _make_directory(directory)
+def _grid_table(rows):
+    """Columns and rows of grid.csv: the parameters, all metrics and the error of each point."""
     metrics = [name for group in METRIC_GROUPS.values() for name, _, _ in group]
-    names = list(rows[0][0]) + metrics + ['error']
     cells = [list(point.values()) + [figures.get(name) for name in metrics + ['error']] for point, figures in rows]
-    return [_write_csv(os.path.join(directory, 'grid.csv'), names, cells)]
+    return list(rows[0][0]) + metrics + ['error'], cells
 
 
 # -- what is left behind -------------------------------------------------------------------------------------------
-def _write_results(order, result, metrics):
-    """What was written: the page, and the directory of the tables."""
-    directory, written = order.output or output_directory(order), []
-    if order.csv:
-        written.append('%s（%d 个 CSV 文件）' % (directory, len(write_csvs(result, metrics, directory))))
-    if order.html:
-        _make_directory(directory)
-        path = os.path.join(directory, 'report.html')
-        write_html(result, metrics, path)
-        written.append(path)
-    return written
+@contextlib.contextmanager
+def _output_directory(order, names):
+    """Where these files will be written, there and tried out before the run; None for no files. Removed if left empty.
+
+    Without --output a new one for each run. Raises ConfigError.
+    """
+    if not names:
+        yield None
+        return
+    is_new = not order.output or not os.path.exists(order.output)
+    directory = order.output or _new_directory(_default_directory(order))
+    _make_directory(directory)
+    _try_to_write(directory, names)
+    try:
+        yield directory
+    finally:
+        if is_new and not os.listdir(directory):
+            (os.rmdir if order.output else os.removedirs)(directory)
 
 
-def output_directory(order):
+def _default_directory(order):
     """Beside where the command was given, named after the strategy and its span."""
     stem = os.path.splitext(os.path.basename(order.path))[0]
-    return os.path.join('backtests', '%s_%s_%s' % (stem, order.start, order.end))
+    return os.path.join('backtests', '%s_%s_%s' % ((stem,) + _run_span(order.start, order.end)))
+
+
+def _new_directory(path):
+    """Makes the path, or the first of path_2, path_3, ... that is not there."""
+    for number in itertools.count(1):
+        name = path if number == 1 else '%s_%d' % (path, number)
+        try:
+            os.makedirs(name)
+            return name
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise _cannot_write(name, error)
+
+
+def _try_to_write(directory, names):
+    """Raises ConfigError where a new file, or one of these that is there already, cannot be written."""
+    path = os.path.join(directory, uuid.uuid4().hex + '.tmp')
+    try:
+        with open(path, 'xb'):
+            pass
+        os.remove(path)
+        for path in filter(os.path.exists, [os.path.join(directory, name) for name in names]):
+            with open(path, 'ab'):
+                pass
+    except OSError as error:
+        raise _cannot_write(path, error)
+
+
+def _write_results(order, directory, result, metrics, say):
+    """Writes the tables and the page and says so; whether all of it could be written."""
+    tables = csv_jobs(result, metrics, directory) if order.csv else []
+    page = [(os.path.join(directory, 'report.html'), lambda path: write_html(result, metrics, path))] * order.html
+    written = _write_all(tables + page, say)
+    count = sum(path.endswith('.csv') and os.path.exists(path) for path in written)
+    if count:
+        say('已写入 %s（%d 个 CSV 文件）' % (directory, count))
+    for path in [path for path, _ in page if path in written]:
+        say('已写入 %s' % path)
+    return len(written) == len(tables + page)
+
+
+def _write_all(jobs, say):
+    """Does jobs (path, function of it); the paths that went well. What fails is said and keeps no other from it."""
+    written = []
+    for path, job in jobs:
+        try:
+            job(path)
+            written.append(path)
+        except ConfigError as error:
+            say('写入失败：%s。%s' % (error.message, error.hint))
+    return written
 
 
 # ======================================================================================================

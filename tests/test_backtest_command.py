@@ -58,7 +58,7 @@ def test_what_is_not_wanted_is_not_written(capsys, tmp_path):
 
 
 def test_parameters_cash_benchmark(capsys, tmp_path):
-    code, out, _ = run(capsys, strategy_path('moving_average'), '--param', 'FAST=3', '--param', 'name=abc', '--cash',
+    code, out, _ = run(capsys, strategy_path('moving_average'), '--param', 'FAST=3', '--param', 'SLOW=9', '--cash',
                        '500000', '--benchmark', '000938.XSHE', '--output', 'here', *SPAN)
     assert code == 0 and '投入 500,000.00' in out
     with open('here/report.html', encoding='utf-8') as file:
@@ -80,13 +80,121 @@ def test_a_failing_strategy_says_where_and_leaves_its_days(capsys, tmp_path):
 
 
 @pytest.mark.parametrize('arguments, word', [
-    (['missing.py'] + SPAN, 'missing.py'), ([strategy_path('moving_average'), '--param', 'FAST'] + SPAN, '--param'),
+    (['missing.py'] + SPAN, 'missing.py'), ([strategy_path('moving_average'), '--param', 'FASTER=1'] + SPAN, 'FAST、'),
+    ([strategy_path('moving_average'), '--param', 'FAST=1', '--param', 'FAST=2'] + SPAN, '重复'),
+    ([strategy_path('moving_average'), '--grid', 'FAST=1,2', '--grid', 'SLOWER=1,2'] + SPAN, 'SLOWER'),
+    ([strategy_path('moving_average'), '--grid', 'FAST=1,2', '--param', 'FAST=2'] + SPAN, '--param 与 --grid'),
+    ([strategy_path('moving_average'), '--benchmark', '300'] + SPAN, '300'),
+    ([strategy_path('moving_average'), '--benchmark', 'foo:bar'] + SPAN, 'foo:bar'),
+    ([strategy_path('moving_average'), '--benchmark', 'foo:bar', '--grid', 'FAST=1,2'] + SPAN, 'foo:bar'),
+    ([strategy_path('moving_average'), '--benchmark', '000905.XSHG'] + SPAN, '000905.XSHG'),
+    ([strategy_path('moving_average'), '--param', 'FAST'] + SPAN, '--param'),
     ([strategy_path('moving_average'), '--grid', 'FAST'] + SPAN, '--grid'),
     ([strategy_path('moving_average')] + SPAN[:-1] + ['csv:nowhere'], 'nowhere'),
     ([strategy_path('moving_average')] + SPAN[:-1] + ['paper'], 'csv:')])
 def test_what_cannot_be_run_is_a_usage_error(capsys, arguments, word):
     code, _, err = run(capsys, *arguments)
     assert code == bq.Exit.USAGE and word in err
+
+
+@pytest.fixture
+def unrun(monkeypatch):
+    """No run is begun."""
+    monkeypatch.setattr(jq.BacktestRun, 'run', lambda self: pytest.fail('a run was begun'))
+
+
+@pytest.mark.parametrize('option', ['--benchmark', '--output', '--param'])
+def test_what_would_lose_a_run_is_found_before_it(option, unrun, capsys, tmp_path):
+    (tmp_path / 'file').write_bytes(b'')
+    value = {'--benchmark': '300', '--output': 'file', '--param': 'FASTER=1'}[option]
+    code, _, err = run(capsys, strategy_path('moving_average'), option, value, *SPAN)
+    assert code == bq.Exit.USAGE and value[:6] in err and not os.path.exists('backtests')
+
+
+def test_a_file_that_cannot_be_replaced_is_found_before_the_run(unrun, capsys, tmp_path):
+    os.makedirs('here/trades.csv')
+    code, _, err = run(capsys, strategy_path('moving_average'), '--output', 'here', *SPAN)
+    assert code == bq.Exit.USAGE and 'trades.csv' in err and os.listdir('here') == ['trades.csv']
+
+
+def test_what_cannot_be_written_is_told_and_the_rest_is_there(capsys, monkeypatch):
+    write = jq._write_csv
+
+    def fail(path, names, rows):
+        if path.endswith('trades.csv'):
+            raise jq._cannot_write(path, OSError(28, 'No space left on device'))
+        return write(path, names, rows)
+    monkeypatch.setattr(jq, '_write_csv', fail)
+    code, out, err = run(capsys, strategy_path('moving_average'), '--output', 'here', *SPAN)
+    assert code == 1 and '夏普比率' in out and err == ''
+    assert re.search('写入失败：.*trades.csv：No space', out) and '（8 个 CSV 文件）' in out
+    assert os.path.exists('here/report.html') and os.path.exists('here/orders.csv')
+
+
+def test_every_run_has_a_directory_of_its_own(capsys):
+    for _ in range(2):
+        assert run(capsys, strategy_path('moving_average'), '--no-html', *SPAN)[0] == 0
+    name = 'moving_average_2018-01-02_2018-03-30'
+    assert sorted(os.listdir('backtests')) == [name, name + '_2']
+    span = ['--start', '2018/1/2'] + SPAN[2:]
+    assert run(capsys, strategy_path('moving_average'), '--no-html', *span)[0] == 0
+    assert sorted(os.listdir('backtests')) == [name, name + '_2', name + '_3']
+
+
+def test_a_source_that_fails_on_the_way_leaves_the_days_before(capsys, tmp_path, monkeypatch):
+    ask, lost = bq.RemoteQmtProvider.get_split_dividend, bq.ConnectionLost('断了', '再连')
+
+    def fail(self, code, start, end):
+        raise lost
+    monkeypatch.setattr(bq.RemoteQmtProvider, 'get_split_dividend', fail)
+    path = written(tmp_path, '''
+    def initialize(context):
+        set_option('use_real_price', True)
+
+    def handle_data(context, data):
+        order('600519.XSHG', 100)
+    ''')
+    span = ['--start', '2018-06-01', '--end', '2018-06-29'] + SPAN[4:]
+    code, out, err = run(capsys, path, '--output', 'here', *span)
+    assert code == bq.Exit.UNREACHABLE and '断了' in err and '没有走完' in out
+    assert rows_of('here/daily_records.csv')[-1]['date'] == '2018-06-14' and ask is not fail
+
+
+# -- parameters ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize('text, refused', [
+    ('N = 1\ndef initialize(context): pass', False), ('def initialize(context):\n    g.N', False),
+    ('def initialize(context):\n    getattr(g, "N", 1)', False), ('def initialize(context):\n    N = 1', True),
+    ('def initialize(context):\n    g.M', True), ('def N(context): pass', True),
+    ('for N in (1, 2):\n    pass', False), ('def initialize(context):\n    vars(g)', None),
+    ('import strategy', None), ('from strategy import M', None), ('import math', True),
+    ('def initialize(context):\n    getattr(g, context)', None)])
+def test_parameters_that_nobody_reads(tmp_path, text, refused):
+    strategy = jq.StrategyFile(written(tmp_path, text))
+    if refused:
+        with pytest.raises(bq.ConfigError) as caught:
+            strategy.check_params(['N'])
+        assert 'N' in caught.value.message
+    else:
+        assert bool(strategy.check_params(['N'])) == (refused is None)
+
+
+def test_names_of_the_api_are_no_parameters(tmp_path):
+    """Or the function that orders would be a number."""
+    result = jq.backtest(written(tmp_path, '''
+    from jqdata import *
+
+    def handle_data(context, data):
+        assert g.order == 5 and callable(order)
+    '''), '2018-01-02', '2018-01-03', provider=REAL, params={'order': 5})
+    assert result.finished
+
+
+def test_a_parameter_that_the_strategy_overwrites_is_told(capsys, tmp_path):
+    path = written(tmp_path, 'def initialize(context):\n    g.N = 5\n')
+    code, out, _ = run(capsys, path, '--param', 'N=6', *SPAN)
+    assert code == 0 and '参数 N 没有起作用' in out
+    code, out, _ = run(capsys, path, '--grid', 'N=6,7', *SPAN)
+    assert code == 0 and out.count('参数 N 没有起作用') == 1
 
 
 def test_ctrl_c_leaves_a_report(capsys, tmp_path):
@@ -162,6 +270,65 @@ def test_a_point_that_fails_is_in_the_table(capsys, tmp_path):
     code, out, _ = run(capsys, path, '--grid', 'N=0,1', '--output', 'here', *SPAN)
     assert code == 1 and 'ZeroDivisionError' in out
     assert [(row['N'], bool(row['error'])) for row in rows_of('here/grid.csv')] == [('1', False), ('0', True)]
+
+
+def test_a_point_whose_engine_or_process_fails_is_in_the_table(capsys, tmp_path):
+    path = written(tmp_path, '''
+    import os
+
+    N = 1
+
+    def initialize(context):
+        if N == 2:
+            os._exit(1)
+        if N == 1:
+            set_benchmark({})
+    ''')
+    code, out, _ = run(capsys, path, '--grid', 'N=0,1', '--output', 'here', *SPAN)
+    assert code == 1 and [row['N'] for row in rows_of('here/grid.csv')] == ['0', '1']
+    assert '第 10 行 BadRequest' in rows_of('here/grid.csv')[1]['error']
+    code, out, _ = run(capsys, path, '--grid', 'N=2', '--output', 'here', *SPAN)
+    assert code == 1 and 'BrokenProcessPool' in rows_of('here/grid.csv')[0]['error']
+
+
+def test_a_failure_of_the_engine_is_that_of_one_point(monkeypatch):
+    monkeypatch.setattr(jq, 'compute_metrics', lambda result: 1 / 0)
+    order = jq.BacktestOrder(strategy_path('moving_average'), '2018-01-02', '2018-01-09', 1e6, 'day', None, {}, REAL,
+                             None, 'stop', None, False, True)
+    assert jq.run_grid_point(dict(order._asdict()), 'def initialize(context): pass', {}) == {
+        'error': 'ZeroDivisionError: division by zero'}
+
+
+INTERRUPTED = '''
+import os
+import signal
+import sys
+import threading
+import bullet_qmt as bq
+import jq_helper as jq
+
+if __name__ == '__main__':
+    say = jq.Screen.say
+
+    def interrupt(screen, text):
+        say(screen, text)
+        if text.startswith('1/3'):
+            raise KeyboardInterrupt
+    jq.Screen.say = interrupt
+    sys.exit(bq.main(['backtest'] + sys.argv[1:]))
+'''
+
+
+def test_ctrl_c_leaves_the_points_that_are_done(tmp_path):
+    """The others would sleep for an hour."""
+    path = written(tmp_path, 'import time\nN = 1\n\ndef initialize(context):\n    time.sleep(3600 * N)\n')
+    (tmp_path / 'interrupted.py').write_bytes(INTERRUPTED.encode('utf-8'))
+    process = subprocess.Popen(
+        [sys.executable, 'interrupted.py', path, '--grid', 'N=0,1,2', '--output', 'here'] + SPAN, cwd=str(tmp_path),
+        env=dict(os.environ, PYTHONIOENCODING='utf-8', PYTHONPATH=os.path.dirname(MODULE)), stdout=subprocess.PIPE)
+    output = process.communicate(timeout=60)[0].decode('utf-8')
+    assert process.returncode == bq.Exit.INTERRUPTED and '3 组里完成了 1 组' in output
+    assert [row['N'] for row in rows_of(tmp_path / 'here' / 'grid.csv')] == ['0']
 
 
 CLUSTER = '''

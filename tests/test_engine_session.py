@@ -57,6 +57,16 @@ def test_a_failure_ends_the_run_with_the_strategy_s_own_traceback(market, tmp_pa
     assert any('no luck' in text for text in result.messages)
 
 
+def test_a_message_is_the_error_not_its_hint(market, tmp_path):
+    body = 'def initialize(context):\n    set_option("nothing", 1)\n'
+    error = failing(market, tmp_path, body)
+    assert '建议：' in error.text.splitlines()[-1]
+    assert error.summary.startswith('第 5 行 BadRequest: ') and 'nothing' in error.summary
+    assert error.result.messages[0] == '回测中止：' + error.summary
+    syntax = failing(market, tmp_path, 'def initialize(context)\n    pass\n')
+    assert syntax.summary.startswith('第 4 行 SyntaxError: ') and '\n' not in syntax.summary
+
+
 def test_or_is_logged_and_the_run_goes_on(market, tmp_path):
     result, lines = play(market, tmp_path, BROKEN, days=4, on_error='continue')
     assert len(result.days) == 4 and result.finished and len(result.trades) == 3  # at the limit on one
@@ -239,6 +249,32 @@ def test_the_benchmark_grows_from_the_close_before_the_start(market, tmp_path):
     body = 'def initialize(context):\n    set_benchmark({"%s": 3, "%s": 1})\n' % (A, B)
     result, _ = run(tmp_path, 'from jqdata import *\n' + body, market.source, DAYS[2], DAYS[4])
     assert result.benchmark == pytest.approx([12 / 11, 13 / 11, 14 / 11])
+
+
+@pytest.mark.parametrize('weights', ['{}', '{"%s": 0}' % A])
+def test_a_benchmark_of_no_weight_is_refused(market, tmp_path, weights):
+    error = failing(market, tmp_path, 'def initialize(context):\n    set_benchmark(%s)\n' % weights)
+    assert '权重之和应大于 0' in error.summary
+
+
+def test_a_benchmark_whose_base_is_zero_is_not_drawn(market, tmp_path):
+    market.daily(A, [day_row(day, 10.0, pre_close=10.0 if number else 0.0) for number, day in enumerate(DAYS)])
+    result, _ = play(market, tmp_path, 'def initialize(context):\n    set_benchmark("%s")\n' % A)
+    assert result.benchmark is None and any('不全' in text for text in result.messages)
+
+
+def test_all_cash_taken_out(market, tmp_path):
+    result, _ = play(market, tmp_path, '''def initialize(context):
+    run_daily(leave, '9:30')
+
+
+def leave(context):
+    if context.portfolio.available_cash:
+        inout_cash(-context.portfolio.available_cash)
+    else:
+        assert context.portfolio.returns != context.portfolio.returns
+''')
+    assert result.finished and result.equity == [0.0, 0.0]
 
 
 def test_a_benchmark_without_data_is_none_and_says_so(market, tmp_path):

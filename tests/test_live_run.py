@@ -497,6 +497,16 @@ def test_what_only_a_backtest_can_do_says_so(tmp_path):
             it.run(it.strategy('def initialize(context):\n    inout_cash(1000)\n'))
 
 
+def test_parameters_that_nobody_reads_start_nothing(tmp_path):
+    with stage(tmp_path, MONDAY, '2025-03-03 10:00') as it:
+        path = it.strategy('N = 1\ndef initialize(context):\n    g.M = 1\n    log.info("N %d", N)\n')
+        with pytest.raises(bq.ConfigError) as caught:
+            it.run(path, params={'P': 2})
+        assert 'P' in caught.value.message and '可用：M、N' in caught.value.hint and not it.said('initialize')
+        it.run(path, params={'N': 2, 'M': 3})
+        assert strategy_lines(it) == ['N 2'] and it.said('参数 M 没有起作用')
+
+
 def test_a_stop_before_the_beginning_starts_nothing(tmp_path):
     with stage(tmp_path, MONDAY) as it:
         it.run(it.strategy(HOOKS))
