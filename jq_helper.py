@@ -58,12 +58,12 @@ import io
 import itertools
 import json
 import math
-import multiprocessing
 import operator
 import os
 import pickle
 import re
 import sys
+import tempfile
 import threading
 import traceback
 import types
@@ -6664,16 +6664,21 @@ def parse_grid(texts):
     return [OrderedDict(zip(axes, values)) for values in itertools.product(*axes.values())]
 
 
-def run_grid_point(order, source, params):
+def run_grid_point(order, source, params, stop=None):
     """One backtest of a grid, wherever it runs: dict of metrics, or of `error`; notes: what to know of parameters.
 
-    order: a BacktestOrder as a dict; source: the strategy's text, whose file need not be there.
+    order: a BacktestOrder as a dict; source: the strategy's text, whose file need not be there. stop: a path; once
+    there is a file, the run ends.
     """
     order = BacktestOrder(**order)
+
+    def progress(*figures):
+        if stop is not None and os.path.exists(stop):
+            raise KeyboardInterrupt
     try:
         result = backtest(StrategyFile(order.path, source), order.start, order.end, order.cash, order.frequency,
                           order.benchmark, order.provider, dict(order.params, **params), order.on_error,
-                          config=order.config)
+                          progress=progress, config=order.config)
         values = compute_metrics(result).values
     except Exception as error:  # whatever it is, the other points go on
         return {'error': _problem_of(error)}
@@ -6689,15 +6694,15 @@ def run_grid_command(order, points, screen, dask=None):
     """Runs all points at once and shows them, the best returns first; the exit code. Ctrl-C keeps what is done."""
     strategy = StrategyFile(order.path)
     _check_grid(order, points, strategy)
-    with _output_directory(order, ['grid.csv'] * order.csv) as directory, _grid_executor(dask) as (executor, end):
+    with _output_directory(order, ['grid.csv'] * order.csv) as directory, _grid_executor(dask) as (executor, stop):
         done, code = OrderedDict(), 0
         try:
-            for number, figures in _grid_figures(executor, order, strategy.source, points):
+            for number, figures in _grid_figures(executor, order, strategy.source, points, stop):
                 done[number] = figures
                 screen.say('%d/%d  %s' % (len(done), len(points), _point_text(points[number])))
         except KeyboardInterrupt:
             code = 130
-            end()
+            _end_points(stop)
         rows = [(points[number], done[number]) for number in sorted(done, key=lambda number: _grid_rank(done[number]))]
         written = _show_grid(order, directory, rows, len(points), screen) if rows else True
     return code or int(not written or any(figures['error'] for _, figures in rows))
@@ -6712,9 +6717,9 @@ def _check_grid(order, points, strategy):
     strategy.check_params(list(order.params) + list(points[0]))
 
 
-def _grid_figures(executor, order, source, points):
+def _grid_figures(executor, order, source, points, stop):
     """(number of a point, what run_grid_point() gave), as they are done. What fails outside it is told the same way."""
-    waiting = {executor.submit(run_grid_point, dict(order._asdict()), source, dict(point)): number
+    waiting = {executor.submit(run_grid_point, dict(order._asdict()), source, dict(point), stop): number
                for number, point in enumerate(points)}
     try:
         for future in concurrent.futures.as_completed(waiting):
@@ -6746,11 +6751,13 @@ def _show_grid(order, directory, rows, total, screen):
 
 @contextlib.contextmanager
 def _grid_executor(dask):
-    """(executor, function that ends its work): all cores here, or a dask cluster that is given these two modules."""
+    """(executor, stop of its points or None): all cores of this machine, or a dask cluster that is given these modules.
+
+    Workers are never killed: one that holds a lock of the pool would take it along.
+    """
     if dask is None:
-        others = set(multiprocessing.active_children())
-        with concurrent.futures.ProcessPoolExecutor() as executor:
-            yield executor, lambda: _terminate(set(multiprocessing.active_children()) - others)
+        with tempfile.TemporaryDirectory() as directory, concurrent.futures.ProcessPoolExecutor() as executor:
+            yield executor, os.path.join(directory, 'stop')
         return
     distributed = optional_import('distributed')
     if distributed is None:
@@ -6758,12 +6765,14 @@ def _grid_executor(dask):
     with contextlib.closing(_dask_client(distributed, dask)) as client:
         for module in (sys.modules['bullet_qmt'], sys.modules[__name__]):
             client.upload_file(module.__file__)
-        yield client.get_executor(pure=False), lambda: None
+        yield client.get_executor(pure=False), None
 
 
-def _terminate(processes):
-    for process in processes:
-        process.terminate()
+def _end_points(stop):
+    """Lets what still runs here come to its end."""
+    if stop is not None:
+        with open(stop, 'w'):
+            pass
 
 
 def _dask_client(distributed, address):

@@ -300,10 +300,7 @@ def test_a_failure_of_the_engine_is_that_of_one_point(monkeypatch):
 
 
 INTERRUPTED = '''
-import os
-import signal
 import sys
-import threading
 import bullet_qmt as bq
 import jq_helper as jq
 
@@ -320,11 +317,21 @@ if __name__ == '__main__':
 
 
 def test_ctrl_c_leaves_the_points_that_are_done(tmp_path):
-    """The others would sleep for an hour."""
-    path = written(tmp_path, 'import time\nN = 1\n\ndef initialize(context):\n    time.sleep(3600 * N)\n')
+    """The others would sleep for minutes: 60 days of 2 and 3 seconds."""
+    path = written(tmp_path, '''
+    import time
+
+    N = 1
+
+    def initialize(context):
+        set_benchmark('600519.XSHG')
+
+    def handle_data(context, data):
+        time.sleep(N)
+    ''')
     (tmp_path / 'interrupted.py').write_bytes(INTERRUPTED.encode('utf-8'))
     process = subprocess.Popen(
-        [sys.executable, 'interrupted.py', path, '--grid', 'N=0,1,2', '--output', 'here'] + SPAN, cwd=str(tmp_path),
+        [sys.executable, 'interrupted.py', path, '--grid', 'N=0,2,3', '--output', 'here'] + SPAN, cwd=str(tmp_path),
         env=dict(os.environ, PYTHONIOENCODING='utf-8', PYTHONPATH=os.path.dirname(MODULE)), stdout=subprocess.PIPE)
     output = process.communicate(timeout=60)[0].decode('utf-8')
     assert process.returncode == bq.Exit.INTERRUPTED and '3 组里完成了 1 组' in output

@@ -22,8 +22,7 @@ RULE = re.compile(r'# ={20,}')
 TITLE = re.compile(r'# (\d+)\. (\S.*?) - (\S.*)')
 STDLIB = set('''argparse array ast base64 bisect collections concurrent.futures contextlib csv datetime decimal difflib
 enum errno functools
-getpass hashlib heapq hmac importlib inspect io ipaddress itertools json logging logging.handlers math
-multiprocessing numbers operator
+getpass hashlib heapq hmac importlib inspect io ipaddress itertools json logging logging.handlers math numbers operator
 os pickle platform queue random re secrets select shlex shutil signal socket socketserver sqlite3 ssl string struct sys
 tempfile textwrap threading time traceback types unicodedata urllib.parse uuid warnings weakref zlib'''.split())
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
