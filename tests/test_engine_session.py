@@ -263,20 +263,6 @@ def test_a_benchmark_whose_base_is_zero_is_not_drawn(market, tmp_path):
     assert result.benchmark is None and any('不全' in text for text in result.messages)
 
 
-def test_all_cash_taken_out(market, tmp_path):
-    result, _ = play(market, tmp_path, '''def initialize(context):
-    run_daily(leave, '9:30')
-
-
-def leave(context):
-    if context.portfolio.available_cash:
-        inout_cash(-context.portfolio.available_cash)
-    else:
-        assert context.portfolio.returns != context.portfolio.returns
-''')
-    assert result.finished and result.equity == [0.0, 0.0]
-
-
 def test_a_benchmark_without_data_is_none_and_says_so(market, tmp_path):
     result, _ = play(market, tmp_path, 'def initialize(context):\n    pass\n')
     assert result.benchmark is None and any('000300' in text for text in result.messages)
