@@ -1630,6 +1630,7 @@ class FutureDataError(Exception):
 _OPENING = 9 * 60 + 30
 _KNOWN_EARLY = frozenset(['pre_close', 'high_limit', 'low_limit', 'paused', 'factor'])  # of today, before the open
 _SIX = ('open', 'close', 'high', 'low', 'volume', 'money')
+_CHART_FIELDS = ('date', 'open', 'high', 'low', 'close')
 _FIELDS = frozenset(_DAY_FIELDS) | {'factor', 'avg', 'price'}
 _TODAY = object()  # fq_ref_date was not given
 
@@ -1881,7 +1882,7 @@ class DataView:
     def window(self, code, unit, step, start, end_ms, count, fields, skip_paused, fill_paused, fq):
         """Bars of any period: of 'Xd' and 'Xm' as many as go back from the end, of weeks and months the calendar's."""
         code = normalize_code(code)
-        self._listed(code)
+        self.store.info(code)
         if unit == 'm':
             rows = self.minute_window(code, fields, start, end_ms, count and count * step, skip_paused, fill_paused, fq)
         else:
@@ -1936,7 +1937,7 @@ class DataView:
                                 skip_paused=skip_paused, fill_paused=fill_paused, fq=_asked_fq(fq))
         if isinstance(security, str):
             return self._frame(ask(security, fields=names))
-        codes = normalize_codes(security)
+        codes = _asked_codes(security, 'security')
         if skip_paused and panel and len(codes) > 1:
             raise BadRequest('多个证券且 skip_paused=True 时各证券的日期不同，不能用 panel=True', '加上 panel=False')
         self.store.load(codes)
@@ -1984,8 +1985,7 @@ class DataView:
 
     def history(self, count, unit='1d', field='avg', security_list=None, df=True, skip_paused=False, fq='pre'):
         """One field of many: days end yesterday, minutes with the last that is over."""
-        codes = self.universe if security_list is None else security_list
-        codes = normalize_codes(codes, 'security_list')
+        codes = _asked_codes(self.universe if security_list is None else security_list, 'security_list')
         self.store.load(codes)
         name = _asked_fields([field])[0]
         windows = OrderedDict((code, self._recent(code, count, unit, [name], skip_paused, fq)) for code in codes)
@@ -2011,7 +2011,7 @@ class DataView:
     def _recent(self, code, count, unit, names, skip_paused, fq):
         step, unit = parse_frequency(unit)
         count, fq = check_whole(count, 'count', 1, 10 ** 7), _asked_fq(fq)
-        self._listed(code)
+        self.store.info(code)
         if unit == 'm':
             return self.window(code, unit, step, None, self.now_ms, count, names, skip_paused, True, fq)
         days = count * {'d': step, 'w': 7, 'M': 31}[unit]
@@ -2019,12 +2019,15 @@ class DataView:
         rows = self.day_window(code, names, None, last, days, skip_paused, True, fq)
         return self._merged(rows, unit, step, count)
 
-    def get_bars(self, security, count, unit='1d', fields=('date', 'open', 'high', 'low', 'close'), include_now=False,
-                 end_dt=None, fq_ref_date=_TODAY, df=False):
-        """Bars as charts have them, without suspended days."""
-        single, codes = isinstance(security, str), normalize_codes(security)
-        fields = [fields] if isinstance(fields, str) else list(fields)
-        names = _asked_fields([name for name in fields if name != 'date'] or ['close'])
+    def get_bars(self, security, count, unit='1d', fields=_CHART_FIELDS, include_now=False, end_dt=None,
+                 fq_ref_date=_TODAY, df=False):
+        """Bars that are over at end_dt (a date is its 00:00) as charts have them, without suspended days.
+
+        include_now: with the one that runs then.
+        """
+        single, codes = isinstance(security, str), _asked_codes(security, 'security')
+        fields = _asked_fields(fields, _CHART_FIELDS, ('date',))
+        names = [name for name in fields if name != 'date']
         count = check_whole(count, 'count', 1, 10 ** 7)
         charts = OrderedDict((code, self._chart(code, count, unit, names, include_now, end_dt, fq_ref_date))
                              for code in codes)
@@ -2037,7 +2040,7 @@ class DataView:
     def _chart(self, code, count, unit, names, include_now, end_dt, fq_ref_date):
         step, unit = parse_frequency(unit)
         end_ms = self._end(end_dt, 'm')
-        self._listed(code)
+        self.store.info(code)
         base = self._chart_base(code, fq_ref_date)
         more = sorted(set(names) | {'money', 'volume', 'close'})
         if unit == 'm':
@@ -2055,16 +2058,23 @@ class DataView:
     def _chart_base(self, code, ref):
         if ref is None:
             return None
-        block = self.store.daily(code)
-        return self.base(code, block) if ref is _TODAY else factor_at(
-            self.store.daily(code, 0).steps, to_ms(_asked_moment(ref, 'fq_ref_date')))
+        if ref is _TODAY:
+            return self.base(code, self.store.daily(code))
+        asked = to_ms(_asked_moment(ref, 'fq_ref_date').date())
+        self._refuse_future(asked, 'd', ref)
+        return factor_at(self.store.daily(code, 0).steps, min(asked, self.now_ms))
 
     def _chart_days(self, code, names, end_ms, count, base):
-        """(Window of days up to end, whether the last one is still running)."""
+        """(Window of the days that have begun at end, whether the last one is still running then)."""
         last = self.last_day_row(end_ms, names)
+        if last >= 0 and end_ms < self.store.calendar[last] + _OPENING * 60000:
+            last -= 1
+        if last < 0:
+            return self._empty(names), False
         rows = self.day_window(code, names, None, last, count, True, True, None, base)
-        running = bool(len(rows.times)) and last == self.today_row != self.done_row
-        return rows, running and rows.times[-1] == self.store.calendar[last]
+        day = self.store.calendar[last]
+        running = last == self.today_row != self.done_row or end_ms < day + _CLOSE_MINUTE * 60000
+        return rows, running and len(rows.times) > 0 and rows.times[-1] == day
 
     def _goes_on(self, days, unit):
         """Whether the week or month of the last day has a trade day after it."""
@@ -2105,7 +2115,9 @@ class DataView:
 
     def get_all_securities(self, types=(), date=None):
         """Frame by code. What is listed only after T is not in it; an end after T is not known yet."""
-        kinds = [types] if isinstance(types, str) else list(types) or ['stock']
+        if not isinstance(types, (str, list, tuple, set, type(None))):
+            raise BadRequest('types 应为类型名或它们的列表，收到 %s' % brief(types), "例如 types=['stock', 'etf']")
+        kinds = [types] if isinstance(types, str) else list(types or ['stock'])
         frame = self.store.provider.get_all_securities(kinds, None if date is None else self._known_day(date))
         now = self.pandas.Timestamp(self.now)
         frame = frame[frame['start_date'] <= now].copy()
@@ -2127,7 +2139,7 @@ class DataView:
         if info != 'is_st':
             raise NotImplementedError('get_extras 只支持 is_st；基金净值等数据 QMT 没有，请自备并用 read_file 读入')
         days = self.get_trade_days(start_date, self._known_day(end_date), count)
-        codes = normalize_codes(security_list)
+        codes = _asked_codes(security_list, 'security_list')
         flags = OrderedDict((code, [self.is_st(code)] * len(days)) for code in codes)
         if not df:
             return {code: self.numpy.array(values, dtype=bool) for code, values in flags.items()}
@@ -2151,15 +2163,31 @@ def _asked_moment(value, name):
         value = value.to_pydatetime()
     elif hasattr(value, 'astype') and not isinstance(value, str):
         value = value.astype('datetime64[us]').astype(object)
-    return check_moment(value, name)[0]
+    moment = check_moment(value, name)
+    if moment is None:  # numpy's NaT
+        raise BadRequest('%s 不是日期或时间' % name, '例如 2024-01-05')
+    return moment[0]
 
 
-def _asked_fields(fields):
-    names = list(_SIX) if fields is None else [fields] if isinstance(fields, str) else list(fields)
-    unknown = [name for name in names if name not in _FIELDS]
+def _asked_fields(fields, default=_SIX, more=()):
+    """List of the names, each once; `more`: what there is besides the fields of bars."""
+    names = _listed_values(default if fields is None else fields)
+    unknown = [name for name in names if not (isinstance(name, str) and (name in _FIELDS or name in more))]
     if unknown or not names:
-        raise BadRequest('行情没有字段 %s' % brief(unknown), '可用：%s' % '、'.join(sorted(_FIELDS)))
-    return names
+        raise BadRequest('行情没有字段 %s' % brief(unknown), '可用：%s' % '、'.join(sorted(_FIELDS.union(more))))
+    return list(OrderedDict.fromkeys(map(str, names)))
+
+
+def _asked_codes(securities, name):
+    """Codes of whatever holds some: a text, a list, an Index, a Series, an array, the positions."""
+    return normalize_codes(_listed_values(securities), name)
+
+
+def _listed_values(given):
+    """A list of what is given, be it one value or many; what has no order is sorted."""
+    if isinstance(given, str) or not hasattr(given, '__iter__'):
+        return [given]
+    return sorted(given, key=str) if isinstance(given, (set, frozenset)) else list(given)
 
 
 def _asked_fq(fq):
@@ -2279,7 +2307,7 @@ class SecurityUnitData:
     def __getattr__(self, name):
         if name.startswith('_') or name not in _FIELDS:
             raise AttributeError(name)
-        return self._values(1, name, False)[-1]
+        return ([math.nan] + list(self._values(1, name, False)))[-1]
 
     @property
     def returns(self):
@@ -3116,7 +3144,7 @@ class Session:
         self.benchmark = benchmark_weights(security)
 
     def set_universe(self, security_list):
-        self.view.universe = self.context.universe = normalize_codes(security_list)
+        self.view.universe = self.context.universe = _asked_codes(security_list, 'security_list')
 
     def set_slippage(self, object, type=None, ref=None):
         self.costs.set_slippage(object, type, ref)

@@ -2,6 +2,7 @@
 import math
 from datetime import date, datetime
 
+import numpy
 import pandas
 import pytest
 
@@ -74,8 +75,61 @@ def test_before_the_listing_there_is_nothing_to_see(paper):
     frame = view.get_price('300750.XSHE', count=20)
     assert len(frame) == 20 and frame['close'].isnull().sum() > 5 and not math.isnan(frame['close'].iloc[-1])
     assert len(view.attribute_history('300750.XSHE', 20)) < 20
+    assert len(view.get_bars('300750.XSHE', 20)) < 20
+
+
+def test_a_pool_may_hold_what_is_not_listed_yet(paper):
+    new, old = '300750.XSHE', '000001.XSHE'
+    view = view_at(paper, '2018-05-03 10:30')
+    assert view.get_price(new, count=20)['close'].isnull().all() and len(view.attribute_history(new, 5)) == 0
+    table = view.history(5, '1d', 'close', [new, old])
+    assert table[new].isnull().all() and not table[old].isnull().any()
+    assert len(view.get_bars(new, 5)) == 0 and view.get_price([new, old], count=2, panel=False)['close'].count() == 2
+    bar = jq.BarData(view, '1d')[new]
+    assert bar.isnan() and math.isnan(bar.returns) and math.isnan(bar.mavg(2))
+    assert view.get_current_data()[new].paused and view.get_current_data()[new].last_price == 0
     with pytest.raises(bq.SecurityNotFound):
-        view_at(paper, '2018-05-02 15:30').get_price('300750.XSHE', count=20)
+        view.get_security_info(new)
+
+
+def test_a_bar_before_the_first_day_is_none(real):
+    first = real.get_trade_days(count=100000)[0]
+    bar = jq.BarData(view_at(real, '%s 09:30' % first), '1d')[MOUTAI]
+    assert bar.isnan() and math.isnan(bar.volume)
+
+
+@pytest.mark.parametrize('shape', [list, tuple, pandas.Index, pandas.Series, numpy.array, dict.fromkeys, set,
+                                   lambda codes: dict.fromkeys(codes).keys()])
+def test_securities_come_in_many_shapes(real, shape):
+    view, codes = view_at(real, '2018-03-15 09:30'), sorted([MOUTAI, UNIS])
+    given = shape(codes)
+    assert list(view.history(2, '1d', 'close', given).columns) == codes
+    assert view.get_price(given, count=1, panel=False)['code'].tolist() == codes
+    assert list(view.get_bars(given, 2)) == list(view.get_extras('is_st', given, count=1, df=False)) == codes
+
+
+@pytest.mark.parametrize('end, plain, now', [
+    ('2018-03-13', '2018-03-12', '2018-03-12'), ('2018-03-13 09:29:59', '2018-03-12', '2018-03-12'),
+    ('2018-03-13 10:00', '2018-03-12', '2018-03-13'), ('2018-03-13 15:00', '2018-03-13', '2018-03-13'),
+    ('2018-03-11', '2018-03-09', '2018-03-09'), ('2018-03-15', '2018-03-14', '2018-03-14'),
+    (None, '2018-03-14', '2018-03-15'), ('2018-03-16', '2018-03-14', '2018-03-15')])
+def test_bars_are_those_that_are_over_at_their_end(real, end, plain, now):
+    view = view_at(real, '2018-03-15 10:30')
+    for include_now, last in ((False, plain), (True, now)):
+        bars = view.get_bars(MOUTAI, 2, end_dt=end, include_now=include_now)
+        assert len(bars) == 2 and str(bars['date'][-1]) == last
+    after = view_at(real, '2018-03-15 15:00')
+    assert str(after.get_bars(MOUTAI, 1, end_dt='2018-03-15')['date'][0]) == '2018-03-14'
+    assert str(after.get_bars(MOUTAI, 1)['date'][0]) == '2018-03-15'
+    assert str(view.get_bars(MOUTAI, 1, '1w', end_dt='2018-03-09')['date'][0]) == '2018-03-02'
+    assert str(view.get_bars(MOUTAI, 1, '1w', end_dt='2018-03-09 15:00')['date'][0]) == '2018-03-09'
+
+
+def test_fields_are_given_once(real):
+    view = view_at(real, '2018-03-15 09:30')
+    assert view.get_bars(MOUTAI, 1, fields=numpy.array(['close', 'close', 'open'])).dtype.names == ('close', 'open')
+    assert view.get_bars(MOUTAI, 1, fields=None).dtype.names == ('date', 'open', 'high', 'low', 'close')
+    assert list(view.get_price(MOUTAI, count=1, fields=('open', 'close', 'open')).columns) == ['open', 'close']
 
 
 def test_shapes(real):
@@ -155,7 +209,12 @@ def test_securities_and_days(real):
     ('get_price', (MOUTAI,), dict(start_date='2018-01-01', count=3)), ('get_price', (MOUTAI,), dict(fields=['last'])),
     ('get_price', (MOUTAI,), dict(count=0)), ('get_price', ([MOUTAI, UNIS],), dict(count=2, skip_paused=True)),
     ('history', (3, '1y'), {}), ('history', (3,), {}), ('attribute_history', (MOUTAI, 3), dict(fq='after')),
-    ('get_bars', ('600519', 3), {}), ('get_price', (MOUTAI,), dict(end_date='soon'))])
+    ('get_bars', ('600519', 3), {}), ('get_price', (MOUTAI,), dict(end_date='soon')),
+    ('get_price', (MOUTAI,), dict(end_date=numpy.datetime64('NaT', 's'))), ('get_bars', (MOUTAI, 3, '1d', []), {}),
+    ('get_bars', (MOUTAI, 3, '1d', 5), {}), ('history', (3, '1d', ['close'], [MOUTAI]), {}),
+    ('history', (3, '1d', 'close', []), {}), ('history', (3, '1d', 'close', [MOUTAI, None]), {}),
+    ('get_price', (5,), dict(count=1)), ('get_all_securities', (5,), {}),
+    ('get_bars', (MOUTAI, 3), dict(fq_ref_date='soon'))])
 def test_questions_that_make_no_sense(real, name, arguments, how):
     with pytest.raises((bq.BadRequest, bq.SecurityNotFound)):
         getattr(view_at(real, '2018-03-15 09:30'), name)(*arguments, **how)

@@ -80,7 +80,7 @@ def calls():
         yield 'attribute_history', (A, 4, unit), dict(df=df, skip_paused=paused, fields=['open', 'close', 'volume'])
     for unit, now, df in itertools.product(['1m', '5m', '60m', '120m', '7m', '1d', '1w', '1M'], [True, False],
                                            [True, False]):
-        for more in ({}, {'end_dt': DAYS[-1]}, {'fq_ref_date': None}):
+        for more in ({}, {'end_dt': DAYS[-1]}, {'fq_ref_date': None}, {'fq_ref_date': DAYS[-1]}):
             yield 'get_bars', (A, 4, unit, ['date', 'open', 'close', 'volume']), dict(more, include_now=now, df=df)
         yield 'get_bars', ([A, B], 2, unit), dict(include_now=now, df=df)
 
@@ -146,6 +146,7 @@ def test_the_poison_is_seen_by_those_who_may(tmp_path):
     ('get_price', (A,), dict(end_date=TODAY + ' 10:16:00', count=2, frequency='1m')),
     ('get_price', (A,), dict(start_date=DAYS[21])),
     ('get_bars', (A, 2), dict(end_dt=TODAY + ' 10:16:00')),
+    ('get_bars', (A, 2), dict(fq_ref_date=DAYS[21])),
     ('get_index_stocks', ('000300.XSHG',), dict(date=DAYS[22])),
     ('get_extras', ('is_st', [A]), dict(end_date=DAYS[22], count=2))])
 def test_the_future_is_refused_where_the_strategy_wants_that(tmp_path, name, arguments, how):
