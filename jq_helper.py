@@ -127,6 +127,14 @@ def _shares(value, price):
     return int(Decimal(repr(value)) / Decimal(repr(price)) * Decimal('1.000000000001'))
 
 
+def _hinted(hint, check, *arguments):
+    """check(*arguments), whose complaint comes with this hint."""
+    try:
+        return check(*arguments)
+    except BadRequest as error:
+        raise BadRequest(error.message, hint)
+
+
 def _is_security(text, code):
     """Whether a row of any server means this canonical code."""
     return isinstance(text, str) and text.strip().upper() in (code, qmt_code(code))
@@ -766,10 +774,7 @@ def _target_terms(price, wait_timeout, how):
 
 
 def _fraction(percent, minimum):
-    try:
-        return check_number(percent, 'percent', minimum, 1)
-    except BadRequest as error:
-        raise BadRequest(error.message, '应为 %d 到 1 的小数，0.1 表示总资产的 10%%' % minimum)
+    return _hinted('应为 %d 到 1 的小数，0.1 表示总资产的 10%%' % minimum, check_number, percent, 'percent', minimum, 1)
 
 
 # ======================================================================================================
@@ -3195,21 +3200,21 @@ class Session:
     def order(self, security, amount, style=None, side='long', pindex=0, close_today=False):
         """An Order, filled or not; None where it came to nothing. amount negative to sell."""
         style = _order_style_of(style, side, pindex, close_today)
-        return self._place(security, _any_whole(amount, 'amount'), style)
+        return self._place(security, _whole_shares(amount), style)
 
     def order_value(self, security, value, style=None, side='long', pindex=0, close_today=False):
         style = _order_style_of(style, side, pindex, close_today)
-        value = check_number(float(value), 'value', -MAX_VALUE, MAX_VALUE)
+        value = _yuan(value)
         shares = self._shares_for(security, abs(value), style)
         return None if shares is None else self._place(security, shares if value > 0 else -shares, style)
 
     def order_target(self, security, amount, style=None, side='long', pindex=0, close_today=False):
         style = _order_style_of(style, side, pindex, close_today)
-        return self._target(security, _any_whole(amount, 'amount'), style)
+        return self._target(security, _no_short(_whole_shares(amount)), style)
 
     def order_target_value(self, security, value, style=None, side='long', pindex=0, close_today=False):
         style = _order_style_of(style, side, pindex, close_today)
-        value = check_number(float(value), 'value', 0, MAX_VALUE)
+        value = _no_short(_yuan(value))
         shares = self._shares_for(security, value, style)
         return None if shares is None else self._target(security, shares, style)
 
@@ -3300,9 +3305,19 @@ def _canonical(security):
         return security
 
 
-def _any_whole(value, name):
-    """Shares as strategies give them: 300.0 and what numpy counts are whole too; parts of a share are dropped."""
-    return int(check_number(float(value), name, -MAX_AMOUNT, MAX_AMOUNT))
+def _whole_shares(value):
+    """Shares as strategies give them: 300.0 and what numpy counts are whole too."""
+    return _hinted('应为整数股数，例如 100；小数先取整：int(股数)', check_whole, value, 'amount', -MAX_AMOUNT, MAX_AMOUNT)
+
+
+def _yuan(value):
+    return _hinted('应为金额（元），例如 20000', check_number, value, 'value', -MAX_VALUE, MAX_VALUE)
+
+
+def _no_short(target):
+    if target < 0:
+        raise BadRequest('目标不能是负数：%s' % brief(target), '只做多头，不能卖空；清仓的目标是 0')
+    return target
 
 
 VIEW_NAMES = ('get_price', 'history', 'attribute_history', 'get_bars', 'get_current_data', 'get_trade_days',
@@ -7543,9 +7558,9 @@ def _known_price(tick, *names):
     return next((price for price in prices if isinstance(price, (int, float)) and 0 < price <= MAX_PRICE), None)
 
 
-def _toward_zero(amount):
+def _toward_zero(amount, minimum=-MAX_AMOUNT):
     """Whole shares; what binary fractions lack is forgiven: 2999.9999999999995 are 3000."""
-    return int(check_number(amount, 'amount', -MAX_AMOUNT, MAX_AMOUNT) * (1 + 1e-12))
+    return int(check_number(amount, 'amount', minimum, MAX_AMOUNT) * (1 + 1e-12))
 
 
 def _jq_order_code(security, style, side, pindex, close_today):
@@ -7616,7 +7631,7 @@ class JqTrading:
 
     def order_target(self, security, amount, style=None, side='long', pindex=0, close_today=False):
         """Order, or None. The security's open orders are cancelled first."""
-        return self._order('order_target', security, _toward_zero(amount), style, side, pindex, close_today)
+        return self._order('order_target', security, _toward_zero(amount, 0), style, side, pindex, close_today)
 
     def order_target_value(self, security, value, style=None, side='long', pindex=0, close_today=False):
         """Order, or None."""

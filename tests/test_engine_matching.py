@@ -3,6 +3,7 @@ import math
 
 import pytest
 
+import bullet_qmt as bq
 import jq_helper as jq
 from tests.engine import A, B, ETF, GOLD, STAR, MadeMarket, day_row, days_from, run
 
@@ -104,6 +105,50 @@ def test_buys_are_cut_to_cash_then_to_lots(market, tmp_path, amount, cash, bough
         order('%s', %d)
     ''' % (A, amount), days=1, cash=cash)
     assert [row['amount'] for row in result.trades] == ([bought] if bought else [])
+
+
+AMOUNTS = ["'100'", 'True', 'np.bool_(True)', "float('nan')", "float('inf')", "float('-inf')", '100.5',
+           'np.float64(99.5)', '1e10', 'None', '[100]', 'np.array([100])']
+VALUES = ["'5000'", 'True', 'np.bool_(True)', "float('nan')", "float('inf')", '1e13', 'None', 'np.array([5000.0])']
+
+
+@pytest.mark.parametrize('name, wrong', [
+    (name, wrong) for names, values in ((('order', 'order_target'), AMOUNTS),
+                                        (('order_value', 'order_target_value'), VALUES))
+    for name in names for wrong in values] + [('order_target', '-100'), ('order_target_value', '-0.01')])
+def test_what_is_no_amount_or_value_is_refused(market, tmp_path, name, wrong):
+    """And nothing is sold: a target of -100 shares was one of none."""
+    with pytest.raises(jq.StrategyError) as caught:
+        play(market, tmp_path, '''
+    def begin(context):
+        run_daily(trade, '9:30')
+
+    def trade(context):
+        if not context.portfolio.positions:
+            order('%s', 1000)
+        else:
+            %s('%s', %s)
+    ''' % (A, name, A, wrong))
+    assert isinstance(caught.value.__cause__, bq.BadRequest) and caught.value.__cause__.hint
+    assert only(caught.value.result.trades)['amount'] == 1000
+
+
+def test_numbers_of_any_kind_are_taken(market, tmp_path):
+    result, _ = play(market, tmp_path, '''
+    from decimal import Decimal
+
+    def begin(context):
+        run_daily(trade, '9:30')
+
+    def trade(context):
+        for amount in (100.0, np.int64(100), np.float32(100), Decimal(100)):
+            order('%s', amount)
+        for value in (1001, 1001.5, np.float32(1001), np.int64(1001), Decimal(1001)):
+            order_value('%s', value)
+        order_target('%s', np.int32(1000))
+        order_target_value('%s', np.float64(11001))
+    ''' % (A, A, A, A), days=1)
+    assert [row['amount'] for row in result.trades] == [100] * 11
 
 
 def test_cash_is_judged_before_slippage_and_may_go_below_zero(market, tmp_path):

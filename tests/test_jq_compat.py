@@ -280,6 +280,14 @@ def test_parts_of_a_share_are_dropped_towards_nothing():
         assert strategy.order_target(CODE, 700.5).amount == 200
 
 
+@pytest.mark.parametrize('name, target', [('order_target', -100), ('order_target', -0.5), ('order_target_value', -1.0)])
+def test_a_negative_target_sells_nothing(sent, name, target):
+    with trading() as strategy:
+        with pytest.raises(bq.BadRequest):
+            strategy.namespace[name](CODE, target)
+    assert sent == []
+
+
 def test_buys_are_cut_to_the_cash():
     with trading(stub={'stub_cash': 10000}) as strategy:
         price = resting().limit_price

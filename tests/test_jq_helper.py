@@ -462,8 +462,9 @@ def test_orders_that_cannot_be_read_are_never_none_open(wire, answer):
 def test_a_target_takes_no_side_and_needs_no_price_for_nothing(wire):
     with pytest.raises(bq.BadRequest):
         jq.order_target(CODE, 300, side='BUY')
-    with pytest.raises(bq.BadRequest):
-        jq.order_target(CODE, -100)
+    for call in (jq.order_target, jq.order_target_value, jq.order_target_percent):
+        with pytest.raises(bq.BadRequest):
+            call(CODE, -100)
     with pytest.raises(bq.BadRequest):
         jq.order_target_value(CODE, 100, value=200)
     assert wire.sent == []
