@@ -501,7 +501,8 @@ class BulletError(Exception):
     hint:        what to do about it, in Chinese; may be empty.
     retryable:   whether the same call may succeed later without any change.
     broker_called: False where the broker certainly saw nothing, None where that is not the question.
-    details:     further fields of the error frame (`retry_after_s`, `idempotency_key`, ...).
+    details:     further fields of the error frame (`retry_after_s`, `idempotency_key`, ...). `lasting`, of
+                 DataUnavailable: the source has none of it at all, whatever span is asked for.
     """
 
     code = 'REQUEST_FAILED'
@@ -3851,7 +3852,7 @@ class _CsvMarket(_StubMarket):
     def minutes(self, code, first, last):
         self._columns(code)
         if code not in self._minutes:
-            raise DataUnavailable('%s 没有分钟线' % code, '在 %s 放入 %s_1m.csv' % (self.directory, code))
+            raise DataUnavailable('%s 没有分钟线' % code, '在 %s 放入 %s_1m.csv' % (self.directory, code), lasting=True)
         return slice_columns(self._minutes[code], first, last + DAY_MS - 1)
 
     def dividends(self, code, today):

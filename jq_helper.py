@@ -1494,7 +1494,7 @@ class BarStore:
         self.row_of = {day: row for row, day in enumerate(self.days)}
         self.start_row = bisect.bisect_left(self.days, start)
         self.last_row = bisect.bisect_right(self.days, end) - 1
-        self._days, self._minutes, self._infos, self._today_factors = {}, {}, {}, {}
+        self._days, self._minutes, self._infos, self._today_factors, self._lacking = {}, {}, {}, {}, {}
         self.without_minutes = OrderedDict()  # codes, in the order in which it was noticed
 
     def info(self, code):
@@ -1530,6 +1530,8 @@ class BarStore:
         both = zip(codes, self._parts(bars, codes, _DAY_FIELDS), self._parts(factors, codes, ('factor',)))
         for code, (times, columns), (days, factor) in both:
             steps = _factor_steps_of(days, factor['factor'])
+            if any(not 0 < step < math.inf for _, step in steps):
+                raise DataUnavailable('%s 的复权因子不能用' % code, '检查行情来源的除权数据')
             times, columns = self._aligned(times, columns, first)
             self._days[code] = DayBlock(code, times, columns, steps, first, first == 0)
 
@@ -1559,44 +1561,56 @@ class BarStore:
         """The factor of the real today: what prices are adjusted to where the strategy wants no real prices."""
         if code not in self._today_factors:
             frame = self.provider.get_price(code, count=1, end_date=self._today, fields=['factor'], fq='post')
-            values = frame['factor'].values
-            self._today_factors[code] = float(values[-1]) if len(values) else 1.0
+            factor = float(frame['factor'].values[-1]) if len(frame) else math.nan
+            if not 0 < factor < math.inf:
+                raise DataUnavailable('%s 在 %s 的复权因子没有或不能用' % (code, self._today),
+                                      "检查行情来源，或 set_option('use_real_price', True)")
+            self._today_factors[code] = factor
         return self._today_factors[code]
 
     # -- minutes -------------------------------------------------------------------------------------------------
     def minutes(self, code, first, last):
-        """BarBlock of minutes that has the days of these rows of the calendar, or None where there are no minutes.
-
-        A source may have those of the last years alone: that there are none is known of the days it was asked for.
-        """
+        """BarBlock of minutes that has all days of these rows of the calendar; None where the source lacks one."""
         known = self._minutes.get(code)
         if known is None or not (known[1] <= first and last < known[2]):
-            known = self._minutes[code] = self._extended(code, known, first, last)
+            known = self._extended(code, known, first, last)
         return known[0]
 
     def _extended(self, code, known, first, last):
-        """(block, first row, row after the last): whole blocks of days around what is wanted and what is known."""
-        low = max(0, first - first % BLOCK_DAYS)
-        high = min(self.last_row + 1, last - last % BLOCK_DAYS + BLOCK_DAYS)
-        old = known[0] if known else None
-        if old is not None and low < known[1]:
-            low, high, old = low, max(high, known[2]), None
-        start = low if old is None else known[2]
-        part = self._minute_part(code, start, max(high, start + 1))
-        if part is None and old is None:
-            return None, low, high
-        times, columns = _appended(old, part)
-        block = BarBlock(code, times, columns, self.daily(code, low).steps)
-        return block, low if old is None else known[1], high
+        """What is known of minutes, (block, first row, row after the last), with these days.
+
+        Whole blocks of days are asked for, and where the source lacks a day of the block these days alone. It may have
+        those of the last years alone: where it lacked a single day, it is not asked for earlier ones.
+        """
+        lacking = self._lacking.get(code, -1)
+        if first <= lacking:
+            return None, first, last + 1
+        low = max(lacking + 1, first - first % BLOCK_DAYS)
+        high = min(self.last_row + 1, max(known[2] if known else 0, last - last % BLOCK_DAYS + BLOCK_DAYS))
+        for span in ((low, high), (first, high), (first, last + 1)):
+            found = self._spanned(code, known, *span)
+            if found[0] is not None or found[2] == math.inf:
+                self._minutes[code] = found
+                return found
+        if first == last:
+            self._lacking[code] = first
+        return found
+
+    def _spanned(self, code, known, low, high):
+        """The known block made to reach from one row to the other, or a new one; its block is None without them."""
+        old = known[0] if known and known[1] <= low <= known[2] <= high else None
+        try:
+            times, columns = _appended(old, self._minute_part(code, low if old is None else known[2], high))
+        except DataUnavailable as error:
+            return (None, 0, math.inf) if error.details.get('lasting') else (None, low, high)
+        start = low if old is None else known[1]
+        return BarBlock(code, times, columns, self.daily(code, start).steps), start, high
 
     def _minute_part(self, code, first, stop):
-        """(times, columns) of the days of these rows, None where the source has no minutes."""
+        """(times, columns) of the days of these rows. Raises DataUnavailable where the source lacks one of them."""
         end = datetime.combine(self.days[stop - 1], time(15))
-        try:
-            frame = self.provider.get_price(code, start_date=datetime.combine(self.days[first], time(9)), end_date=end,
-                                            frequency='1m', fields=list(_MINUTE_FIELDS), fq=None)
-        except DataUnavailable:
-            return None
+        frame = self.provider.get_price(code, start_date=datetime.combine(self.days[first], time(9)), end_date=end,
+                                        frequency='1m', fields=list(_MINUTE_FIELDS), fq=None)
         moments = frame.index.values.astype('datetime64[ms]').astype('int64')
         columns = {name: array('d', frame[name].values.astype('float64').tobytes()) for name in _MINUTE_FIELDS}
         return array('q', moments.tobytes()), columns
@@ -3914,7 +3928,7 @@ class LiveStore(BarStore):
         self.last_row = self.start_row = len(days) - 1
         self.live_row = self.row_of.get(today)
         self.closed, self.without_minutes = False, OrderedDict()
-        self._days, self._minutes, self._infos, self._today_factors = {}, {}, {}, {}
+        self._days, self._minutes, self._infos, self._today_factors, self._lacking = {}, {}, {}, {}, {}
         self._quotes, self._todays, self._joined, self._read_at = {}, {}, {}, {}
 
     # -- quotes ------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import bullet_qmt as bq
 import jq_helper as jq
 from tests.engine import REAL
 
-MOUTAI, UNIS = '600519.XSHG', '000938.XSHE'
+MOUTAI, UNIS, CODE = '600519.XSHG', '000938.XSHE', '000001.XSHE'
 OLD = hasattr(pandas, 'Panel') and pandas.__version__ < '0.25'
 FIELDS = ['open', 'close', 'high', 'low', 'volume', 'money', 'avg', 'factor', 'pre_close', 'high_limit', 'paused']
 
@@ -232,3 +232,93 @@ def test_what_a_strategy_does_to_its_frames_stays_with_it(real):
     array = view.history(3, '1d', 'close', [MOUTAI], df=False)[MOUTAI]
     array[:] = -1
     assert view.history(3, '1d', 'close', [MOUTAI], df=False)[MOUTAI][0] > 0
+
+
+# -- what a source lacks -------------------------------------------------------------------------------------------
+class Lacking:
+    """A provider before another: refuse(code, given) may raise; asked: the spans of minutes that were asked for."""
+
+    def __init__(self, real, refuse):
+        self._real, self._refuse, self.asked = real, refuse, []
+
+    def __getattr__(self, name):
+        return getattr(self._real, name)
+
+    def get_price(self, security, **given):
+        if given.get('frequency') == '1m':
+            self.asked.append((given['start_date'].date(), given['end_date'].date()))
+        self._refuse(security, given)
+        return self._real.get_price(security, **given)
+
+
+def minutes_from(first):
+    """Refuses minutes of earlier days."""
+    def refuse(security, given):
+        if given.get('frequency') == '1m' and given['start_date'].date() < first:
+            raise bq.DataUnavailable('incomplete')
+    return refuse
+
+
+def moved(view, text):
+    view.move(datetime.strptime(text, '%Y-%m-%d %H:%M'))
+    return view
+
+
+def test_minutes_of_the_last_days_alone_are_used_where_they_are(paper):
+    source = Lacking(paper, minutes_from(date(2024, 5, 15)))
+    view = view_at(source, '2024-05-31 10:00', start=date(2024, 5, 6))
+    whole_view = view_at(paper, '2024-05-31 10:00', start=date(2024, 5, 6))
+    for text in ('2024-05-13 10:00', '2024-05-14 14:00', '2024-05-15 10:00', '2024-05-20 14:50'):
+        there = text >= '2024-05-15'
+        assert moved(view, text).has_minutes(CODE) == there
+        expected = moved(whole_view, text).last_price(CODE)
+        assert view.last_price(CODE) == (expected if there else view.day_value(CODE, 'open'))
+    with pytest.raises(bq.DataUnavailable):
+        view.get_price(CODE, start_date='2024-05-14 10:00:00', end_date='2024-05-15 10:00:00', frequency='1m')
+    asked = len(source.asked)
+    for text in ('2024-05-13 11:00', '2024-05-14 10:00', '2024-05-21 10:00'):
+        moved(view, text).last_price(CODE)
+    assert len(source.asked) == asked
+
+
+def test_minutes_that_failed_once_are_asked_for_again(paper):
+    failures = [None] * 3
+
+    def refuse(security, given):
+        if given.get('frequency') == '1m' and failures and not failures.pop():
+            raise bq.DataUnavailable('not now')
+    source = Lacking(paper, refuse)
+    view = view_at(source, '2024-05-31 10:00', start=date(2024, 5, 6))
+    assert not moved(view, '2024-05-13 10:00').has_minutes(CODE) and moved(view, '2024-05-14 10:00').has_minutes(CODE)
+    assert list(view.store.without_minutes) == [CODE]
+
+
+def test_a_source_without_any_minutes_is_asked_once(real):
+    source = Lacking(real, lambda security, given: None)
+    view = view_at(source, '2018-05-31 10:00', start=date(2018, 1, 2))
+    for text in ('2018-01-03 10:00', '2018-04-27 10:00', '2018-05-31 10:00'):
+        assert not moved(view, text).has_minutes(MOUTAI)
+    assert len(source.asked) == 1
+
+
+@pytest.mark.parametrize('factors', [[], [0.0], [math.nan]])
+def test_a_factor_that_is_missing_is_no_factor_of_one(real, factors):
+    class Factors(Lacking):
+        def get_price(self, security, **given):
+            if given.get('fields') == ['factor'] and given.get('count') == 1:
+                return pandas.DataFrame({'factor': factors})
+            return super().get_price(security, **given)
+    view = view_at(Factors(real, None), '2018-05-31 10:00', real_price=False)
+    with pytest.raises(bq.DataUnavailable) as caught:
+        view.base(MOUTAI, view.store)
+    assert '复权因子' in caught.value.message
+
+
+def test_days_of_a_factor_of_zero_are_refused(real):
+    class Zeros(Lacking):
+        def get_price(self, security, **given):
+            frame = super().get_price(security, **given)
+            return frame.assign(factor=0.0) if 'factor' in frame else frame
+    view = view_at(Zeros(real, lambda security, given: None), '2018-05-31 10:00')
+    with pytest.raises(bq.DataUnavailable):
+        view.last_price(MOUTAI)
