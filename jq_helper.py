@@ -2054,7 +2054,7 @@ class DataView:
             arrays = OrderedDict((code, self._records(window, fields)) for code, window in charts.items())
             return arrays[codes[0]] if single else arrays
         frames = OrderedDict((code, self._dated_frame(window, fields)) for code, window in charts.items())
-        return frames[codes[0]] if single else self.pandas.concat(frames)
+        return frames[codes[0]] if single else self.pandas.concat(list(frames.values()), keys=codes)
 
     def _chart(self, code, count, unit, names, include_now, end_dt, fq_ref_date):
         step, unit = parse_frequency(unit)

@@ -157,6 +157,7 @@ def test_shapes(real):
     assert sorted(view.get_bars(both, 3)) == sorted(both)
     many = view.get_bars(both, 3, df=True)
     assert many.index.nlevels == 2 and len(many) == 6
+    assert many.index.get_level_values(0).tolist() == [MOUTAI] * 3 + [UNIS] * 3  # as asked for: old pandas sorts
 
 
 def test_charts_of_minutes_keep_to_the_clock(paper):
