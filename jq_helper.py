@@ -3175,15 +3175,17 @@ class Session:
         self.costs.set_commission(object)
 
     def record(self, **values):
-        """The day's last value of each name counts; after 16:00 it is the next day's."""
+        """The day's last value of each name counts; after 16:00 it is the next day's. NaN is a gap."""
+        numbers = {name: _recorded(value, name) for name, value in values.items()}
+        values = {name: number for name, number in numbers.items() if number == number}
         day = self.view.now.date()
         if self.view.minute >= _LEFTOVERS or self.view.today_row is None:
             after = bisect.bisect_right(self.store.days, day)
             day = self.store.days[after] if after < len(self.store.days) else day
-        if not self.records or self.records[-1][0] != day:
+        if values and (not self.records or self.records[-1][0] != day):
             self.records.append((day, OrderedDict()))
-        self.records[-1][1].update({name: check_number(float(value), name, -1e15, 1e15)
-                                    for name, value in values.items()})
+        if values:
+            self.records[-1][1].update(values)
 
     def inout_cash(self, cash, pindex=0):
         """Money in (or out, negative), which counts as capital from today on."""
@@ -3309,6 +3311,17 @@ def _order_style_of(style, side, pindex, close_today):
         raise BadRequest('style 不认识：%s' % brief(style), '用 MarketOrderStyle() 或 LimitOrderStyle(价格)')
     price = _style_price(style)
     return MarketOrderStyle(price) if kind == 'market' else LimitOrderStyle(float(price))
+
+
+def _recorded(value, name):
+    """The float of whatever number it is, of numpy or a bool, too."""
+    try:
+        number = math.inf if isinstance(value, (str, bytes)) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.inf
+    if math.isinf(number):
+        raise BadRequest('record 的 %s 应为数字，得到 %s' % (name, brief(value)), '没有值的日子用 float(\'nan\')，或不记')
+    return number if number != number else check_number(number, name, -1e15, 1e15)
 
 
 def _canonical(security):

@@ -214,6 +214,26 @@ def after(context):
     assert any('hello' in line for line in lines)
 
 
+def test_a_record_without_a_value_is_a_gap(market, tmp_path):
+    result, _ = play(market, tmp_path, '''def initialize(context):
+    run_daily(note, '9:30')
+
+
+def note(context):
+    record(mean=float('nan') if context.current_dt.day == 5 else np.float32(2), on=context.current_dt.day == 6)
+    record(none=float('nan'))
+''', days=3)
+    assert [(str(day), dict(values)) for day, values in result.records] == [
+        (DAYS[0], {'mean': 2.0, 'on': 0.0}), (DAYS[1], {'on': 0.0}), (DAYS[2], {'mean': 2.0, 'on': 1.0})]
+
+
+@pytest.mark.parametrize('value', ['None', '"5"', 'float("inf")', '10 ** 400', '[1, 2]', 'np.array([1, 2])', '1e16'])
+def test_what_is_no_number_is_not_recorded(market, tmp_path, value):
+    with pytest.raises(jq.StrategyError) as caught:
+        play(market, tmp_path, 'def initialize(context):\n    record(a=%s)\n' % value)
+    assert 'BadRequest' in caught.value.text and '建议' in caught.value.text
+
+
 def test_money_in_counts_as_capital(market, tmp_path):
     result, _ = play(market, tmp_path, '''def initialize(context):
     run_monthly(pay, 2, '9:30')
