@@ -52,6 +52,7 @@ import concurrent.futures
 import contextlib
 import csv
 import enum
+import errno
 import functools
 import hashlib
 import io
@@ -4159,13 +4160,16 @@ class DirectoryLock:
         self._path, self._file = os.path.join(directory, LOCK_FILE), None
 
     def __enter__(self):
-        self._file = io.open(self._path, 'a+', encoding='utf-8')
+        try:
+            self._file = io.open(self._path, 'a+', encoding='utf-8')
+        except OSError as error:
+            raise ConfigError('锁文件 %s 打不开：%s' % (self._path, error), '检查 --runtime-dir 的权限')
         try:
             self._acquire()
-        except OSError:
-            holder = self._holder()
+        except OSError as error:
+            problem = self._problem(error)
             self._file.close()
-            raise ConfigError('运行目录 %s 已有一个实盘进程在用%s' % (os.path.dirname(self._path), holder), '先停掉它，或换一个 --runtime-dir')
+            raise problem
         self._file.seek(0)
         self._file.truncate()
         self._file.write('进程 %d，自 %s' % (os.getpid(), datetime.now(BEIJING).strftime('%Y-%m-%d %H:%M:%S')))
@@ -4184,6 +4188,12 @@ class DirectoryLock:
         os.lseek(self._file.fileno(), 1 << 30, os.SEEK_SET)
         msvcrt = optional_import('msvcrt')
         msvcrt.locking(self._file.fileno(), msvcrt.LK_NBLCK, 1)
+
+    def _problem(self, error):
+        directory = os.path.dirname(self._path)
+        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):  # what the systems say of a lock that is held
+            return ConfigError('运行目录 %s 已有一个实盘进程在用%s' % (directory, self._holder()), '先停掉它，或换一个 --runtime-dir')
+        return ConfigError('运行目录 %s 不能上锁：%s' % (directory, error), '网络盘往往不能，换一个本机的 --runtime-dir')
 
     def _holder(self):
         try:

@@ -1,6 +1,8 @@
 """What a live run keeps on disk, who may use the directory, and which job is due when."""
+import errno
 import os
 import pickle
+import types
 from collections import OrderedDict
 from datetime import date, datetime, timedelta
 
@@ -127,6 +129,53 @@ def test_a_directory_has_one_process(tmp_path):
             jq.DirectoryLock(str(tmp_path)).__enter__()
     with jq.DirectoryLock(str(tmp_path)):
         pass
+
+
+class ByteLocks:
+    """msvcrt's locking: of the bytes from the descriptor's place on; gone when the descriptor is closed."""
+
+    LK_NBLCK = 2
+
+    def __init__(self):
+        self.held = {}
+
+    def locking(self, descriptor, mode, count):
+        place = os.fstat(descriptor).st_ino, os.lseek(descriptor, 0, os.SEEK_CUR)
+        holder = self.held.get(place)
+        if holder not in (None, descriptor) and self._is_open(holder):
+            raise PermissionError(13, 'Permission denied')
+        assert mode == self.LK_NBLCK and count == 1 and place[1] > 1 << 20, 'the text stays readable for others'
+        self.held[place] = descriptor
+
+    @staticmethod
+    def _is_open(descriptor):
+        try:
+            os.fstat(descriptor)
+            return True
+        except OSError:
+            return False
+
+
+def test_a_directory_has_one_process_on_windows_too(tmp_path, monkeypatch):
+    locks = ByteLocks()
+    monkeypatch.setattr(jq, 'optional_import', {'msvcrt': locks}.get)
+    with jq.DirectoryLock(str(tmp_path)):
+        with pytest.raises(ConfigError, match='已有一个实盘进程在用（进程 %d' % os.getpid()):
+            jq.DirectoryLock(str(tmp_path)).__enter__()
+    with jq.DirectoryLock(str(tmp_path)):
+        assert (tmp_path / jq.LOCK_FILE).read_text('utf-8').count('进程') == 1
+
+
+def test_a_lock_that_cannot_be_had_is_not_called_held(tmp_path, monkeypatch):
+    def no_locks(descriptor, mode):
+        raise OSError(errno.ENOLCK, 'No locks available')
+    fcntl = types.SimpleNamespace(flock=no_locks, LOCK_EX=2, LOCK_NB=4)
+    monkeypatch.setattr(jq, 'optional_import', {'fcntl': fcntl}.get)
+    with pytest.raises(ConfigError, match='不能上锁'):
+        jq.DirectoryLock(str(tmp_path)).__enter__()
+    (tmp_path / 'folder' / jq.LOCK_FILE).mkdir(parents=True)
+    with pytest.raises(ConfigError, match='打不开'):
+        jq.DirectoryLock(str(tmp_path / 'folder')).__enter__()
 
 
 # -- packing ---------------------------------------------------------------------------------------------------------
