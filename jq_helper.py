@@ -4565,6 +4565,25 @@ class TickInbox:
         return ticks
 
 
+class SteadyLines:
+    """write(line) that never fails: an order must not look failed because the console is closed or the disk is full.
+
+    What could not be written is counted and told with the next line that can be.
+    """
+
+    def __init__(self, write):
+        self._write, self._lost = write, 0
+
+    def __call__(self, line):
+        try:
+            if self._lost:
+                self._write('（有 %d 行没有写出来）' % self._lost)
+                self._lost = 0
+            self._write(line)
+        except (OSError, ValueError):  # ValueError: of a closed file
+            self._lost += 1
+
+
 # What a live run is told. path: strategy; frequency 'day' or 'minute'; terms: LiveTerms; late_limit_s;
 # overview_minutes: between overviews, 0 for none; on_error 'stop' or 'continue'; runtime_dir; account: whose it is.
 LivePlan = namedtuple('LivePlan', 'path frequency params terms late_limit_s overview_minutes on_error runtime_dir '
@@ -4580,7 +4599,7 @@ class LiveRun:
 
     def __init__(self, plan, provider, remote, clock, stopping=lambda: False, write=lambda line: None,
                  say=lambda text: None):
-        self.plan, self.clock, self._write, self._say = plan, clock, write, say
+        self.plan, self.clock, self._write, self._say = plan, clock, SteadyLines(write), SteadyLines(say)
         self._stop_path, self._asked_to_stop = os.path.join(plan.runtime_dir, STOP_FILE), stopping
         self._event = threading.Event()
         self._patience = Patience(clock, plan.patience_s, self.stopping)

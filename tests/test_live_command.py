@@ -89,6 +89,41 @@ def test_ctrl_c_is_an_orderly_end(server, tmp_path):
         assert process.wait() == 0, process.story()
 
 
+# What is under way when somebody wants the end: what the strategy says as it begins, and what it does then.
+LOW = 'LimitOrderStyle(round(get_current_data()["000001.XSHE"].last_price * 0.985, 2))'
+UNDER_WAY = {
+    'initialize': 'import time\n    log.info("begins")\n    time.sleep(1.0)\n    log.info("done")',
+    'an order': 'log.info("begins")\n    order("000001.XSHE", 100, %s)\n    log.info("done")' % LOW,
+    'the wait': 'log.info("begins")\n    log.info("done")'}
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='Ctrl-C of a console')
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('what', list(UNDER_WAY))
+def test_whatever_is_under_way_ends_in_order_however_often_it_is_asked_to(server, tmp_path, what, number):
+    with live(server, tmp_path, 'def initialize(context):\n    ' + UNDER_WAY[what]) as process:
+        process.line_with('已就绪' if what == 'the wait' else 'begins')
+        for _ in range(3):
+            process._process.send_signal(number)
+        assert process.wait() == 0, process.story()
+        story = process.story()
+        assert 'done' in story and '已停止' in story and 'Traceback' not in story
+        assert ('未完成的委托，没有撤：Order(order_id=' in story) == (what == 'an order')
+    assert jq.LiveState.read(os.path.join(str(tmp_path), 'live', 'strategy')).running is None
+
+
+@pytest.mark.parametrize('encoding', ['ascii', 'gbk'])
+def test_a_console_that_lacks_characters_breaks_nothing(server, tmp_path, encoding):
+    text = BUYING.replace("'ready, %s'", "'\U0001f600 ready, %s'")
+    written(tmp_path, text)
+    with LineProcess(command(tmp_path), cwd=str(tmp_path),
+                     env=dict(environment(server), PYTHONIOENCODING=encoding)) as process:
+        process.line_with(r'\\U0001f600 ready')
+        process.interrupt()
+        assert process.wait() == 0, process.story()
+        assert ('\\u5df2\\u505c\\u6b62' in process.story()) == (encoding == 'ascii')
+
+
 def test_one_process_for_a_directory_and_a_stop_file(server, tmp_path):
     with live(server, tmp_path, BUYING, '--dry-run', '--runtime-dir', 'one') as process:
         process.line_with('ready')

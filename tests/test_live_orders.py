@@ -310,6 +310,20 @@ def test_a_disk_that_is_full_after_an_order_does_not_make_it_look_failed(tmp_pat
         assert run.session.g.o.filled == 300 and it.said('没有记下')
 
 
+def test_a_console_that_breaks_does_not_make_an_order_look_failed(tmp_path):
+    text = tasks(at_0935='g.o = order("%s", 300)' % A, at_0936='log.info("again")')
+
+    class Console(list):
+        def append(self, line):
+            if it.clock.now() == moment('2025-03-03 09:35'):
+                raise BrokenPipeError(32, 'Broken pipe')
+            super().append(line)
+    with stage(tmp_path, START, END) as it:
+        it.lines = Console()
+        run = it.run(it.strategy(text))
+        assert run.session.g.o.filled == 300 and it.said('（有 1 行没有写出来）')
+
+
 def test_an_accepted_key_without_an_order_id_stays_open(tmp_path):
     text = tasks(at_0935=CAUGHT, at_0940='g.out.append(order("%s", 300))' % A)
     with stage(tmp_path, START, END) as it:

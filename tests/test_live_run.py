@@ -410,6 +410,15 @@ def test_the_overview_comes_on_its_schedule(tmp_path):
         assert [line.split()[1] for line in it.said('（定时）')] == ['09:30:00', '10:00:00', '10:30:00']
 
 
+def test_the_overview_is_a_table(tmp_path):
+    """Its columns line up where a Chinese character takes two places."""
+    with stage(tmp_path, '2025-03-03 09:40', '2025-03-03 10:00') as it:
+        it.run(it.strategy("def initialize(context):\n    order('000001.XSHE', 100)\n    order('510300.XSHG', 2000)\n"))
+        it.run(it.strategy(HOOKS, 'strategy.py'), '2025-03-03 10:10')
+        table = it.said('（启动）')[-1].split('\n')[3:]
+        assert len(table) == 4 and '平安银行' in '\n'.join(table) and len({bq.text_width(line) for line in table}) == 1
+
+
 def test_an_initialize_that_ordered_and_failed_is_not_repeated(tmp_path):
     with stage(tmp_path, '2025-03-03 09:40', '2025-03-03 18:00') as it:
         with pytest.raises(jq.StrategyError):
