@@ -1748,9 +1748,16 @@ class DataView:
         return self.today_row is None or self.day_value(code, 'paused') != 0
 
     def limits(self, code):
-        """(high, low) of today, infinities where there are none."""
-        high, low = self.day_value(code, 'high_limit'), self.day_value(code, 'low_limit')
-        return high if high == high else math.inf, low if low == low else -math.inf
+        """(high, low) of today, infinities where there are none; NaN where the source does not tell, nor the rules."""
+        told = self.day_value(code, 'high_limit'), self.day_value(code, 'low_limit')
+        if told[0] == told[0] and told[1] == told[1]:
+            return told
+        before = self.day_value(code, 'pre_close')
+        if not before > 0:
+            return math.nan, math.nan
+        rules, none = price_limits(code, before, self.now.date()), (math.inf, -math.inf)
+        return tuple(own if own == own else none[side] if rules[side] is None else rules[side]
+                     for side, own in enumerate(told))
 
     def bars_between(self, code, after_ms, until_ms):
         """[(ms, high, low, volume)] of today's minutes with after < label <= until; None without minutes."""
@@ -2440,7 +2447,7 @@ class SimulatedBroker(BrokerInterface):
         try:
             code = self._known(security)
             amount = self._sized(code, amount, style)
-        except _Void as reason:
+        except (_Void, DataUnavailable) as reason:
             self._log('warning', '%s 下单 %s 股没有成立：%s' % (printable(str(security)), amount, reason))
             return None
         order = Order(len(self.all_orders) + 1, code, amount > 0, abs(amount), style, self.view.now)
@@ -2512,16 +2519,24 @@ class SimulatedBroker(BrokerInterface):
     def _try(self, order):
         """At once, all or nothing: what cannot be filled is cancelled at market and rests at a limit."""
         code = order.security
-        price = self.costs.slipped(code, self.view.last_price(code), order.is_buy)
-        if self.options.match_by_signal and order.limit is not None:
+        problem = self._unpriced(code)
+        if problem is None and self.options.match_by_signal and order.limit is not None:
             return self._fill(order, order.amount, order.limit, self.view.now)
-        problem = self._problem(order, price)
         if problem is None:
-            return self._fill(order, order.amount, price, self.view.now)
+            price = self.costs.slipped(code, self.view.last_price(code), order.is_buy)
+            problem = self._problem(order, price)
+            if problem is None:
+                return self._fill(order, order.amount, price, self.view.now)
         if order.limit is None:
             return self._finish(order, OrderStatus.canceled, problem)
         order.status, order.message, order.resting_since = OrderStatus.open, problem, self.view.now_ms
         return self._lock(order)
+
+    def _unpriced(self, code):
+        """Why there is nothing to fill at, or None."""
+        if self.view.is_paused(code):
+            return '停牌，或不是交易日'
+        return None if self.view.last_price(code) > 0 else '没有价格'
 
     def _problem(self, order, price):
         """Why an order does not fill at this price, or None."""
@@ -2529,12 +2544,18 @@ class SimulatedBroker(BrokerInterface):
         if worst is not None and (price > worst + 1e-9 if order.is_buy else price < worst - 1e-9):
             return '价格 %g 不在委托价 %g 以内' % (price, worst)
         high, low = self.view.limits(order.security)
+        if high != high or low != low:
+            return '涨跌停价算不出来'
         if price >= high - 1e-9 if order.is_buy else price <= low + 1e-9:
             return '涨停，买不到' if order.is_buy else '跌停，卖不掉'
         volume = self.view.day_value(order.security, 'volume')
-        if order.amount > int(volume * self.options.order_volume_ratio + 1e-6 if volume == volume else 0):
+        if order.amount > self._share_of(volume):
             return '数量大于当日成交量 %g 的 %g 倍' % (volume, self.options.order_volume_ratio)
         return None
+
+    def _share_of(self, volume):
+        """Shares that an order may have of what was traded; of a volume that is not known none."""
+        return int(volume * self.options.order_volume_ratio + 1e-6) if volume == volume else 0
 
     # -- ledger --------------------------------------------------------------------------------------------------
     def _lock(self, order):
@@ -2664,7 +2685,7 @@ class SimulatedBroker(BrokerInterface):
         hits = sorted(((ms, order.order_id, order, volume) for order in resting
                        for ms, volume in self._hits(order, until_ms)), key=lambda hit: hit[:2])
         for ms, _, order, volume in hits:
-            amount = min(order.remaining, int(volume * self.options.order_volume_ratio + 1e-6))
+            amount = min(order.remaining, self._share_of(volume))
             if amount and order.status in ALIVE:
                 self._fill(order, amount, order.limit, from_ms(ms))
         for order in resting:

@@ -5,7 +5,7 @@ import pytest
 
 import bullet_qmt as bq
 import jq_helper as jq
-from tests.engine import A, B, ETF, GOLD, STAR, MadeMarket, day_row, days_from, run
+from tests.engine import A, B, ETF, GOLD, STAR, MadeMarket, day_row, days_from, open_run, run
 
 DAYS = days_from('2024-03-04', 5)
 PLAIN = '''
@@ -361,6 +361,72 @@ def test_a_suspended_security_gives_no_order(market, tmp_path):
     ''' % (B, B), days=3)
     assert [values['paused'] for _, values in result.records] == [0.0, 1.0, 0.0]
     assert len(result.trades) == 2 and any('停牌' in line for line in lines)
+
+
+SELL_ON_THE_SECOND_DAY = '''
+    def begin(context):
+        run_daily(trade, '9:30')
+
+    def trade(context):
+        if context.current_dt.day == 4:
+            order('{0}', 1000)
+        elif context.current_dt.day == 5:
+            g.seen += [order('{0}', -500), order('{0}', -500, LimitOrderStyle({1}))]
+'''
+_PRICES = ('open', 'close', 'high', 'low')
+
+
+@pytest.mark.parametrize('changes, asked, said, filled', [
+    (dict.fromkeys(_PRICES, math.nan), 9.9, '没有价格', 0),
+    (dict.fromkeys(_PRICES + ('pre_close', 'high_limit', 'low_limit'), math.nan), 9.9, '没有价格', 0),
+    (dict.fromkeys(('pre_close', 'high_limit', 'low_limit'), math.nan), 10.4, '涨跌停价算不出来', 0),
+    (dict(high_limit=math.nan, low_limit=math.nan), 10.0, '', 1000),
+    (dict(high_limit=math.nan, low_limit=math.nan, open=9.0, low=9.0, high=9.0, close=9.0), 9.0, '跌停', 0),
+    (dict(volume=math.nan), 9.9, '成交量', 0)])
+def test_what_a_day_does_not_tell_sells_nothing(tmp_path, market, changes, asked, said, filled):
+    """With rules for the limits that the source leaves out."""
+    text = PLAIN.replace('FixedSlippage(0.02)', 'FixedSlippage(0)') + SELL_ON_THE_SECOND_DAY.format(B, asked)
+    lines = []
+    with open_run(tmp_path, text, market.source, DAYS[0], DAYS[2]) as prepared:
+        columns = prepared.store.daily(B).columns
+        for name, value in changes.items():
+            columns[name][prepared.store.row_of[prepared.days[1]]] = value
+        prepared.session.log._write = lines.append
+        prepared.run()
+        sales = prepared.session.broker.all_orders[1:]
+    assert [order.is_buy for order in sales] == [False, False] and sum(order.filled for order in sales) == filled
+    assert all(order.status is (jq.OrderStatus.held if filled else jq.OrderStatus.canceled) for order in sales)
+    assert any(said in order.message for order in sales) and (filled or any(said in line for line in lines))
+    assert all(math.isfinite(row[3]) for row in prepared.day_rows)
+
+
+def test_before_the_first_trade_day_no_option_fills_an_order(market, tmp_path):
+    days = days_from(DAYS[0], 8)
+    market.daily(B, [day_row(day, 10.0) for day in days])
+    result, _ = run(tmp_path, PLAIN + '''
+    def begin(context):
+        set_option('always_match_market_order', True)
+        set_option('match_by_signal', True)
+        g.seen += [order('{0}', 100), order('{0}', 100, LimitOrderStyle(12.0))]
+        assert not get_trades() and g.seen[0].status == OrderStatus.canceled and '交易日' in g.seen[0].message
+    '''.format(B), market.source, '2024-03-09', days[6])
+    assert only(result.trades)['time'].date() == result.days[0]
+
+
+def test_a_security_whose_data_cannot_be_had_gives_no_order(market, tmp_path):
+    with open_run(tmp_path, PLAIN + '''
+    def begin(context):
+        run_daily(trade, '9:30')
+
+    def trade(context):
+        g.seen.append(order('%s', 100))
+    ''' % B, market.source, DAYS[0], DAYS[0]) as prepared:
+        def fail(code, row=None):
+            raise bq.DataUnavailable('没有 %s 的行情' % code)
+        prepared.store.daily, lines = fail, []
+        prepared.session.log._write = lines.append
+        prepared.run()
+        assert prepared.session.g.seen == [None] and any('没有 %s 的行情' % B in line for line in lines)
 
 
 @pytest.mark.parametrize('security', ['000300.XSHG', '600001.XSHG', '600000', 'nothing'])
