@@ -2373,13 +2373,17 @@ class BrokerInterface:
     """What a strategy's session needs of whoever carries its orders out; the simulation and a real account alike.
 
     portfolio: Portfolio. place(security, amount, style) -> Order, or None where nothing was ordered (amount negative to
-    sell). cancel(order_id) -> Order or None. open_orders(), orders(), trades(): OrderedDicts by id, of today.
-    begin_day(moment) -> [DividendsEvent]. advance(moment): all that happens up to then; end_day(moment).
+    sell). place_all([(security, amount, style)]) -> Orders, or all None. cancel(order_id) -> Order or None.
+    open_orders(), orders(), trades(): OrderedDicts by id, of today. begin_day(moment) -> [DividendsEvent].
+    advance(moment): all that happens up to then; end_day(moment).
     """
 
     portfolio = None
 
     def place(self, security, amount, style):
+        raise NotImplementedError
+
+    def place_all(self, orders):
         raise NotImplementedError
 
     def cancel(self, order_id):
@@ -2460,6 +2464,34 @@ class SimulatedBroker(BrokerInterface):
             order.status = OrderStatus.new
             self._lock(order)
         return order
+
+    def place_all(self, orders):
+        """Where one of them comes to nothing, what those before it did is undone."""
+        undo, placed = self._snapshot(), []
+        for number, each in enumerate(orders, 1):
+            placed.append(self.place(*each))
+            if placed[-1] is None:
+                undo()
+                self._log('warning', '批量委托的第 %d 笔没有成立，%d 笔都不下' % (number, len(orders)))
+                return [None] * len(orders)
+        return placed
+
+    def _snapshot(self):
+        """A function that makes the account what it is now, whatever was placed meanwhile."""
+        states = [(item, dict(vars(item))) for item in [self.portfolio] + list(self.portfolio.positions.values())]
+        tables = [(table, list(table.items()))
+                  for table in (self.portfolio.positions, self._orders, self._trades, self._open)]
+        counts = [(rows, len(rows)) for rows in (self.all_orders, self.all_trades)]
+
+        def undo():
+            for item, fields in states:
+                vars(item).update(fields)
+            for table, items in tables:
+                table.clear()
+                table.update(items)
+            for rows, count in counts:
+                del rows[count:]
+        return undo
 
     def cancel(self, order_id):
         order = self._open.get(order_id)
@@ -3237,8 +3269,7 @@ class Session:
     # -- orders --------------------------------------------------------------------------------------------------
     def order(self, security, amount, style=None, side='long', pindex=0, close_today=False):
         """An Order, filled or not; None where it came to nothing. amount negative to sell."""
-        style = _order_style_of(style, side, pindex, close_today)
-        return self._place(security, _whole_shares(amount), style)
+        return self._place(*_order_arguments(security, amount, style, side, pindex, close_today))
 
     def order_value(self, security, value, style=None, side='long', pindex=0, close_today=False):
         style = _order_style_of(style, side, pindex, close_today)
@@ -3257,13 +3288,10 @@ class Session:
         return None if shares is None else self._target(security, shares, style)
 
     def batch_submit_orders(self, orders):
-        """[dict of order()'s arguments]: all or none. List of Orders."""
-        placed = [self.order(**each) for each in orders]
-        if None in placed:
-            for order in placed:
-                if order is not None:
-                    self.broker.cancel(order.order_id)
-        return placed
+        """[dict of order()'s arguments]: all or none, if it is known beforehand. List of Orders, or of Nones."""
+        if not isinstance(orders, (list, tuple)):
+            raise BadRequest('batch_submit_orders 的参数应为委托的列表，收到 %s' % brief(orders), _BATCH_HINT)
+        return self.broker.place_all([_batch_element(number, each) for number, each in enumerate(orders, 1)])
 
     def cancel_order(self, order):
         """The Order, or None if it is not open."""
@@ -3344,6 +3372,29 @@ def _recorded(value, name):
     if math.isinf(number):
         raise BadRequest('record 的 %s 应为数字，得到 %s' % (name, brief(value)), '没有值的日子用 float(\'nan\')，或不记')
     return number if number != number else check_number(number, name, -1e15, 1e15)
+
+
+def _order_arguments(security, amount, style=None, side='long', pindex=0, close_today=False):
+    return security, _whole_shares(amount), _order_style_of(style, side, pindex, close_today)
+
+
+_BATCH_HINT = "例如 batch_submit_orders([{'security': '000001.XSHE', 'amount': 100}])，一笔也没有下"
+
+
+def _batch_element(number, each):
+    """What place() is given for one order of a batch. Raises BadRequest, NotImplementedError, which name it."""
+    try:
+        if not isinstance(each, dict):
+            raise BadRequest('应为 dict，收到 %s' % brief(each))
+        arguments = _order_arguments(**each)
+        if not arguments[1]:
+            raise BadRequest('amount 不能是 0')
+        return arguments
+    except NotImplementedError as error:
+        raise NotImplementedError('批量委托的第 %d 笔：%s' % (number, error))
+    except (BadRequest, TypeError) as error:  # of another argument than order() has, or of one too few
+        text = str(getattr(error, 'message', error)).replace(_order_arguments.__name__, 'order')
+        raise BadRequest('批量委托的第 %d 笔：%s' % (number, text), _BATCH_HINT)
 
 
 def _canonical(security):
@@ -3724,20 +3775,42 @@ class RemoteBroker(BrokerInterface):
 
     # -- orders ------------------------------------------------------------------------------------------------------
     def place(self, security, amount, style):
-        asked = amount
-        try:
-            code = self._known(security)
-            amount = self._sized(code, amount, style)
-            self._check_open_keys(code, amount)
-            self._check_limits(code, amount, style)
-        except (_Void, DataUnavailable, SecurityNotFound) as reason:
-            self._log('warning', '%s 下单 %s 股没有成立：%s' % (printable(str(security)), asked, reason))
+        checked = self._checked(security, amount, style)
+        if checked is None:
             return None
+        code, amount = checked
         if self._terms.dry_run:
             self._log('info', '演练，没有发出：%s' % _order_text(code, amount, style))
             self._book.count_order()
             return None
         return self._send(code, amount, style)
+
+    def _checked(self, security, amount, style, before=0):
+        """(code, shares that can be had), or None with a line that says why. before: orders that go first."""
+        try:
+            code = self._known(security)
+            shares = self._sized(code, amount, style)
+            self._check_open_keys(code, shares)
+            self._check_limits(code, shares, style, before)
+        except (_Void, DataUnavailable, SecurityNotFound) as reason:
+            self._log('warning', '%s 下单 %s 股没有成立：%s' % (printable(str(security)), amount, reason))
+            return None
+        return code, shares
+
+    def place_all(self, orders):
+        """Each is checked before the first is sent. What comes of them then cannot be undone, but ends what is open."""
+        for number, each in enumerate(orders):
+            if self._checked(*each, before=number) is None:
+                self._log('warning', '批量委托的第 %d 笔没有成立，%d 笔都不下' % (number + 1, len(orders)))
+                return [None] * len(orders)
+        placed = []
+        for number, each in enumerate(orders, 1):
+            placed.append(self.place(*each))
+            if placed[-1] is None and not self._terms.dry_run:
+                self._log('error', '批量委托的第 %d 笔没有成立：后面的不再下，前面没有成交的撤掉' % number)
+                placed = [order and (self.cancel(order.order_id) or order) for order in placed]
+                return placed + [None] * (len(orders) - number)
+        return placed
 
     _known, _sized, _check_style = SimulatedBroker._known, SimulatedBroker._sized, SimulatedBroker._check_style
     _affordable = SimulatedBroker._affordable
@@ -3766,10 +3839,10 @@ class RemoteBroker(BrokerInterface):
         return code in self._undecided.values()
 
     # -- limits: what cannot be computed does not pass -------------------------------------------------------------
-    def _check_limits(self, code, amount, style):
+    def _check_limits(self, code, amount, style, before):
         limits = self._terms.limits
-        if limits.orders is not None and self._book.orders >= limits.orders:
-            raise _Void('今天已下 %d 笔委托，上限 %d' % (self._book.orders, limits.orders))
+        if limits.orders is not None and self._book.orders + before >= limits.orders:
+            raise _Void('今天已下 %d 笔委托，上限 %d' % (self._book.orders + before, limits.orders))
         if limits.order_value is not None:
             worth = self._worth(code, amount, style)
             if not 0 < worth <= limits.order_value:

@@ -462,6 +462,65 @@ def test_targets_count_what_is_held_and_cancel_what_is_open(market, tmp_path):
     assert traded == [(A, 'BUY', 2000), (A, 'SELL', 700), (ETF, 'BUY', 2000)]
 
 
+@pytest.mark.parametrize('orders, said', [
+    ("[dict(security='{0}', amount=100), dict(security='{0}', amount='100')]", '第 2 笔'),
+    ("[dict(security='{0}', amount=100), dict(security='{0}', amount=100.5)]", '第 2 笔'),
+    ("[dict(security='{0}', amount=0)]", '第 1 笔'), ("[dict(security='{0}', amount=100), '{0}']", '第 2 笔'),
+    ("[dict(security='{0}', amount=100), dict(security='{0}')]", "第 2 笔：order() missing"),
+    ("[dict(security='{0}', amount=100), dict(security='{0}', amount=100, price=3)]", "'price'"),
+    ("[dict(security='{0}', amount=100), dict(security='{0}', amount=100, style='x')]", '第 2 笔'),
+    ("[dict(security='{0}', amount=100), dict(security='{0}', amount=100, side='short')]", '第 2 笔'),
+    ("dict(security='{0}', amount=100)", '列表'), ("None", '列表')])
+def test_a_batch_with_an_order_that_is_none_orders_nothing(market, tmp_path, orders, said):
+    result, lines = play(market, tmp_path, '''
+    def begin(context):
+        run_daily(trade, '9:30')
+
+    def trade(context):
+        try:
+            batch_submit_orders(%s)
+        except Exception as error:
+            log.info('%%s %%s', getattr(error, 'code', ''), error)
+        assert not get_orders()
+    ''' % orders.format(A), days=1)
+    assert result.orders == [] and said in only(lines)
+    assert 'BAD_REQUEST' in lines[0] or '做空' in lines[0]
+
+
+@pytest.mark.parametrize('last', ["dict(security='600001.XSHG', amount=100)", "dict(security='{1}', amount=-100)",
+                                  "dict(security='{1}', amount=100000)", "dict(security='{2}', amount=100)"])
+def test_of_a_batch_all_or_none_is_ordered(market, tmp_path, last):
+    """Where the last of them comes to nothing; the one before it has taken the cash, or has bought what is sold."""
+    market.daily(GOLD, [day_row(day, 4.0, paused=1) for day in DAYS])
+    result, lines = play(market, tmp_path, '''
+    def begin(context):
+        set_slippage(FixedSlippage(0))
+        run_daily(buy, '9:30')
+        run_daily(trade, '10:00')
+
+    def buy(context):
+        if not context.portfolio.positions:
+            order('{{0}}', 1000)
+            order('{{0}}', 1000, LimitOrderStyle(9.5))
+
+    def trade(context):
+        if context.current_dt.day != 5:
+            return
+        portfolio = context.portfolio
+        look = lambda: (portfolio.available_cash, portfolio.locked_cash, portfolio.transferable_cash,
+                        [(code, vars(each)) for code, each in portfolio.positions.items()],
+                        [(key, str(each)) for key, each in get_orders().items()], list(get_trades()))
+        before = repr(look())
+        orders = [dict(security='{{0}}', amount=-400), dict(security='{{1}}', amount=99300), {0}]
+        assert batch_submit_orders(orders) == [None] * 3 and repr(look()) == before
+        first, second = batch_submit_orders(orders[:2])
+        assert (first.filled, second.amount) == (400, 99300) and portfolio.positions['{{0}}'].amount == 600
+    '''.format(last).format(A, B, GOLD))
+    assert [(row['security'], row['amount']) for row in result.trades] == [(A, 1000), (A, 400), (B, 99300)]
+    assert [row['order_id'] for row in result.orders] == ['1', '2', '3', '4']
+    assert any('第 3 笔没有成立' in line for line in lines)
+
+
 def test_dividends_and_shares_come_on_the_ex_date(market, tmp_path, monkeypatch):
     market.daily(B, [day_row(DAYS[0], 10.0), day_row(DAYS[1], 10.0), day_row(DAYS[2], 5.0, pre_close=4.75),
                      day_row(DAYS[3], 5.0)])

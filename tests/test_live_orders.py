@@ -332,6 +332,47 @@ def test_an_accepted_key_without_an_order_id_stays_open(tmp_path):
         assert out_of(run) == ['OrderStateUnknown', None] and len(run.state.keys) == 1
 
 
+# -- batches -------------------------------------------------------------------------------------------------------
+BATCH = """price = round(get_current_data()['%s'].last_price * 0.985, 2)
+g.out += batch_submit_orders([dict(security='%s', amount=100, style=LimitOrderStyle(price)),
+                              dict(security='%%s', amount=100), dict(security='%s', amount=200)])
+g.open = len(get_open_orders())""" % (A, A, B)
+
+
+@pytest.mark.parametrize('second, options, number', [
+    ('000300.XSHG', {}, 2), (B, {'limits': jq.RiskLimits(None, 2, None, None)}, 3)])
+def test_of_a_batch_with_an_order_that_may_not_go_nothing_is_sent(tmp_path, second, options, number):
+    with stage(tmp_path, START, END) as it:
+        run = it.run(it.strategy(tasks(at_0935=BATCH % second)), **options)
+        assert out_of(run) == [None] * 3 and it.broker.get_orders() == []
+        assert it.said('批量委托的第 %d 笔没有成立' % number)
+
+
+def test_a_batch_is_sent_in_its_order(tmp_path):
+    with stage(tmp_path, START, END) as it:
+        run = it.run(it.strategy(tasks(at_0935=BATCH % B)))
+        assert [placed.amount for placed in out_of(run)] == [100, 100, 200] and run.session.g.open == 1
+
+
+def test_a_batch_of_a_dry_run_is_shown_whole(tmp_path):
+    with stage(tmp_path, START, END) as it:
+        run = it.run(it.strategy(tasks(at_0935=BATCH % B)), dry_run=True)
+        assert out_of(run) == [None] * 3 and it.broker.get_orders() == [] and len(it.said('演练，没有发出')) == 3
+
+
+def test_a_batch_whose_order_the_broker_refuses_ends_there(tmp_path):
+    """The ones before it are cancelled where they are open, the ones after it never sent."""
+    def refuse(place, code, *args, **kwargs):
+        if code == B:
+            raise bq.OrderRejected('柜台拒绝')
+        return place(code, *args, **kwargs)
+    with stage(tmp_path, START, END) as it:
+        run = it.run(it.strategy(tasks(at_0935=BATCH % B)), remote=Between(it.broker, place_order=refuse))
+        first, second, third = out_of(run)
+        assert (str(first.status), second, third, run.session.g.open) == ('canceled', None, None, 0)
+        assert [row['status'] for row in it.broker.get_orders()] == ['canceled']
+
+
 # -- what else an account holds ------------------------------------------------------------------------------------
 def holding(code, amount=100, **more):
     return dict({'security': code, 'amount': amount, 'closeable_amount': amount, 'avg_cost': 10.0, 'last_price': 11.0,
