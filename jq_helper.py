@@ -1335,6 +1335,10 @@ class Schedule:
                                          next(self._numbers)))
         self._version += 1
 
+    @property
+    def has_tasks(self):
+        return bool(self._tasks)
+
     def clear(self):
         self._tasks, self._version = [], self._version + 1
 
@@ -2876,16 +2880,23 @@ _LEFT_OUT = {
     '财务数据': ('QMT 远程服务没有财务数据；自备一份，用 read_file 读入',
              'get_fundamentals get_fundamentals_continuously query run_query get_valuation get_history_fundamentals '
              'get_factor_values get_all_factors'),
+    '宏观等数据库': ('QMT 远程服务没有这些数据；自备一份，用 read_file 读入', 'get_fund_info get_macro get_index_weights'),
     '资金与龙虎榜': ('QMT 远程服务没有这些数据；自备一份，用 read_file 读入',
-               'get_money_flow get_billboard_list get_mtss get_call_auction get_locked_shares get_ticks'),
+               'get_money_flow get_money_flow_pro get_billboard_list get_mtss get_call_auction get_locked_shares '
+               'get_ticks get_current_tick get_preopen_infos'),
     '行业与概念': ('QMT 远程服务没有历史的行业与概念；自备一份，用 read_file 读入',
               'get_industry get_industry_stocks get_concept_stocks get_concept get_concepts get_industries'),
     '融资融券与期货': ('只支持股票、基金、可转债的普通买卖', 'margincash_open margincash_close margincash_direct_refund '
                 'marginsec_open marginsec_close marginsec_direct_refund get_margincash_stocks get_marginsec_stocks '
-                'get_dominant_future get_future_contracts set_subportfolios transfer_cash'),
+                'get_dominant_future get_future_contracts set_subportfolios transfer_cash SubPortfolioConfig purchase '
+                'redeem set_margincash_limit set_margincash_interest_rate set_marginsec_limit '
+                'set_marginsec_interest_rate'),
     '止损委托': ('自己判断价格后再下单', 'StopMarketOrderStyle StopLimitOrderStyle'),
     '优化与回测管理': ('参数扫描用 backtest --grid', 'portfolio_optimizer create_backtest get_backtest'),
 }
+# Tables that strategies ask by attribute, mostly inside query().
+_LEFT_OUT_TABLES = ('valuation indicator balance income cash_flow bank_indicator security_indicator '
+                    'insurance_indicator finance macro opt bond jy gta sup')
 _MISSING_MODULES = {'jqlib': '技术指标请用 pandas/numpy 自己计算', 'jqfactor': '因子请用 pandas/numpy 自己计算',
                     'jqdatasdk': '行情用 get_price 等函数取，数据来自 --data-provider'}
 
@@ -2897,8 +2908,24 @@ def _left_out(name, group, way_out):
     return call
 
 
+class _LeftOutTable:
+    """A table of a database that is not here: whoever asks for a column is told so."""
+
+    def __init__(self, name, way_out):
+        self.__name__, self._way_out = name, way_out
+
+    def __getattr__(self, column):
+        if column.startswith('_'):
+            raise AttributeError(column)
+        raise NotImplementedError('%s.%s（财务等数据表）不支持：%s' % (self.__name__, column, self._way_out))
+
+    def __call__(self, *args, **kwargs):
+        raise NotImplementedError('%s（财务等数据表）不支持：%s' % (self.__name__, self._way_out))
+
+
 LEFT_OUT = {name: _left_out(name, group, way_out) for group, (way_out, names) in _LEFT_OUT.items()
             for name in names.split()}
+LEFT_OUT.update({name: _LeftOutTable(name, _LEFT_OUT['财务数据'][0]) for name in _LEFT_OUT_TABLES.split()})
 
 
 class _NoSuchModules:
@@ -3000,12 +3027,18 @@ class StrategyFile:
         exec(compile(self.source, self.path, 'exec'), self.namespace)
         self.namespace.update({name: value for name, value in names.items() if self._is_remote(name)})
         self.namespace.update({name: value for name, value in (params or {}).items()
-                               if name in self.namespace and name not in names})
+                               if name in self.namespace and (name not in names or name in self._constants())})
+
+    def _constants(self):
+        """Names that the module itself gives a value."""
+        return {node.id for node in _module_level(ast.parse(self.source))
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
 
     def check_params(self, names):
         """Refuses parameters that nobody reads; a text about those of which that cannot be told. Raises ConfigError."""
         try:
             known, open_ended = _readable_params(ast.parse(self.source), os.path.dirname(self.path))
+            known |= self._constants()
         except (SyntaxError, ValueError):  # load() will say where
             return []
         unread = '、'.join(name for name in names if name not in known)
@@ -3042,16 +3075,16 @@ _ENGINE_FILES = ('jq_helper.py', 'bullet_qmt.py')
 
 
 def _readable_params(tree, directory):
-    """(names of the module's constants and of what it reads from g, whether there may be more than the text shows)."""
-    nodes, top = list(ast.walk(tree)), list(_module_level(tree))
+    """(names that the strategy imports or reads from g, whether there may be more of them than the text shows)."""
+    nodes = list(ast.walk(tree))
     imports = [node for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom))]
     of_g = [node.attr for node in nodes if isinstance(node, ast.Attribute) and _is_g(node.value)]
     told = [name for name in map(_name_asked_of_g, nodes) if name is not None]
-    constants = [node.id for node in top if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
-    imported = [alias.asname or alias.name for node in top if isinstance(node, ast.ImportFrom) for alias in node.names]
+    imported = [alias.asname or alias.name for node in _module_level(tree) if isinstance(node, ast.ImportFrom)
+                for alias in node.names]
     passed_on = sum(map(_is_g, nodes)) > len(of_g) + len(told)
     beside = any(_is_beside(node, directory) for node in imports)
-    return set(of_g + told + constants + imported) - {'*'}, passed_on or beside or '__dict__' in of_g
+    return set(of_g + told + imported) - {'*'}, passed_on or beside or '__dict__' in of_g
 
 
 def _module_level(node):
@@ -3249,6 +3282,14 @@ class Session:
         portfolio.available_cash += cash
         portfolio.inout_cash += cash
 
+    def subscribe(self, security, frequency='tick'):
+        """Ticks come in live runs alone; see BacktestRun, which says so."""
+
+    unsubscribe = subscribe
+
+    def unsubscribe_all(self):
+        """Nothing was subscribed."""
+
     def send_message(self, message, channel='weixin'):
         """JoinQuant sends it to the phone in simulations only; here it is a line of the log."""
         self.log.add('system', 'info', '消息：%s', str(message)[:200])
@@ -3424,9 +3465,9 @@ VIEW_NAMES = ('get_price', 'history', 'attribute_history', 'get_bars', 'get_curr
               'get_all_trade_days', 'get_all_securities', 'get_security_info', 'get_index_stocks', 'get_extras')
 SESSION_NAMES = ('run_daily', 'run_weekly', 'run_monthly', 'unschedule_all', 'set_option', 'set_benchmark',
                  'set_universe', 'set_slippage', 'set_order_cost', 'set_commission', 'record', 'inout_cash',
-                 'send_message', 'read_file', 'write_file', 'order', 'order_value', 'order_target',
-                 'order_target_value', 'batch_submit_orders', 'cancel_order', 'get_open_orders', 'get_orders',
-                 'get_trades')
+                 'subscribe', 'unsubscribe', 'unsubscribe_all', 'send_message', 'read_file', 'write_file', 'order',
+                 'order_value', 'order_target', 'order_target_value', 'batch_submit_orders', 'cancel_order',
+                 'get_open_orders', 'get_orders', 'get_trades')
 PLAIN_NAMES = {item.__name__: item for item in (
     OrderCost, PerTrade, PriceRelatedSlippage, FixedSlippage, StepRelatedSlippage, MarketOrderStyle, LimitOrderStyle,
     OrderStatus, FutureDataError, DividendsEvent, Order, Trade, Position, Portfolio, normalize_code)}
@@ -3463,6 +3504,7 @@ class BacktestRun:
         with provided_modules(RunAtWork('回测', self.session.names())):
             try:
                 self.session.start()
+                self._note_hooks()
                 for number, day in enumerate(self.days, 1):
                     self._run_day(day)
                     self._progress(number, len(self.days), day, self.day_rows[-1][1])
@@ -3490,6 +3532,20 @@ class BacktestRun:
             self.position_rows.append((day, code, position.amount, position.avg_cost, price))
         cash = portfolio.available_cash + portfolio.locked_cash
         self.day_rows.append((day, cash + worth, portfolio.inout_cash, cash, worth))
+
+    def _note_hooks(self):
+        """What of the strategy never runs here. Raises ConfigError where that is all of it."""
+        strategy, schedule, messages = self.session.strategy, self.session.schedule, self.session.messages
+        if strategy.hook('handle_tick'):
+            messages.append('回测里没有逐笔行情：handle_tick 不会运行，subscribe 不起作用')
+        idle = not schedule.hooks and not schedule.has_tasks
+        if not strategy.hook('initialize'):
+            if idle:
+                raise ConfigError('策略文件 %s 里没有 initialize，也没有 handle_data 等函数' % strategy.path,
+                                  '核对文件和函数名；定时任务在 initialize(context) 里用 run_daily 等登记')
+            messages.append('策略文件里没有 initialize：按默认设置运行')
+        elif idle:
+            messages.append('策略没有登记定时任务，也没有 handle_data 等函数：initialize 之后什么也不会运行')
 
     def _note_missing_minutes(self):
         codes = list(self.store.without_minutes)
@@ -4495,10 +4551,6 @@ class LiveSession(Session):
     def __init__(self, *args, **options):
         self.subscribed, self._restored, self._lost_names = set(), (), set()
         super().__init__(*args, **options)
-
-    def names(self):
-        own = {name: getattr(self, name) for name in ('subscribe', 'unsubscribe', 'unsubscribe_all')}
-        return dict(super().names(), **own)
 
     def move(self, moment):
         """To a time at which no job runs."""
@@ -6608,7 +6660,8 @@ def backtest(path, start, end, cash=1000000, frequency='day', benchmark=None, pr
             run.run()
         except (StrategyError, BulletError) as error:
             run.session.messages.append('回测中止：%s' % getattr(error, 'summary', error))
-            error.result = _result_of(run, strategy, params, chosen)
+            if run.day_rows or isinstance(error, StrategyError):
+                error.result = _result_of(run, strategy, params, chosen)
             raise
         return _result_of(run, strategy, params, chosen)
 

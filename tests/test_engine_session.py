@@ -127,7 +127,7 @@ def initialize(context):
 def test_another_module_of_the_name_is_put_back(market, tmp_path):
     sys.modules['jqdata'] = own = type(sys)('jqdata')
     try:
-        play(market, tmp_path, 'import jqdata\njqdata.order\n')
+        play(market, tmp_path, 'import jqdata\njqdata.order\n\ndef initialize(context): pass\n')
         assert sys.modules['jqdata'] is own
     finally:
         del sys.modules['jqdata']
@@ -149,6 +149,42 @@ def test_what_is_left_out_names_a_way_out(name):
     with pytest.raises(NotImplementedError) as caught:
         jq.LEFT_OUT[name]()
     assert name in str(caught.value) and '：' in str(caught.value)
+
+
+@pytest.mark.parametrize('line, name', [
+    ('query(valuation.code)', 'valuation.code'), ('income.net_profit > 0', 'income.net_profit'),
+    ('import jqdata as jq; jq.finance.STK_XR_XD', 'finance.STK_XR_XD'), ('macro.MAC_CPI', 'macro.MAC_CPI'),
+    ('get_index_weights("000300.XSHG")', 'get_index_weights'), ('purchase("519888.OF", 1)', 'purchase')])
+def test_what_is_left_out_says_so_where_the_module_uses_it(market, tmp_path, line, name):
+    error = failing(market, tmp_path, line + '\n\ndef initialize(context):\n    pass\n')
+    assert error.summary.startswith('第 4 行 NotImplementedError: %s（' % name)
+
+
+def test_a_strategy_s_own_names_go_before_those_that_are_left_out(market, tmp_path):
+    _, lines = play(market, tmp_path, 'bond = 1\n\ndef initialize(context):\n    log.info(str(bond))\n',
+                    params={'bond': 2})
+    assert lines[0].endswith('INFO - 2')
+
+
+def test_ticks_come_in_live_runs_alone_and_that_is_said_once(market, tmp_path):
+    result, _ = play(market, tmp_path, '''def initialize(context):
+    subscribe('%s', 'tick')
+
+
+def handle_tick(context, tick):
+    unsubscribe_all()
+''' % A, days=3)
+    assert result.finished and sum('handle_tick' in text for text in result.messages) == 1
+
+
+def test_a_file_in_which_nothing_can_run(market, tmp_path):
+    with pytest.raises(bq.ConfigError) as caught:
+        play(market, tmp_path, 'def initialise(context):\n    pass\n')
+    assert 'strategy.py' in caught.value.message and 'initialize' in caught.value.message
+    result, _ = play(market, tmp_path, 'def initialise(context): pass\n\ndef handle_data(context, data): pass\n')
+    assert any('没有 initialize' in text for text in result.messages)
+    result, _ = play(market, tmp_path, 'def initialize(context): pass\n')
+    assert any('什么也不会运行' in text for text in result.messages)
 
 
 def test_parameters_are_in_g_and_replace_constants(market, tmp_path):
