@@ -65,39 +65,27 @@ def _end_quietly(kind, error, trace):
 if __name__ == '__main__':
     sys.excepthook = _end_quietly
 
-import argparse
 import contextlib
-import difflib
 import enum
-import hashlib
 import heapq
-import hmac
 import importlib
 import io
-import ipaddress
 import itertools
 import json
 import logging
-import logging.handlers
 import math
 import numbers
 import os
-import random
 import re
-import secrets
 import select
 import signal
 import socket
 import socketserver
-import sqlite3
-import ssl
 import struct
 import threading
 import time
 import unicodedata
-import uuid
 import warnings
-import zlib
 from array import array
 from collections import Counter, OrderedDict, deque, namedtuple
 from datetime import date, datetime, timedelta, timezone
@@ -124,6 +112,42 @@ IS_WINDOWS = os.name == 'nt'
 BEIJING = timezone(timedelta(hours=8), 'CST')
 EPOCH = datetime(1970, 1, 1)
 DAY_MS = 86400000
+
+
+class LazyModule:
+    """Stands for a module until its first use loads it. Most programs use few of the modules that stand below."""
+
+    def __init__(self, name, namespace):
+        self.__dict__.update(_name=name, _namespace=namespace)
+
+    def _load(self):
+        module = importlib.import_module(self._name)
+        self._namespace[self._name.rpartition('.')[2]] = module
+        return module
+
+    def __getattr__(self, name):
+        return getattr(self._load(), name)
+
+    def __setattr__(self, name, value):
+        setattr(self._load(), name, value)
+
+
+argparse = LazyModule('argparse', globals())
+difflib = LazyModule('difflib', globals())
+hashlib = LazyModule('hashlib', globals())
+hmac = LazyModule('hmac', globals())
+ipaddress = LazyModule('ipaddress', globals())
+random = LazyModule('random', globals())
+secrets = LazyModule('secrets', globals())
+sqlite3 = LazyModule('sqlite3', globals())
+ssl = LazyModule('ssl', globals())
+uuid = LazyModule('uuid', globals())
+zlib = LazyModule('zlib', globals())
+
+
+def chance():
+    """Evenly from 0 to 1."""
+    return random.random()
 
 
 class Clock:
@@ -5524,7 +5548,7 @@ class QmtKeeper:
     put(kind, row) gets what the terminal pushes and must not block. pause(event, seconds) waits for either.
     """
 
-    def __init__(self, vendor, spec, clock, put, timing=None, jitter=random.random, pause=_qmt_pause):
+    def __init__(self, vendor, spec, clock, put, timing=None, jitter=chance, pause=_qmt_pause):
         if not spec.data_path:
             raise ConfigError('账户 %s 没有 userdata 路径' % spec.key, '设置 QMT_DATA_PATH，或 --accounts 名称=账号:类型:路径')
         self._vendor, self.spec, self._clock, self._put = vendor, spec, clock, put
@@ -5857,7 +5881,7 @@ class QmtBroker(BrokerAdapter):
     keeper: its QmtKeeper, with `on_connected`. Besides the contract: orders_known, health.
     """
 
-    def __init__(self, vendor, spec, clock, timing=None, jitter=random.random, pause=_qmt_pause):
+    def __init__(self, vendor, spec, clock, timing=None, jitter=chance, pause=_qmt_pause):
         self.spec, self._listener = spec, None
         self._book, self._faults, self._skipped = _QmtDayBook(clock), _QmtFaults(), set()
         self._mailbox = Mailbox('qmt-%s-events' % spec.key, self._handle_all)
@@ -9515,7 +9539,7 @@ class Gate:
 
     FAILURES, WINDOW_S, PENALTY_S, REMEMBERED = 5, 60.0, 5.0, 10000
 
-    def __init__(self, settings, monotonic, chance=random.random):
+    def __init__(self, settings, monotonic, chance=chance):
         self.allowed, self.limit = settings.allowlist, settings.max_connections
         self.token = settings.token.encode('utf-8')
         self.monotonic, self.chance = monotonic, chance
@@ -11781,8 +11805,8 @@ def _how_to_ask(key):
 
 
 # -- parser --------------------------------------------------------------------------------------------------------
-class _Help(argparse.HelpFormatter):
-    """Switches and values of the options table read as one line each."""
+class _ChineseHelp:
+    """For a HelpFormatter. Switches and values of the options table read as one line each."""
 
     def __init__(self, prog):
         super().__init__(prog, max_help_position=34, width=110)
@@ -11791,14 +11815,15 @@ class _Help(argparse.HelpFormatter):
         super().add_usage(usage, actions, groups, '用法：' if prefix is None else prefix)
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse in Chinese. What its own checks would say in English is found here before they run.
+class _ChineseParser:
+    """For an ArgumentParser, in Chinese. What its own checks would say in English is found before they run.
 
     A value is handed over as --option=value, so that a negative number is none of the options.
     """
 
     def __init__(self, **options):
-        super().__init__(formatter_class=_Help, allow_abbrev=False, add_help=False, **options)
+        super().__init__(formatter_class=_with_base(_ChineseHelp, argparse.HelpFormatter), allow_abbrev=False,
+                         add_help=False, **options)
         self._places, self._options = self.add_argument_group('参数'), self.add_argument_group('选项')
         self._commands = None
         self.add('-h', '--help', action='help', help='显示这份帮助')
@@ -11893,8 +11918,14 @@ def _nearest(name, known):
     return '是不是 %s' % near[0] if near else ''
 
 
+def _with_base(cls, base):
+    """The class on a base that is loaded only where a command runs."""
+    return type(base.__name__, (cls, base), {})
+
+
 def build_parser():
-    parser = _Parser(prog='bullet_qmt.py', description='QMT/MiniQMT 远程行情与交易服务：服务端、客户端、模拟交易所在一个文件里')
+    parser = _with_base(_ChineseParser, argparse.ArgumentParser)(
+        prog='bullet_qmt.py', description='QMT/MiniQMT 远程行情与交易服务：服务端、客户端、模拟交易所在一个文件里')
     parser.add('--version', action='version', version='bullet-qmt ' + __version__, help='显示版本')
     for name, (run, help, groups, arguments) in COMMANDS.items():
         sub = parser.add_command(name, help)
@@ -11959,8 +11990,9 @@ def setup_logging(settings):
 
 
 def _log_file(path):
+    from logging.handlers import RotatingFileHandler  # a client needs none
     try:
-        return logging.handlers.RotatingFileHandler(path, maxBytes=10 * 1024 * 1024, backupCount=5, encoding='utf-8')
+        return RotatingFileHandler(path, maxBytes=10 * 1024 * 1024, backupCount=5, encoding='utf-8')
     except OSError as error:
         raise ConfigError('日志文件 %s 打不开：%s' % (path, error), '检查 --log-file')
 

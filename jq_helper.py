@@ -45,30 +45,22 @@ Contents, each section using only those above it:
    22. BACKTEST     from a strategy's file to its result; the command
    23. JOINQUANT    install_jq_compat: a strategy in JoinQuant's own simulated trading on the remote account
 """
-import ast
-import base64
 import bisect
-import concurrent.futures
 import contextlib
-import csv
 import enum
 import errno
 import functools
-import hashlib
 import io
 import itertools
 import json
 import math
 import operator
 import os
-import pickle
 import re
 import sys
-import tempfile
 import threading
 import traceback
 import types
-import uuid
 import warnings
 from array import array
 from collections import Counter, OrderedDict, deque, namedtuple
@@ -77,7 +69,7 @@ from decimal import Decimal
 from time import monotonic
 
 from bullet_qmt import (
-    BAR_MINUTES, BEIJING, FINAL_STATUSES, BadRequest, BulletError, Clock, ConfigError, DataUnavailable,
+    BAR_MINUTES, BEIJING, FINAL_STATUSES, BadRequest, BulletError, Clock, ConfigError, DataUnavailable, LazyModule,
     LocalConnection, NotSupported, OrderNotFound, OrderRejected, OrderStateUnknown, ProtocolError, RemoteQmtBroker,
     RemoteQmtProvider, SecurityNotFound, ShortConnection, account_overview, as_shown,
     bars_elapsed, brief, calendar_groups,
@@ -96,6 +88,15 @@ __all__ = [
     'RemotePosition', 'RemoteOrder', 'RemoteTrade', 'BulletError', 'OrderRejected', 'OrderStateUnknown', 'backtest',
     'install_jq_compat', 'uninstall_jq_compat',
 ]
+
+ast = LazyModule('ast', globals())
+base64 = LazyModule('base64', globals())
+csv = LazyModule('csv', globals())
+futures = LazyModule('concurrent.futures', globals())
+hashlib = LazyModule('hashlib', globals())
+pickle = LazyModule('pickle', globals())
+tempfile = LazyModule('tempfile', globals())
+uuid = LazyModule('uuid', globals())
 
 # ======================================================================================================
 # 1. VALUES - checks of what users and servers give
@@ -6968,7 +6969,7 @@ def _grid_figures(executor, order, source, points, stop):
     waiting = {executor.submit(run_grid_point, dict(order._asdict()), source, dict(point), stop): number
                for number, point in enumerate(points)}
     try:
-        for future in concurrent.futures.as_completed(waiting):
+        for future in futures.as_completed(waiting):
             try:
                 yield waiting[future], future.result()
             except Exception as error:  # its process died
@@ -7002,7 +7003,7 @@ def _grid_executor(dask):
     Workers are never killed: one that holds a lock of the pool would take it along.
     """
     if dask is None:
-        with tempfile.TemporaryDirectory() as directory, concurrent.futures.ProcessPoolExecutor() as executor:
+        with tempfile.TemporaryDirectory() as directory, futures.ProcessPoolExecutor() as executor:
             yield executor, os.path.join(directory, 'stop')
         return
     distributed = optional_import('distributed')

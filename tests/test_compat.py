@@ -151,6 +151,17 @@ def test_control_characters_are_shown_not_obeyed():
     assert b.printable('a\nb\x1b[0m') == 'a\\x0ab\\x1b[0m'
 
 
+def test_a_lazy_module_is_the_module_from_its_first_use_on(monkeypatch):
+    monkeypatch.delitem(sys.modules, 'colorsys', raising=False)
+    space = {}
+    space['colorsys'] = lazy = b.LazyModule('colorsys', space)
+    assert 'colorsys' not in sys.modules
+    lazy.ONE_THIRD = 5
+    assert lazy.ONE_THIRD == 5 and space['colorsys'] is sys.modules['colorsys']
+    with pytest.raises(AttributeError):
+        lazy.nothing
+
+
 def test_optional_import_gives_none_for_what_is_not_there():
     assert b.optional_import('no_such_module_at_all') is None
     assert b.optional_import('json').dumps([]) == '[]'

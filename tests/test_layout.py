@@ -5,6 +5,7 @@ import io
 import os
 import re
 import statistics
+import subprocess
 import sys
 
 import pytest
@@ -217,7 +218,19 @@ def test_only_the_standard_library_is_imported_at_module_level(path):
                     found |= {alias.name for alias in leaf.names}
                 elif isinstance(leaf, ast.ImportFrom):
                     found.add(leaf.module)
-    assert found - STDLIB - own == set()
+    assert (found | lazy_modules(path)) - STDLIB - own == set()
+
+
+def lazy_modules(path):
+    return set(re.findall(r"^\w+ = LazyModule\('([\w.]+)', globals\(\)\)$", source_of(path), re.MULTILINE))
+
+
+@pytest.mark.parametrize('path', module_files(), ids=os.path.basename)
+def test_what_is_loaded_at_first_use_is_not_loaded_before(path):
+    name, lazy = os.path.splitext(os.path.basename(path))[0], sorted(lazy_modules(path))
+    code = 'import sys; sys.path.insert(0, %r); import %s; print([name for name in %r if name in sys.modules])' % (
+        os.path.dirname(path), name, lazy)
+    assert len(lazy) > 5 and subprocess.check_output([sys.executable, '-S', '-c', code]).split() == [b'[]']
 
 
 def test_heavy_libraries_are_imported_only_where_used():
