@@ -89,16 +89,14 @@ def interrupted_at(module, tmp_path, *arguments):
     return run([sys.executable, MODULE] + list(arguments), env=environment, cwd=str(tmp_path))
 
 
-@pytest.mark.parametrize('module, arguments', [
-    ('ipaddress', ['account']), ('logging', ['server']), ('pickle', ['backtest', 'x.py', '--start', '1', '--end', '2']),
-    ('pickle', ['live', 'x.py'])])
-def test_ctrl_c_while_modules_load_is_a_line(module, arguments, tmp_path):
-    done = interrupted_at(module, tmp_path, *arguments)
+@pytest.mark.parametrize('module', ['json', 'logging', 'socketserver', 'argparse'])
+def test_ctrl_c_while_modules_load_is_a_line(module, tmp_path):
+    done = interrupted_at(module, tmp_path, 'server')
     assert (done.returncode, done.stdout.strip()) == (bq.Exit.INTERRUPTED, bq.INTERRUPTED)
 
 
 def test_any_other_failure_of_an_import_is_shown(tmp_path):
-    (tmp_path / 'ipaddress.py').write_text('raise OSError("broken")', encoding='utf-8')
+    (tmp_path / 'logging.py').write_text('raise OSError("broken")', encoding='utf-8')
     done = run([sys.executable, MODULE, 'account'], env=dict(os.environ, PYTHONPATH=str(tmp_path)), cwd=str(tmp_path))
     assert done.returncode == 1 and 'Traceback' in done.stdout and 'OSError: broken' in done.stdout
 
