@@ -249,6 +249,24 @@ def optional_import(name):
         return None
 
 
+def has_panel():
+    """pandas dropped Panel after 0.24; its 0.25 still has the name, without the use."""
+    pandas = optional_import('pandas')
+    return pandas is not None and tuple(int(part) for part in pandas.__version__.split('.')[:2]) < (0, 25)
+
+
+def has_many_cores():
+    return (os.cpu_count() or 1) > 1
+
+
+def little_endian(values):
+    """An array of numbers with the bytes of each in the other order, where the machine's is not this one."""
+    if sys.byteorder == 'big':
+        values = array(values.typecode, values)
+        values.byteswap()
+    return values
+
+
 def text_width(text):
     """Columns that the text takes in the terminal: Chinese characters take two, combining marks none."""
     return sum(_char_width(char) for char in as_shown(text))
@@ -512,6 +530,16 @@ def restrict_to_owner(path):
     """A file with account data is for its owner alone. Windows keeps the folder's access list."""
     if not IS_WINDOWS:
         os.chmod(path, 0o600)
+
+
+def sync_directory(path):
+    """A file's new name is on disk when this returns. Windows keeps names by itself."""
+    if not IS_WINDOWS:
+        directory = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
 
 # ======================================================================================================
@@ -1974,10 +2002,7 @@ _ZLIB_LEVEL = 1  # prices are mostly small differences by then: higher levels ta
 
 def _little(numbers_in_order):
     """The bytes of an array, little-endian, without a copy where the machine is."""
-    if sys.byteorder == 'big':
-        numbers_in_order = array(numbers_in_order.typecode, numbers_in_order)
-        numbers_in_order.byteswap()
-    return memoryview(numbers_in_order).cast('B') if len(numbers_in_order) else b''
+    return memoryview(little_endian(numbers_in_order)).cast('B') if len(numbers_in_order) else b''
 
 
 def _native(typecode, data, numpy=None):
@@ -1986,9 +2011,7 @@ def _native(typecode, data, numpy=None):
         return numpy.frombuffer(data, {'d': '<f8', 'q': '<i8', 'B': 'u1', 'H': '<u2', 'I': '<u4'}[typecode])
     values = array(typecode)
     values.frombytes(data)
-    if sys.byteorder == 'big':
-        values.byteswap()
-    return values
+    return little_endian(values)
 
 
 def _doubles(values, numpy=None):
@@ -2428,7 +2451,7 @@ class _Spin:
     MOMENT_S, LONGEST_REST = 0.0002, 1024
 
     def __init__(self):
-        self._rest, self._misses = 0 if (os.cpu_count() or 1) > 1 else math.inf, 0
+        self._rest, self._misses = 0 if has_many_cores() else math.inf, 0
 
     def sees(self, is_there):
         """is_there(0) -> whether there is input. Whether some came in this moment."""
@@ -11350,7 +11373,7 @@ class RemoteQmtProvider:
         pre_factor_ref_date or today. start_date and count exclude each other.
         """
         many = not isinstance(security, str)
-        as_panel = many and panel and _has_panel()
+        as_panel = many and panel and has_panel()
         payload = _given_values(
             security=list(security) if many else security, start=start_date, end=end_date, frequency=frequency,
             fields=list(fields) if isinstance(fields, tuple) else fields, skip_paused=skip_paused or None, count=count,
@@ -11448,12 +11471,6 @@ class RemoteQmtProvider:
             self._tick_callback(tick)
         else:
             self._tick_callback(self._tick_context, tick)
-
-
-def _has_panel():
-    """pandas dropped Panel after 0.24; its 0.25 still has the name, without the use."""
-    pandas = optional_import('pandas')
-    return pandas is not None and tuple(int(part) for part in pandas.__version__.split('.')[:2]) < (0, 25)
 
 
 def _to_frame(table):

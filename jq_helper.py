@@ -72,7 +72,7 @@ from bullet_qmt import (
     BAR_MINUTES, BEIJING, FINAL_STATUSES, BadRequest, BulletError, Clock, ConfigError, DataUnavailable, LazyModule,
     LocalConnection, NotSupported, OrderNotFound, OrderRejected, OrderStateUnknown, ProtocolError, RemoteQmtBroker,
     RemoteQmtProvider, SecurityNotFound, ShortConnection, account_overview, as_shown,
-    bars_elapsed, brief, calendar_groups,
+    bars_elapsed, brief, calendar_groups, has_panel, sync_directory,
     check_choice, check_flag, check_moment, check_number, check_text, check_whole, combine, connect, factor_at,
     factor_ranges, format_table, from_ms, instrument, load_settings, lot_problem, normalize_code, normalize_codes,
     open_service, optional_import, order_style, parse_bool, parse_frequency, parse_host, parse_moment, parse_order_id,
@@ -2000,7 +2000,7 @@ class DataView:
         return self._label_cache[names]
 
     def _many(self, windows, names, panel):
-        if panel and hasattr(self.pandas, 'Panel') and _pandas_has_panel(self.pandas):
+        if panel and has_panel():
             return self._panel(windows, names)
         columns = OrderedDict([('time', self.numpy.concatenate([each.index.values for _, each in windows]))])
         columns['code'] = [code for code, each in windows for _ in range(len(each.times))]
@@ -2235,10 +2235,6 @@ def _blank_paused(columns, paused):
         if name not in ('paused', 'factor') and (paused != 0).any():
             columns[name] = columns[name].copy()
             columns[name][paused != 0] = math.nan
-
-
-def _pandas_has_panel(pandas):
-    return tuple(int(part) for part in pandas.__version__.split('.')[:2]) < (0, 25)
 
 
 def _dates_of(times):
@@ -4364,12 +4360,7 @@ def write_atomically(path, data):
         file.flush()
         os.fsync(file.fileno())
     _replace(fresh, path)
-    if os.name != 'nt':
-        directory = os.open(os.path.dirname(path) or '.', os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+    sync_directory(os.path.dirname(path) or '.')
 
 
 def _replace(fresh, path):

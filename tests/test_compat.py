@@ -1,8 +1,11 @@
 """Section 1: times in any spelling, time zones, text that lines up, sockets that wait."""
 import os
 import socket
+import struct
 import subprocess
 import sys
+import types
+from array import array
 from datetime import date, datetime, timedelta, timezone
 
 import pytest
@@ -160,6 +163,23 @@ def test_a_lazy_module_is_the_module_from_its_first_use_on(monkeypatch):
     assert lazy.ONE_THIRD == 5 and space['colorsys'] is sys.modules['colorsys']
     with pytest.raises(AttributeError):
         lazy.nothing
+
+
+@pytest.mark.parametrize('order', ['little', 'big'])
+def test_the_bytes_of_numbers_are_little_endian_on_any_machine(order, monkeypatch):
+    numbers = array('q', [1, 2])
+    monkeypatch.setattr(sys, 'byteorder', order)
+    swapped = b.little_endian(numbers)
+    assert list(numbers) == [1, 2] and swapped.tobytes() == (
+        numbers.tobytes() if order == 'little' else struct.pack('>2q', 1, 2))
+
+
+def test_panels_are_of_old_pandas_only(monkeypatch):
+    for version, there in (('0.23.4', True), ('0.24.2', True), ('0.25.0', False), ('3.0.0', False), ('10.1', False)):
+        monkeypatch.setitem(sys.modules, 'pandas', types.SimpleNamespace(__version__=version))
+        assert b.has_panel() is there
+    monkeypatch.setitem(sys.modules, 'pandas', None)
+    assert not b.has_panel()
 
 
 def test_optional_import_gives_none_for_what_is_not_there():

@@ -106,6 +106,8 @@ ASCII = {'PYTHONIOENCODING': 'ascii'}
 C_LOCALE = {'LC_ALL': 'C', 'PYTHONCOERCECLOCALE': '0', 'PYTHONUTF8': '0'}
 POOR = [ASCII, C_LOCALE, {'PYTHONIOENCODING': 'cp437'}, {'PYTHONIOENCODING': 'cp1252'}]
 STRATEGY = '''
+X = 1
+
 def initialize(context):
     log.info('初始化 \U0001F600')
     print('打印')

@@ -15,7 +15,7 @@ from tests.fakes import FakeClock
 pandas = pytest.importorskip('pandas')
 NOW = datetime(2024, 5, 15, 14, 0)  # a Wednesday, in session
 CODE, OTHER = '000001.XSHE', '600000.XSHG'
-HAS_PANEL = bq._has_panel()
+HAS_PANEL = bq.has_panel()
 
 
 @pytest.fixture(scope='module')

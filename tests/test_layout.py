@@ -145,7 +145,8 @@ def module_files():
     return [spec.origin for spec in specs if spec]
 
 
-MODULE = Module(source_of(bullet_qmt.__file__))
+MODULE_PATH = bullet_qmt.__file__
+MODULE = Module(source_of(MODULE_PATH))
 needs_all_sections = pytest.mark.skipif(not MODULE.complete, reason='section %d is not written yet' % LAST)
 
 
@@ -247,6 +248,16 @@ def test_only_the_command_line_prints_and_exits():
                 getattr(getattr(node.func, 'value', None), 'id', ''), getattr(node.func, 'attr', ''))
             if name in ('print', 'exit', 'quit', 'sys.exit', 'os._exit'):
                 wrong.append('line %d: %s' % (node.lineno, name))
+    assert wrong == []
+
+
+@pytest.mark.parametrize('path', module_files(), ids=os.path.basename)
+def test_only_the_first_section_looks_at_version_and_platform(path):
+    branches = re.compile(r'\b(sys\.(version_info|platform|byteorder)|os\.(name|cpu_count)|platform\.\w+|IS_WINDOWS|'
+                          r'(pandas|numpy)\.__version__|hasattr\((os|sys|select|signal|socket|ssl|pandas),)')
+    allowed = MODULE.section_at if path == MODULE_PATH else lambda line: None
+    wrong = ['line %d' % number for number, line in enumerate(source_of(path).splitlines(), 1)
+             if branches.search(line) and allowed(number) != 1]
     assert wrong == []
 
 
