@@ -1203,6 +1203,9 @@ class StepRelatedSlippage(PriceRelatedSlippage):
 
 _COST_TYPES = {'stock': 'stock', 'etf': 'fund', 'lof': 'fund', 'fund': 'fund', 'bond': 'bond', 'mmf': 'mmf',
                'money_market_fund': 'mmf', 'index': 'index'}
+# Types of JoinQuant that nothing here can be bought of.
+_OTHER_COST_TYPES = ('fja', 'fjb', 'fjm', 'index_futures', 'futures', 'options', 'open_fund', 'bond_fund', 'stock_fund',
+                     'QDII_fund', 'mixture_fund')
 _MONEY_FUND = ('5116', '5117', '5118', '5119', '15900')  # first digits of the codes of money funds
 
 
@@ -1224,6 +1227,8 @@ class TradingCosts:
     def set_cost(self, cost, type, ref=None):
         if not isinstance(cost, OrderCost):
             raise BadRequest('set_order_cost 的第一个参数应为 OrderCost(...)', '得到的是 %s' % brief(cost))
+        if type is None and ref is None:
+            raise BadRequest('set_order_cost 没有说明 type', "例如 type='stock'")
         self._set(self._costs, cost, type, ref)
 
     def set_slippage(self, slippage, type=None, ref=None):
@@ -1249,12 +1254,17 @@ class TradingCosts:
         return round_to_tick(max(tick, price + move if is_buy else price - move), tick)
 
     def _set(self, table, value, type, ref):
-        if ref is not None:
-            key = normalize_code(ref)
-        else:
-            key = None if type is None else _COST_TYPES.get(type, type)
-        table[key] = value
-        self._chosen.clear()
+        if type is not None:
+            _hinted("可用：stock、fund、mmf、bond、etf、lof；聚宽的其余类型（如 'futures'）不起作用", check_choice, type, 'type',
+                    tuple(_COST_TYPES) + _OTHER_COST_TYPES)
+        if self.uses(type):
+            table[_COST_TYPES.get(type) if ref is None else normalize_code(ref)] = value
+            self._chosen.clear()
+
+    @staticmethod
+    def uses(type):
+        """Whether anything that can be traded here is of this type (None: all of them)."""
+        return type not in _OTHER_COST_TYPES
 
     def _of(self, table, code, name):
         chosen = self._chosen.get((name, code))
@@ -2813,13 +2823,15 @@ class Options:
     order_volume_ratio = 1.0
 
     def set(self, name, value):
-        """Raises BadRequest for an unknown name."""
+        """Raises BadRequest for an unknown name, and for a value of another kind: 'False' is not False."""
         if not isinstance(name, str) or name.startswith('_') or not hasattr(type(self), name) or name == 'set':
             raise BadRequest('set_option 没有选项 %s' % brief(name), '可用：%s' % '、'.join(
                 sorted(each for each in vars(Options) if not each.startswith('_') and each != 'set')))
         if name == 'order_volume_ratio':
-            value = check_number(value, name, 0, 1)
-        setattr(self, name, value if name == 'order_volume_ratio' else bool(value))
+            value = _hinted('应为 0 到 1 的小数，例如 0.25', check_number, value, name, 0, 1)
+        else:
+            _hinted('写 True 或 False，不加引号', check_flag, value, name)
+        setattr(self, name, value)
 
 
 _LEVELS = {'debug': 10, 'info': 20, 'warn': 30, 'warning': 30, 'error': 40}
@@ -3251,9 +3263,15 @@ class Session:
 
     def set_slippage(self, object, type=None, ref=None):
         self.costs.set_slippage(object, type, ref)
+        self._note_unused('set_slippage', type)
 
     def set_order_cost(self, cost, type, ref=None):
         self.costs.set_cost(cost, type, ref)
+        self._note_unused('set_order_cost', type)
+
+    def _note_unused(self, name, type):
+        if not self.costs.uses(type):
+            self.log.add('system', 'warning', "%s(type='%s') 不起作用：这里只交易股票、场内基金和可转债", name, type)
 
     def set_commission(self, object):
         self.costs.set_commission(object)

@@ -106,6 +106,35 @@ def test_a_progress_that_is_interrupted_counts_as_one_too(market, tmp_path):
     assert len(result.days) == 3 and not result.finished
 
 
+# -- settings ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize('call, said', [
+    ("set_option('use_real_price', 'False')", 'True 或 False'), ("set_option('t0_mode', 1)", 'True 或 False'),
+    ("set_option('avoid_future_data', None)", 'True 或 False'), ("set_option('order_volume_ratio', '0.1')", '0 到 1'),
+    ("set_option('order_volume_ratio', True)", '0 到 1'), ("set_option('order_volume_ratio', 2)", '0 到 1'),
+    ("set_option('set', True)", 'use_real_price'), ("set_option(None, True)", 'use_real_price'),
+    ("set_order_cost(OrderCost(), 'stocks')", 'stock、fund'), ("set_order_cost(OrderCost(), ['stock'])", 'stock、fund'),
+    ("set_order_cost(OrderCost(), None)", 'stock'),
+    ("set_order_cost(OrderCost(), 'Stock', ref='%s')" % A, 'stock、fund'),
+    ("set_order_cost(0.0003, 'stock')", 'OrderCost'), ("set_slippage(FixedSlippage(0), 'funds')", 'stock、fund'),
+    ("set_slippage(FixedSlippage(0), type='%s')" % A, 'stock、fund'), ("set_slippage(0.02)", 'FixedSlippage')])
+def test_a_setting_of_the_wrong_kind_is_refused(market, tmp_path, call, said):
+    error = failing(market, tmp_path, 'def initialize(context):\n    %s\n' % call)
+    assert isinstance(error.__cause__, bq.BadRequest) and said in error.text and error.line == 5
+
+
+def test_settings_for_what_is_not_traded_here_change_nothing(market, tmp_path):
+    body = 'def initialize(context):\n    set_slippage(FixedSlippage(0))\n'
+    body += "    set_order_cost(OrderCost(open_commission=0.5), 'futures', ref='RB9999.XSGE')\n"
+    body += "    for each in ('fja', 'fjb', 'fjm', 'index_futures', 'open_fund', 'QDII_fund'):\n"
+    body += '        set_slippage(StepRelatedSlippage(100), each)\n'
+    body += "    for each in ('stock', 'fund', 'mmf', 'bond', 'etf', 'lof', 'money_market_fund'):\n"
+    body += "        set_slippage(FixedSlippage(0), each)\n        set_order_cost(OrderCost(), each)\n"
+    body += "    run_daily(lambda context: order('%s', 100), '9:30')\n" % A
+    result, lines = play(market, tmp_path, body, days=1)
+    assert (result.trades[0]['price'], result.trades[0]['commission']) == (10.0, 0.0)
+    assert len([line for line in lines if '不起作用' in line]) == 7 and 'futures' in lines[0]
+
+
 # -- names and modules ---------------------------------------------------------------------------------------------
 def test_modules_are_there_for_the_run_alone(market, tmp_path):
     kept = dict(sys.modules)
