@@ -473,6 +473,31 @@ def test_a_value_that_cannot_be_told_does_not_pass(tmp_path):
         assert out_of(run) == [None, 100] and it.said('算不出来')
 
 
+@pytest.mark.parametrize('price', [None, 0.0, 'x', float('nan')])
+def test_an_order_without_a_price_has_no_value_that_passes(tmp_path, price):
+    text = tasks(at_0935='g.out += [order("%s", 100)]' % A)
+    with stage(tmp_path, START, END) as it:
+        provider = Between(bq.RemoteQmtProvider(connection=it.connection), get_live_current=lambda read, code: dict(
+            read(code), last_price=price))
+        remote = Between(it.broker)
+        run = it.run(it.strategy(text), limits=limits(order_value=1e9), provider=provider, remote=remote)
+        assert out_of(run) == [None] and it.said('没有成立') and 'place_order' not in remote.calls
+
+
+@pytest.mark.parametrize('unread', ['get_account_info', 'get_orders'])
+def test_holdings_that_cannot_be_counted_do_not_pass(tmp_path, unread):
+    """Nor are they none: the strategy hears of it."""
+    text = tasks(at_0935='order("%s", 100)\n%s' % (A, CAUGHT.replace(A, B)))
+    with stage(tmp_path, START, END) as it:
+        def read(ask):
+            if 'place_order' in remote.calls:
+                raise bq.QmtUnavailable('QMT 没有登录')
+            return ask()
+        remote = Between(it.broker, **{unread: read})
+        run = it.run(it.strategy(text), '2025-03-03 09:36', limits=limits(holdings=5), remote=remote, patience_s=0.0)
+        assert out_of(run) == ['QmtUnavailable'] and remote.calls.count('place_order') == 1
+
+
 def test_orders_and_cancels_of_a_day_are_counted_over_restarts(tmp_path):
     low = 'LimitOrderStyle(round(get_current_data()["%s"].last_price * 0.985, 2))' % A
     text = tasks(at_0935='g.o = order("%s", 100, %s)\ng.out.append(cancel_order(g.o).status)' % (A, low),
