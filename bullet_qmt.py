@@ -1886,6 +1886,8 @@ DEPTH_LIMIT = 64
 SLOWEST_BYTES_S = 4096  # a peer that reads a large frame more slowly than this is given up
 BINARY_FEATURE, BATCH_TICK_FEATURE, ORDER_STREAM_FEATURE = 'binary1', 'batch_tick1', 'order_stream1'
 PROGRESS_FEATURE = 'progress1'
+QUOTES_FEATURE = 'quotes1'  # data.live_current takes `securities`, and answers with `quotes` of those that have one
+QUOTES_AT_ONCE = 200
 SETTLED_FEATURE = 'order_settled'  # what became of an order whose outcome was unknown; its event has the same name
 _BINARY_BIT, _PART_BIT, _LENGTH_MASK = 1 << 31, 1 << 30, (1 << 30) - 1
 _LENGTH = struct.Struct('>I')
@@ -3252,6 +3254,14 @@ class DataAdapter:
         """What a strategy asks before it orders: last price, limits, suspension."""
         tick, info = self.quote(code), self._info(code)
         return dict(tick.to_wire(), name=info['display_name'], day_open=tick.open)
+
+    def live_currents(self, codes):
+        """{code: live_current} of those that have a quote."""
+        found = OrderedDict()
+        for code in codes:
+            with contextlib.suppress(SecurityNotFound, DataUnavailable):
+                found[code] = self.live_current(code)
+        return found
 
     def history(self, query):
         """Table of bars: one security by time, many in wide (panel) or long form."""
@@ -8877,7 +8887,7 @@ REQUEST_LIMIT = 4 * 1024 * 1024  # bytes of a request: the largest holds some th
 ORDER_MARGIN_S = 30.0  # what an order may take beside waiting for its outcome
 # Extensions, for clients that name them in their handshake.
 SERVER_FEATURES = frozenset([SETTLED_EVENT, BINARY_FEATURE, BATCH_TICK_FEATURE, ORDER_STREAM_FEATURE,
-                             PROGRESS_FEATURE])
+                             PROGRESS_FEATURE, QUOTES_FEATURE])
 
 
 class AccessLog:
@@ -9086,7 +9096,14 @@ def _snapshot(service, payload, caller):
 
 
 def _live_current(service, payload, caller):
-    return service.backend.data.live_current(_one_code(payload))
+    if 'securities' not in payload:
+        return service.backend.data.live_current(_one_code(payload))
+    codes = normalize_codes(payload['securities'], 'securities', QUOTES_AT_ONCE)
+    return {'quotes': service.backend.data.live_currents(codes)}
+
+
+def _asks_of_one(payload):
+    return not (isinstance(payload, dict) and 'securities' in payload)
 
 
 def _day_ms(payload, *names):
@@ -9209,7 +9226,7 @@ ACTIONS = {
     'data.history': _action('data', 'history', _history),
     'data.snapshot': _action('data', 'data', _snapshot, _always),
     'data.current_tick': _action('data', 'data', _snapshot, _always),
-    'data.live_current': _action('data', 'data', _live_current, _always),
+    'data.live_current': _action('data', 'data', _live_current, _asks_of_one),
     'data.trade_days': _action('data', 'data', _trade_days),
     'data.security_info': _action('data', 'data', _security_info, _always),
     'data.ensure_cache': _action('data', 'history', _ensure_cache),
@@ -10270,7 +10287,7 @@ def serve(settings, clock=None):
 WRITES = {'broker.place_order': 'place', 'broker.cancel_order': 'cancel'}
 # An empty list would mark the peer's copy-and-paste helper, which reads tables differently.
 CLIENT_FEATURES = ['tick', SETTLED_FEATURE, BINARY_FEATURE, BATCH_TICK_FEATURE, ORDER_STREAM_FEATURE,
-                   PROGRESS_FEATURE]
+                   PROGRESS_FEATURE, QUOTES_FEATURE]
 COMPRESS_CHOICES = ('auto', 'always', 'never')
 FAR_ROUND_TRIP_S = 0.005    # a login that took longer did not stay on this machine: a tunnel, if it looks like it
 HISTORY_TIMEOUT_S = 180.0   # where the caller names no timeout of its own
@@ -11430,6 +11447,25 @@ class RemoteQmtProvider:
     def get_live_current(self, security):
         """Dict last_price, high_limit, low_limit, paused, ... of now."""
         return self._connection.request('data.live_current', {'security': security})
+
+    def get_live_currents(self, securities):
+        """{code: get_live_current} of those that have a quote; in one request where the server can do that."""
+        codes, found = normalize_codes(securities), OrderedDict()
+        if QUOTES_FEATURE in getattr(self._connection, 'ack', {}).get('features', ()):
+            for start in range(0, len(codes), QUOTES_AT_ONCE):
+                found.update(self._quotes(codes[start:start + QUOTES_AT_ONCE]))
+            return found
+        for code in codes:
+            with contextlib.suppress(SecurityNotFound, DataUnavailable):
+                found[code] = self.get_live_current(code)
+        return found
+
+    def _quotes(self, codes):
+        answer = self._connection.request('data.live_current', {'securities': codes})
+        rows = answer.get('quotes') if isinstance(answer, dict) else None
+        if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
+            raise ProtocolError('服务端没有给出行情', '核对服务端的版本和日志')
+        return rows
 
     def get_last_price(self, security):
         """Yuan. Raises SecurityNotFound, DataUnavailable."""

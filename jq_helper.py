@@ -3706,6 +3706,10 @@ class RemotePortfolio(Portfolio):
         if self.outdated:
             self._reread()
 
+    def quoted(self):
+        """Codes of what was held at the last reading and has quotes."""
+        return [code for code in vars(self)['positions'] if _is_tradable(code)]
+
     def seen(self, code):
         """The Position as it was read last, or None; never reads."""
         return vars(self)['positions'].get(code)
@@ -4083,7 +4087,8 @@ _QUOTED = ('open', 'high', 'low', 'volume', 'money')
 
 
 class LiveStore(BarStore):
-    """A BarStore whose last day is today. provider: asked for all; clock: of the run.
+    """A BarStore whose last day is today. provider: asked for all; clock: of the run; watched(): codes whose quotes are
+    asked for together.
 
     begin_day(today) makes it anew. live_row: today's row of the calendar, None if today is no trade day. Days before
     today come from the provider; today's row from the quote, and from the provider once the day is over.
@@ -4091,7 +4096,7 @@ class LiveStore(BarStore):
 
     def __init__(self, provider, clock):
         self.pandas, self.numpy = need_pandas()
-        self.provider, self._clock, self.days = provider, clock, []
+        self.provider, self._clock, self.days, self.watched = provider, clock, [], lambda: ()
         self.begin_day(clock.now().date())
 
     def begin_day(self, today):
@@ -4113,11 +4118,23 @@ class LiveStore(BarStore):
     # -- quotes ------------------------------------------------------------------------------------------------------
     def quote(self, code):
         """Row of the quote of now, at most a second old."""
-        now_s = self._clock.monotonic()
-        known = self._quotes.get(code)
-        if known is None or now_s - known[0] >= QUOTE_S:
-            known = self._quotes[code] = now_s, self.provider.get_live_current(code)
-        return known[1]
+        if not self._has_quote(code):
+            watched = self.watched()
+            if code in watched:
+                self.read_quotes(watched)
+        if not self._has_quote(code):
+            self._quotes[code] = self._clock.monotonic(), self.provider.get_live_current(code)
+        return self._quotes[code][1]
+
+    def _has_quote(self, code):
+        return code in self._quotes and self._clock.monotonic() - self._quotes[code][0] < QUOTE_S
+
+    def read_quotes(self, codes):
+        """Those that are not of now, in one request. Who has none is not there, and says why when asked for alone."""
+        old, now_s = [code for code in codes if not self._has_quote(code)], self._clock.monotonic()
+        if len(old) > 1:
+            rows = self.provider.get_live_currents(old)
+            self._quotes.update((code, (now_s, row)) for code, row in rows.items())
 
     def is_of_today(self, quote):
         moment = _moment(quote.get('dt'))
@@ -4164,6 +4181,8 @@ class LiveStore(BarStore):
         try:
             with self._until(self.live_row if self.closed or self.live_row is None else self.live_row - 1):
                 super()._load_days(codes, first)
+            if self.live_row is not None:
+                self.read_quotes(codes)
             for code in codes:
                 self._read_at[code] = self.closed, self._clock.now()
                 if self.live_row is not None:
@@ -4561,6 +4580,7 @@ class LiveSession(Session):
     def __init__(self, *args, **options):
         self.subscribed, self._restored, self._lost_names = set(), (), set()
         super().__init__(*args, **options)
+        self.store.watched = lambda: list(OrderedDict.fromkeys(self.broker.portfolio.quoted() + self.view.universe))
 
     def move(self, moment):
         """To a time at which no job runs."""

@@ -149,6 +149,45 @@ def test_securities(provider):
         assert {'security', 'date', 'scale_factor', 'bonus_pre_tax', 'per_base'} <= set(event)
 
 
+class Answering:
+    """A connection that answers each request by a function and keeps them."""
+
+    def __init__(self, features, answer):
+        self.ack, self.answer, self.asked = {'features': features}, answer, []
+
+    def request(self, action, payload, timeout=None):
+        self.asked.append((action, payload))
+        return self.answer(payload)
+
+
+def test_many_quotes_are_one_request(provider):
+    codes = [CODE, '123456.XSHG', '600000.SH']
+    rows = provider.get_live_currents(codes)
+    assert list(rows) == [CODE, '600000.XSHG'] and rows[CODE]['sid'] == CODE, 'who has none is left out'
+    new = Answering(['quotes1'], lambda payload: {'quotes': {code: {'sid': code} for code in payload['securities']}})
+    many = ['%06d.XSHE' % number for number in range(1, 302)]
+    assert list(bq.RemoteQmtProvider(connection=new).get_live_currents(many)) == many
+    assert [len(payload['securities']) for _, payload in new.asked] == [200, 101]
+    with pytest.raises(bq.BadRequest, match='1 到 200'):
+        provider._connection.request('data.live_current', {'securities': many})
+
+
+def test_many_quotes_of_a_server_that_gives_one_at_a_time():
+    def answer(payload):
+        if payload['security'] != CODE:
+            raise bq.SecurityNotFound('没有')
+        return {'last_price': 1.0}
+    old = Answering([], answer)
+    assert bq.RemoteQmtProvider(connection=old).get_live_currents([CODE, '123456.XSHG']) == {CODE: {'last_price': 1.0}}
+    assert [payload for _, payload in old.asked] == [{'security': CODE}, {'security': '123456.XSHG'}]
+
+
+@pytest.mark.parametrize('answer', [None, {}, {'quotes': []}, {'quotes': {CODE: 1.0}}])
+def test_an_answer_that_holds_no_quotes_is_an_error(answer):
+    with pytest.raises(bq.ProtocolError):
+        bq.RemoteQmtProvider(connection=Answering(['quotes1'], lambda payload: answer)).get_live_currents([CODE])
+
+
 def test_quotes(provider):
     tick = provider.get_current_tick(CODE)
     assert tick['sid'] == CODE and tick['last_price'] == provider.get_last_price(CODE)

@@ -115,8 +115,11 @@ def test_bars_are_there_with_today_s_or_not_at_all(tmp_path, failing):
         if fails and code == failing:
             raise bq.DataUnavailable('没有行情')
         return read(code)
+    def shaky_together(read, codes):
+        return {code: row for code, row in read(codes).items() if not fails or code != failing}
     with stage(tmp_path, '2025-03-03 10:00') as it:
-        view = view_at(it, provider_of(it, get_live_current=shaky), '2025-03-03 10:00')
+        provider = provider_of(it, get_live_current=shaky, get_live_currents=shaky_together)
+        view = view_at(it, provider, '2025-03-03 10:00')
         with pytest.raises(bq.DataUnavailable):
             view.store.load([A, B, C])
         fails.clear()
@@ -137,6 +140,34 @@ def test_a_day_that_could_not_be_read_after_the_close_is_asked_for_again(tmp_pat
                 view.store.daily(A)
         provider.changes.clear()
         assert view.store.daily(A).times[-1] == view.store.calendar[view.store.live_row]
+
+
+def test_quotes_of_what_is_held_and_watched_are_one_request(tmp_path):
+    text = '''
+        def initialize(context):
+            set_universe(['600036.XSHG'])
+            for code in ('000001.XSHE', '000002.XSHE', '600000.XSHG'):
+                order(code, 100)
+            run_daily(look, '10:00')
+
+        def look(context):
+            g.value = context.portfolio.positions_value
+            g.price = get_current_data()['600036.XSHG'].last_price
+    '''
+    with stage(tmp_path, '2025-03-03 09:40', '2025-03-03 10:01') as it:
+        provider = provider_of(it)
+        it.clock.at(moment('2025-03-03 09:59'), provider.calls.clear)
+        session = it.run(it.strategy(text), provider=provider).session
+        assert session.g.value == pytest.approx(it.broker.get_account_info()['market_value'], rel=0.01)
+        assert session.g.price > 0
+        assert [name for name in provider.calls if 'live' in name] == ['get_live_currents']
+
+
+def test_many_bars_ask_for_their_quotes_at_once(tmp_path):
+    with stage(tmp_path, '2025-03-03 10:00') as it:
+        provider = provider_of(it)
+        view_at(it, provider, '2025-03-03 10:00').store.load([A, B, C])
+        assert [name for name in provider.calls if 'live' in name] == ['get_live_currents']
 
 
 @pytest.mark.parametrize('dt', [None, ''])

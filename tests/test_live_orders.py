@@ -395,6 +395,7 @@ def test_codes_of_unfamiliar_kinds_are_shown_and_never_quoted_or_traded(tmp_path
     with stage(tmp_path, START, END) as it:
         provider, asked = Between(bq.RemoteQmtProvider(connection=it.connection)), []
         provider.changes['get_live_current'] = lambda read, code: asked.append(code) or read(code)
+        provider.changes['get_live_currents'] = lambda read, codes: asked.extend(codes) or read(codes)
         foreign = [dict(order_id=str(number), security=code, status='open', order_type=99)
                    for number, code in enumerate(ODD)]
         run = it.run(it.strategy(text), provider=provider, limits=limits(holdings=6),
