@@ -11186,9 +11186,12 @@ class ShortConnection(BaseConnection):
         self.endpoint, self.compress = Endpoint(host, port, token, tls_cert, connect_timeout), check_compress(compress)
         self.request_timeout, self.retries, self.retry_interval = request_timeout, retries, retry_interval
         self._pause, self._lock = threading.Event(), threading.Lock()
-        self._kept = None  # (channel, handshake_ack, until when, process) of the last call
+        self._kept, self._closed = None, False  # kept: (channel, handshake_ack, until when, process) of the last call
 
     def close(self):
+        """For good: nothing leaves any more."""
+        with self._lock:
+            self._closed = True
         kept = self._take_kept()
         if kept is not None:
             kept[0].close()
@@ -11209,6 +11212,8 @@ class ShortConnection(BaseConnection):
 
     def _attempt(self, call, deadline):
         """On the kept connection first; one that has died meanwhile costs no attempt."""
+        if self._closed:
+            raise ConnectionLost('连接已关闭', '新建一个 ShortConnection', retryable=False, broker_called=False)
         kept = self._take_kept()
         if kept is not None:
             try:
@@ -11247,8 +11252,9 @@ class ShortConnection(BaseConnection):
         return kept
 
     def _keep(self, channel, ack):
+        fresh = (channel, ack, time.monotonic() + self.KEEP_S, os.getpid())
         with self._lock:
-            old, self._kept = self._kept, (channel, ack, time.monotonic() + self.KEEP_S, os.getpid())
+            old, self._kept = (fresh, None) if self._closed else (self._kept, fresh)
         if old is not None and old[3] == os.getpid():
             old[0].close()
 
@@ -11529,6 +11535,7 @@ class RemoteQmtBroker:
     config: as of the provider, account_key, sub_account_id; or give a connection of your own. Every order
     and cancel carries an idempotency key. Raises OrderRejected (certainly not at the broker, or refused by it),
     OrderStateUnknown (may be there: ask with resolve_submission(key), never order again), BadRequest, ...
+    The first call connects. After disconnect() nothing leaves until connect(): calls raise ConnectionLost.
     """
 
     def __init__(self, account_id=None, account_type='stock', config=None, connection=None):
@@ -11537,6 +11544,7 @@ class RemoteQmtBroker:
         self.account_key, self.sub_account_id = self._settings.account_key, self._settings.sub_account
         self._connection, self._owned = connection, connection is None
         self._connecting, self._checked = threading.Lock(), account_id in (None, '')
+        self._disconnected = False
 
     def connect(self):
         """Also makes sure, where account_id is a number, that the server trades for that account. AccountNotFound.
@@ -11545,11 +11553,25 @@ class RemoteQmtBroker:
         names another account of the server does.
         """
         with self._connecting:
-            if self._connection is None:
-                self._connection = _connected(self._settings)
-            if not self._checked:
-                self._check_account_id()
+            self._open()
+            self._disconnected = False
         return True
+
+    def _open(self):
+        """With the lock held."""
+        if self._connection is None:
+            self._connection = _connected(self._settings)
+        if not self._checked:
+            self._check_account_id()
+        return self._connection
+
+    def _ready(self):
+        """The connection that a call goes through."""
+        with self._connecting:
+            if self._disconnected:
+                raise ConnectionLost('已经 disconnect()，请求没有发出', '要继续，先调用 connect()', retryable=False,
+                                     broker_called=False)
+            return self._open()
 
     def _check_account_id(self):
         given = str(self.account_id)
@@ -11581,6 +11603,7 @@ class RemoteQmtBroker:
 
     def disconnect(self):
         with self._connecting:
+            self._disconnected = True
             if self._owned and self._connection is not None:
                 self._connection.close()
                 self._connection = None
@@ -11589,8 +11612,7 @@ class RemoteQmtBroker:
     close = disconnect
 
     def _ask(self, action, payload=None, timeout=None):
-        self.connect()
-        return self._connection.request(action, dict(payload or {}, **self._account()), timeout)
+        return self._ready().request(action, dict(payload or {}, **self._account()), timeout)
 
     def _account(self):
         named = (('account_key', self.account_key), ('sub_account_id', self.sub_account_id))
@@ -11635,16 +11657,16 @@ class RemoteQmtBroker:
         server was down. Callbacks run in the connection's event thread. Gives the number after which they come. Errors
         as of RemoteQmtConnection.follow_orders.
         """
-        self.connect()
+        connection = self._ready()
         listeners = [(event, callback) for event, callback in (
             ('order', on_order), ('trade', on_trade), ('account', on_account)) if callback is not None]
         for event, callback in listeners:
-            self._connection.add_event_listener(event, callback)
+            connection.add_event_listener(event, callback)
         try:
-            return self._connection.follow_orders(after)
+            return connection.follow_orders(after)
         except BaseException:
             for event, callback in listeners:
-                self._connection.remove_event_listener(event, callback)
+                connection.remove_event_listener(event, callback)
             raise
 
     # -- writes ----------------------------------------------------------------------------------------------------

@@ -656,6 +656,20 @@ def test_features_of_another_type_are_none(features):
         assert client.request('y') == {'order_id': 'o1'}
 
 
+def test_a_closed_short_connection_sends_nothing():
+    with serving() as server:
+        connection = short_client(server)
+        assert connection.request('admin.health')
+        connection.close()
+        for action, payload in (('admin.health', {}), ('broker.place_order', {'idempotency_key': 'k'})):
+            with pytest.raises(bq.ConnectionLost) as caught:
+                connection.request(action, payload)
+            assert caught.value.broker_called is False and '新建' in caught.value.hint
+        late = connection.endpoint.dial()
+        connection._keep(*late)                           # an answer that comes after the close
+        assert connection._kept is None and not late[0].alive
+
+
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork here')
 @KINDS
 def test_a_forked_process_neither_uses_nor_ends_the_connection(kind):

@@ -364,6 +364,22 @@ def test_a_sub_account_has_its_limit_and_its_own_orders(server, broker):
     assert wrong.disconnect() and broker._connection.connected  # not its own
 
 
+def test_nothing_leaves_after_a_disconnect_until_connect(server, connection):
+    config = {'host': server.address[0], 'port': server.address[1], 'token': TOKEN}
+    for broker in (bq.RemoteQmtBroker(config=config), bq.RemoteQmtBroker(connection=connection)):
+        before = len(broker.get_orders())                 # the first call connects
+        assert broker.disconnect() is True
+        for call in (broker.get_orders, lambda: broker.buy(CODE, 100), lambda: broker.cancel_order('1'), broker.follow):
+            with pytest.raises(bq.ConnectionLost) as caught:
+                call()
+            assert 'connect()' in caught.value.hint and caught.value.broker_called is False
+            assert not caught.value.retryable
+        assert broker.connect() is True and len(broker.get_orders()) == before
+        broker.close()
+        with pytest.raises(bq.ConnectionLost):
+            broker.get_positions()
+
+
 def test_the_payload_of_an_order():
     connection = Canned({'order_id': 7, 'status': 'open'})
     broker = bq.RemoteQmtBroker(connection=connection, config={'account_key': 'main', 'sub_account': 'demo'})
