@@ -767,6 +767,14 @@ def one_of(*allowed):
     return parse
 
 
+def parse_data_source(text):
+    """Where a backtest's bars come from: 'qmt-remote', 'stub' or 'csv:DIR'."""
+    kind, _, directory = text.strip().partition(':')
+    if kind not in ('qmt-remote', 'stub', 'csv') or bool(directory) != (kind == 'csv'):
+        raise ValueError('应为 qmt-remote、stub 或 csv:目录')
+    return text.strip()
+
+
 def whole(minimum, maximum):
     def parse(text):
         if not re.fullmatch(r'\s*\d{1,12}\s*', text, re.ASCII) or not minimum <= int(text) <= maximum:
@@ -930,7 +938,8 @@ OPTIONS = [
            metavar='SECONDS'),
     Option('compress', 'QMT_SERVER_COMPRESS', 'auto', one_of('auto', 'always', 'never'),
            '行情是否压缩传送：auto 不在本机时压缩，always，never', 'client', metavar='WHEN'),
-    Option('data_provider', 'DEFAULT_DATA_PROVIDER', 'qmt-remote', one_of('qmt-remote'), '默认行情来源', 'client', ()),
+    Option('data_provider', 'DEFAULT_DATA_PROVIDER', 'qmt-remote', parse_data_source,
+           '默认行情来源：qmt-remote，只用于回测的 stub 或 csv:目录', 'client', ()),
     Option('broker', 'DEFAULT_BROKER', 'qmt-remote', one_of('qmt-remote'), '默认交易通道', 'client', ()),
 ]
 
@@ -11794,7 +11803,7 @@ def set_data_provider(name='qmt-remote', **config):
     """Where get_price and its sisters read from. config: as of RemoteQmtProvider. Connects at once."""
     global _provider
     if name != 'qmt-remote':
-        raise ConfigError('不认识的行情来源 %s' % brief(name), '可用：qmt-remote')
+        raise ConfigError('不认识的行情来源 %s' % brief(name), '可用：qmt-remote；stub、csv:目录 只用于回测')
     fresh = RemoteQmtProvider(config)
     with _provider_lock:
         old, _provider = _provider, fresh
@@ -12437,6 +12446,10 @@ def run_live(args):
     helper, settings = importlib.import_module('jq_helper'), settings_from(args)
     config = {name: getattr(settings, name) for name in (
         'host', 'port', 'token', 'tls_cert', 'rpc_timeout', 'account_key', 'sub_account')}
+    source = args.data_provider or settings.data_provider
+    if source != 'qmt-remote':
+        raise ConfigError('实盘的行情只能来自 qmt-remote，DEFAULT_DATA_PROVIDER 是 %s' % brief(source),
+                          '加上 --data-provider qmt-remote')
     stem = os.path.splitext(os.path.basename(args.strategy))[0]
     limits = helper.RiskLimits(args.max_order_value, args.max_orders, args.max_cancels, args.max_holdings)
     order = helper.LiveOrder(

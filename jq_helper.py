@@ -75,9 +75,10 @@ from bullet_qmt import (
     bars_elapsed, brief, calendar_groups, has_panel, sync_directory,
     check_choice, check_flag, check_moment, check_number, check_text, check_whole, combine, connect, factor_at,
     factor_ranges, format_table, from_ms, instrument, load_settings, lot_problem, normalize_code, normalize_codes,
-    open_service, optional_import, order_style, parse_bool, parse_frequency, parse_host, parse_moment, parse_order_id,
-    parse_text, parse_token, price_limits, printable, protect_price, qmt_code, real, restrict_to_owner, round_lot,
-    round_to_tick, rule_trade_day, scale, text_width, to_ms, tradable, trade_fees, whole, windows_from_end)
+    open_service, optional_import, order_style, parse_bool, parse_data_source, parse_frequency, parse_host,
+    parse_moment, parse_order_id, parse_text, parse_token, price_limits, printable, protect_price, qmt_code, real,
+    restrict_to_owner, round_lot, round_to_tick, rule_trade_day, scale, text_width, to_ms, tradable, trade_fees, whole,
+    windows_from_end)
 from bullet_qmt import Account as AccountRow
 from bullet_qmt import Position as PositionRow
 
@@ -1426,6 +1427,10 @@ def need_pandas():
     return pandas, numpy
 
 
+# A base factor whose prices are not rounded to cents.
+Exact = namedtuple('Exact', 'base')
+
+
 class BarBlock:
     """Bars of one security, oldest first. times: ms (array); columns: name -> array of floats, unadjusted.
 
@@ -1474,9 +1479,12 @@ class BarBlock:
             money, volume, close = (self.level(each, base) for each in ('money', 'volume', 'close'))
             return self.numpy.where(volume > 0, money / self.numpy.where(volume > 0, volume, 1), close)
         if name == 'factor':
-            return self._factors(base)
+            return self._factors(base.base if isinstance(base, Exact) else base)
         if base is None or name in ('money', 'paused'):
             return self.numpy.array(self.columns[name])
+        if isinstance(base, Exact):
+            values, factors = self.numpy.array(self.columns[name]), self._factors(base.base)
+            return values / factors if name == 'volume' else values * factors
         digits = 3 if instrument(self.code).tick < 0.01 else 2
         ranges = factor_ranges(self.times, self.steps, base)
         return self.numpy.array(scale({name: self.columns[name]}, ranges, digits)[name])
@@ -1809,7 +1817,10 @@ class DataView:
         return block.live_rows(min(start, stop), stop) if count is None else block.live_rows(0, stop, count)
 
     def _level(self, code, block, fq):
-        return None if fq is None else 1.0 if fq == 'post' else self.base(code, block)
+        if fq is None:
+            return None
+        base = 1.0 if fq.endswith('post') else self.base(code, block)
+        return Exact(base) if fq.startswith('exact') else base
 
     def _patch_today(self, code, window, fields, level):
         """The running day shows what is known of it. The columns are copied: they were views of what is kept."""
@@ -1970,13 +1981,17 @@ class DataView:
     # -- calls of a strategy: bars -------------------------------------------------------------------------------
     def get_price(self, security, start_date=None, end_date=None, frequency='daily', fields=None, skip_paused=False,
                   fq='pre', count=None, panel=True, fill_paused=True, round=True):
-        """JoinQuant's get_price, up to T: without end_date up to T; the running day shows what is known of it."""
+        """JoinQuant's get_price, up to T: without end_date up to T; the running day shows what is known of it.
+
+        round=False: adjusted prices and volumes as they come out, not rounded to cents and shares.
+        """
         step, unit = parse_frequency(frequency)
-        names = _asked_fields(fields)
+        names, fq = _asked_fields(fields), _asked_fq(fq)
+        fq = fq if fq is None or check_flag(round, 'round') else 'exact ' + fq
         start, count = self._start(start_date, count, unit)
         end_ms = self._end(end_date, unit)
         ask = functools.partial(self.window, unit=unit, step=step, start=start, end_ms=end_ms, count=count,
-                                skip_paused=skip_paused, fill_paused=fill_paused, fq=_asked_fq(fq))
+                                skip_paused=skip_paused, fill_paused=fill_paused, fq=fq)
         if isinstance(security, str):
             return self._frame(ask(security, fields=names))
         codes = _asked_codes(security, 'security')
@@ -2519,7 +2534,7 @@ class SimulatedBroker(BrokerInterface):
         except SecurityNotFound as error:
             raise _Void(error.message)
         if not info['start_date'] <= self.view.now.date() <= info['end_date']:
-            raise _Void('没有上市或已经退市')
+            raise _Void('没有上市或已经退市（%s 至 %s）' % (info['start_date'], info['end_date']))
         if not tradable(code):
             raise _Void('指数等不能买卖')
         if self.view.today_row is not None and self.view.is_paused(code):
@@ -2530,16 +2545,20 @@ class SimulatedBroker(BrokerInterface):
         """Whole shares that can be had: cut to cash or to what can be sold, then to lots. Negative to sell."""
         self._check_style(code, style)
         if amount > 0:
-            lots = round_lot(code, min(amount, self._affordable(code, style)))
+            affordable = self._affordable(code, style)
+            lots = round_lot(code, min(amount, affordable))
             if not lots:
-                raise _Void('资金不足或不足最小申报数量 %d' % instrument(code).lot)
+                raise _Void('可用资金 %.2f 元按 %g 元够买 %d 股，最少申报 %d 股' % (
+                    self.portfolio.available_cash, self._reference(code, style), affordable, instrument(code).lot))
             return lots
         held = self.portfolio.positions[code] if code in self.portfolio.positions else None
         closeable = held.closeable_amount if held else 0
         wanted = min(-amount, closeable)
         lots = wanted if wanted == closeable else round_lot(code, wanted)
         if not lots:
-            raise _Void('可卖 %d 股' % closeable)
+            raise _Void('可卖 %d 股（持有 %d，今天买入 %d，挂单占用 %d），不是清仓时最少申报 %d 股' % (
+                (closeable,) + ((held.amount, held.today_amount, held.locked_amount) if held else (0, 0, 0))
+                + (instrument(code).lot,)))
         return -lots
 
     def _check_style(self, code, style):
@@ -2590,10 +2609,11 @@ class SimulatedBroker(BrokerInterface):
         if high != high or low != low:
             return '涨跌停价算不出来'
         if price >= high - 1e-9 if order.is_buy else price <= low + 1e-9:
-            return '涨停，买不到' if order.is_buy else '跌停，卖不掉'
+            return '涨停，买不到：成交价要 %g，涨停价 %g' % (price, high) if order.is_buy else (
+                '跌停，卖不掉：成交价要 %g，跌停价 %g' % (price, low))
         volume = self.view.day_value(order.security, 'volume')
         if order.amount > self._share_of(volume):
-            return '数量大于当日成交量 %g 的 %g 倍' % (volume, self.options.order_volume_ratio)
+            return '数量 %d 大于当日成交量 %.0f 股的 %g 倍' % (order.amount, volume, self.options.order_volume_ratio)
         return None
 
     def _share_of(self, volume):
@@ -2715,7 +2735,8 @@ class SimulatedBroker(BrokerInterface):
         if order.is_buy and order.limit is None and self.view.last_price(order.security) > 0:
             lots = round_lot(order.security, min(order.amount, self._affordable(order.security, order.style)))
             if not lots:
-                self._finish(order, OrderStatus.canceled, '资金不足')
+                self._finish(order, OrderStatus.canceled, '资金不足：可用 %.2f 元，开盘时的价格 %g 元，要买 %d 股' % (
+                    self.portfolio.available_cash, self.view.last_price(order.security), order.amount))
             elif lots < order.amount:
                 self._log('warning', '%s 的委托 %d 按开盘的价格只够买 %d 股' % (order.security, order.order_id, lots))
                 order.amount = lots
@@ -3503,7 +3524,7 @@ class BacktestRun:
         self.store, self._cash, self._progress = BarStore(provider, start, end, today or end), cash, progress
         self.days = self.store.days[self.store.start_row:self.store.last_row + 1]
         if not self.days:
-            raise ConfigError('%s 到 %s 没有交易日的行情' % (start, end), _known_span(self.store.days))
+            raise ConfigError('%s 到 %s 没有交易日的行情' % (start, end), _known_span(self.store.days, start))
         run_params = RunParams(start, end, 'full_backtest', frequency)
         self.session = Session(strategy, self.store, run_params, self._broker, params, write, on_error)
         self.day_rows, self.position_rows, self.finished = [], [], False
@@ -3594,8 +3615,13 @@ class BacktestRun:
         return total
 
 
-def _known_span(days):
-    return '行情从 %s 到 %s' % (days[0], days[-1]) if days else '行情来源没有交易日'
+def _known_span(days, start):
+    """What could have been asked for instead."""
+    if not days:
+        return '行情来源没有交易日'
+    place = bisect.bisect_left(days, start)
+    near = '、'.join(map(str, days[max(0, place - 1):place + 1]))
+    return '行情从 %s 到 %s，离开始日期最近的交易日是 %s' % (days[0], days[-1], near)
 
 
 # ======================================================================================================
@@ -4309,12 +4335,15 @@ class LiveView(DataView):
         return dict(bar, avg=average, price=average)
 
     def _on_level(self, code, bar, level):
-        ratio = 1.0 if level is None else self.base(code, self.store.daily(code)) / level
+        base = level.base if isinstance(level, Exact) else level
+        ratio = 1.0 if base is None else self.base(code, self.store.daily(code)) / base
         if ratio == 1.0:
             return bar
         digits = 3 if instrument(code).tick < 0.01 else 2
-        prices = {name: round(bar[name] * ratio, digits) for name in ('open', 'high', 'low', 'close')}
-        return dict(bar, volume=float(round(bar['volume'] / ratio)), **prices)
+        prices, volume = {name: bar[name] * ratio for name in ('open', 'high', 'low', 'close')}, bar['volume'] / ratio
+        if base is level:
+            prices, volume = {name: round(price, digits) for name, price in prices.items()}, float(round(volume))
+        return dict(bar, volume=volume, **prices)
 
 
 # ======================================================================================================
@@ -6652,9 +6681,10 @@ def opened_provider(source='qmt-remote', config=None):
     if not isinstance(source, str):
         yield source
         return
-    kind, _, directory = source.partition(':')
-    if kind not in ('qmt-remote', 'stub', 'csv') or bool(directory) != (kind == 'csv'):
-        raise ConfigError('不认识的行情来源 %s' % brief(source), '可用：qmt-remote、stub、csv:目录')
+    try:
+        kind, _, directory = parse_data_source(source).partition(':')
+    except ValueError as error:
+        raise ConfigError('不认识的行情来源 %s' % brief(source), str(error))
     if kind == 'qmt-remote':
         with contextlib.closing(RemoteQmtProvider(config)) as provider:
             yield provider
@@ -6719,7 +6749,10 @@ def _load_benchmark(run, chosen):
 
 
 def _run_span(start, end):
-    first, last = (check_moment(value, name) for value, name in ((start, 'start'), (end, 'end')))
+    try:
+        first, last = (check_moment(value, name) for value, name in ((start, 'start'), (end, 'end')))
+    except BadRequest as error:
+        raise ConfigError(error.message, error.hint)
     if first is None or last is None or first[0].date() > last[0].date():
         raise ConfigError('开始日期 %s 与结束日期 %s 不对：都要给出，开始不晚于结束' % (brief(start), brief(end)),
                           '例如 --start 2023-01-01 --end 2023-12-31')

@@ -85,6 +85,13 @@ def test_a_failing_strategy_says_where_and_leaves_its_days(capsys, tmp_path):
     ([strategy_path('moving_average'), '--grid', 'FAST=1,2', '--grid', 'SLOWER=1,2'] + SPAN, 'SLOWER'),
     ([strategy_path('moving_average'), '--grid', 'FAST=1,2', '--param', 'FAST=2'] + SPAN, '--param 与 --grid'),
     ([strategy_path('moving_average'), '--benchmark', '300'] + SPAN, '300'),
+    ([strategy_path('moving_average'), '--cash', '0'] + SPAN, 'cash'),
+    ([strategy_path('moving_average'), '--cash', 'nan'] + SPAN, 'cash'),
+    ([strategy_path('moving_average'), '--start', '2018-02-30'] + SPAN[2:], '2018-02-30'),
+    ([strategy_path('moving_average'), '--start', '2018-04-02'] + SPAN[2:], '开始不晚于结束'),
+    ([strategy_path('moving_average'), '--start', '2018-01-06', '--end', '2018-01-07'] + SPAN[4:],
+     '2018-01-05、2018-01-08'),
+    ([strategy_path('moving_average'), '--start', '2030-01-01', '--end', '2030-01-07'] + SPAN[4:], '2020-04-10'),
     ([strategy_path('moving_average'), '--benchmark', 'foo:bar'] + SPAN, 'foo:bar'),
     ([strategy_path('moving_average'), '--benchmark', 'foo:bar', '--grid', 'FAST=1,2'] + SPAN, 'foo:bar'),
     ([strategy_path('moving_average'), '--benchmark', '000905.XSHG'] + SPAN, '000905.XSHG'),
@@ -95,6 +102,18 @@ def test_a_failing_strategy_says_where_and_leaves_its_days(capsys, tmp_path):
 def test_what_cannot_be_run_is_a_usage_error(capsys, arguments, word):
     code, _, err = run(capsys, *arguments)
     assert code == bq.Exit.USAGE and word in err
+
+
+def test_the_source_may_come_from_the_environment(capsys, monkeypatch):
+    """The command line goes before it; what is no source is refused by its name."""
+    monkeypatch.setenv('DEFAULT_DATA_PROVIDER', REAL)
+    code, out, _ = run(capsys, strategy_path('moving_average'), '--no-html', *SPAN[:4])
+    assert code == 0 and '59 个交易日' in out
+    monkeypatch.setenv('DEFAULT_DATA_PROVIDER', 'csv:nowhere')
+    assert run(capsys, strategy_path('moving_average'), '--no-html', *SPAN)[0] == 0
+    monkeypatch.setenv('DEFAULT_DATA_PROVIDER', 'tushare')
+    code, _, err = run(capsys, strategy_path('moving_average'), *SPAN)
+    assert code == bq.Exit.USAGE and 'DEFAULT_DATA_PROVIDER' in err and 'csv:目录' in err
 
 
 @pytest.fixture

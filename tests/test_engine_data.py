@@ -235,6 +235,23 @@ def test_what_a_strategy_does_to_its_frames_stays_with_it(real):
     assert view.history(3, '1d', 'close', [MOUTAI], df=False)[MOUTAI][0] > 0
 
 
+@pytest.mark.parametrize('fq', ['pre', 'post'])
+def test_prices_that_are_not_rounded(real, fq):
+    """By hand: the traded figures times the factor of their day by that of the level."""
+    view = view_at(real, '2018-07-24 15:30')
+    how = dict(start_date='2018-06-29', end_date='2018-07-24')
+    exact = view.get_price(UNIS, fields=FIELDS, fq=fq, round=False, **how)
+    plain = view.get_price(UNIS, fields=FIELDS, fq=None, **how)
+    ratio = view.get_price(UNIS, fields=['factor'], fq=fq, **how)['factor']
+    assert len(set(ratio)) == 2
+    for name in ('open', 'close', 'high', 'low', 'pre_close', 'high_limit', 'avg'):
+        assert list(exact[name]) == pytest.approx(list(plain[name] * ratio), rel=1e-12), name
+    assert list(exact['volume']) == pytest.approx(list(plain['volume'] / ratio), rel=1e-12)
+    assert list(exact['money']) == list(plain['money']) and list(exact['factor']) == list(ratio)
+    rounded = view.get_price(UNIS, fields=['close'], fq=fq, **how)['close']
+    assert list(rounded) == pytest.approx(list(exact['close']), abs=0.00501) and list(rounded) != list(exact['close'])
+
+
 # -- what a source lacks -------------------------------------------------------------------------------------------
 class Lacking:
     """A provider before another: refuse(code, given) may raise; asked: the spans of minutes that were asked for."""

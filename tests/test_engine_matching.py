@@ -1,5 +1,6 @@
 """Orders in simulated hours, each on a market of a few bars whose outcome can be told by hand."""
 import math
+import re
 
 import pytest
 
@@ -105,6 +106,33 @@ def test_buys_are_cut_to_cash_then_to_lots(market, tmp_path, amount, cash, bough
         order('%s', %d)
     ''' % (A, amount), days=1, cash=cash)
     assert [row['amount'] for row in result.trades] == ([bought] if bought else [])
+
+
+def test_what_came_to_nothing_tells_its_figures(market, tmp_path):
+    """Cash of 1500 at 10: one lot is 100; of 100 shares bought today none can be sold; A trades 100000 a day."""
+    market.daily(B, [day_row(DAYS[0], 11.0, pre_close=10.0)] + [day_row(day, 11.0) for day in DAYS[1:]])
+    result, lines = play(market, tmp_path, '''
+    def begin(context):
+        run_daily(trade, '9:30')
+
+    def trade(context):
+        order('%s', 50)
+        order('%s', 100)
+        order('%s', -200)
+        order('%s', 100)
+    ''' % (A, A, A, B), days=1, cash=2200)
+    told = [line.split(' - WARNING - ')[1] for line in lines if 'WARNING' in line]
+    assert '下单 50 股没有成立：可用资金 2200.00 元按 10 元够买 219 股，最少申报 100 股' in told[0]
+    assert '下单 -200 股没有成立：可卖 0 股（持有 100，今天买入 100，挂单占用 0）' in told[1]
+    assert '涨停，买不到：成交价要 11.01，涨停价 11' in told[2] and '成交 0 / 100 股' in told[2]
+    result, _ = play(market, tmp_path, '''
+    def begin(context):
+        run_daily(trade, '9:30')
+
+    def trade(context):
+        order('%s', 2000000)
+    ''' % A, days=1, cash=1e9)
+    assert re.match(r'数量 2000000 大于当日成交量 \d+ 股的 1 倍', only(result.orders)['message'])
 
 
 AMOUNTS = ["'100'", 'True', 'np.bool_(True)', "float('nan')", "float('inf')", "float('-inf')", '100.5',

@@ -55,6 +55,13 @@ def orders_of(server):
     return bq.RemoteQmtBroker(connection=short_client(server)).get_orders()
 
 
+def test_live_quotes_come_from_the_server_alone(server, tmp_path):
+    process = subprocess.Popen(command(tmp_path), env=environment(server, DEFAULT_DATA_PROVIDER='stub'),
+                               cwd=str(tmp_path), stderr=subprocess.PIPE)
+    error = process.communicate(timeout=60)[1].decode('utf-8')
+    assert process.returncode == bq.Exit.USAGE and 'DEFAULT_DATA_PROVIDER' in error and '--data-provider' in error
+
+
 def test_it_trades_and_ends_in_order(server, tmp_path):
     before = len(orders_of(server))
     with live(server, tmp_path, BUYING, '--broker', 'qmt-remote', '--param', 'LOTS=3') as process:

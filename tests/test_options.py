@@ -176,7 +176,7 @@ BAD = [('server_type', ['real', 'STUB', 'stub,qmt']), ('listen', ['a b', 'http:/
        ('account_type', ['shares']), ('session_id', ['0', 'x', '2147483648']), ('stub_cash', ['-1', 'nan', '1e5',
                                                                                               'inf']),
        ('stub_seed', ['-1', '1.5']), ('stub_tick_interval', ['0', 'x']), ('stub_clock', ['never']),
-       ('rpc_timeout', ['0', 'x']), ('data_provider', ['tushare']), ('broker', ['x']),
+       ('rpc_timeout', ['0', 'x']), ('data_provider', ['tushare', 'csv', 'csv:', 'stub:x']), ('broker', ['x']),
        ('accounts', ['x', 'main', '=1', 'main=', 'a b=1', 'main=1:shares', 'main=1,main=2', 'a=1,b=1', 'main=1,x',
                      'a=1:stock:C:\\x,a=2:stock:C:\\y', '主/账=1', 'main=1,,b=2']),
        ('sub_accounts', ['x', '@main', 'x@', 'x@main:limit=', 'x@main:limit=0', 'x@main:limit=-5', 'x@main:limit=1e5',
