@@ -3527,7 +3527,7 @@ class BacktestRun:
             raise ConfigError('%s 到 %s 没有交易日的行情' % (start, end), _known_span(self.store.days, start))
         run_params = RunParams(start, end, 'full_backtest', frequency)
         self.session = Session(strategy, self.store, run_params, self._broker, params, write, on_error)
-        self.day_rows, self.position_rows, self.finished = [], [], False
+        self.day_rows, self.position_rows, self._worthless, self.finished = [], [], set(), False
         if (end - self.days[-1]).days > 15:
             self.session.messages.append('行情到 %s 为止，之后的日期没有回测' % self.days[-1])
 
@@ -3564,6 +3564,10 @@ class BacktestRun:
         portfolio, worth = self.session.context.portfolio, 0.0
         for code, position in portfolio.positions.items():
             price = position.price
+            if not price and code not in self._worthless:
+                self._worthless.add(code)
+                self.session.messages.append('%s 从 %s 起没有价格（多半已经退市），持有的 %d 股按 0 元计' % (
+                    code, day, position.amount))
             worth += price * position.amount
             self.position_rows.append((day, code, position.amount, position.avg_cost, price))
         cash = portfolio.available_cash + portfolio.locked_cash

@@ -1,6 +1,7 @@
 """Orders in simulated hours, each on a market of a few bars whose outcome can be told by hand."""
 import math
 import re
+from datetime import datetime
 
 import pytest
 
@@ -574,6 +575,28 @@ def test_dividends_and_shares_come_on_the_ex_date(market, tmp_path, monkeypatch)
                                           amount=1000, cash=400.0, tax=100.0, shares=1000)
     assert len(result.records) == 1 and result.positions[-1]['amount'] == 2000
     assert result.equity[-1] == pytest.approx(1000000 - 10010 - 5 + 400 + 2000 * 5.0)
+
+
+def test_a_holding_that_is_delisted_is_worth_nothing_and_said_so(market, tmp_path, monkeypatch):
+    """1000 shares of B, whose last day is the second: no price, no sale, and the report tells where the money went."""
+    info, last = bq._stub_info, datetime.strptime(DAYS[1], '%Y-%m-%d').date()
+    monkeypatch.setattr(bq, '_stub_info', lambda profile, listed=None: dict(
+        info(profile, listed), **({'end_date': last} if profile.code == B else {})))
+    result, lines = play(market, tmp_path, '''
+    def begin(context):
+        run_daily(trade, '9:30')
+
+    def trade(context):
+        if context.current_dt.day == 4:
+            order('%s', 1000)
+        if context.current_dt.day > 5:
+            assert order_target('%s', 0) is None
+    ''' % (B, B), days=4)
+    assert [row['price'] for row in result.positions] == [10, 10, 0, 0] and sum('退市' in line for line in lines) == 2
+    assert result.equity[2:] == result.cash[2:] == [pytest.approx(1000000 - 10010 - 5)] * 2
+    assert [text for text in result.messages if '按 0 元计' in text] == [
+        '%s 从 %s 起没有价格（多半已经退市），持有的 1000 股按 0 元计' % (B, DAYS[2])]
+
 
 
 def test_shares_that_are_merged_away(market, tmp_path):
