@@ -1315,11 +1315,18 @@ def task_minutes(time, frequency, kind='daily'):
 
 
 class ScheduledTask:
-    """A function at the same minutes of each day, or of the number-th trade day of each week or month."""
+    """A function at the same minutes of each day, or of the number-th trade day of each week or month.
 
-    def __init__(self, kind, func, minutes, number, force, registered, order):
+    registered: the day; after: of that day only the minutes after this one count, those of the job that registered it
+    do not: a task that registers itself would never end.
+    """
+
+    def __init__(self, kind, func, minutes, number, force, registered, order, after=-1):
         self.kind, self.func, self.minutes, self.number = kind, func, minutes, number
-        self.force, self.registered, self.order = force, registered, order
+        self.force, self.registered, self.order, self.after = force, registered, order, after
+
+    def minutes_of(self, day):
+        return [minute for minute in self.minutes if day != self.registered or minute > self.after]
 
     def is_due(self, days, day):
         """days: the trade days of the week or month of `day` from the run's first day on."""
@@ -1341,10 +1348,10 @@ class Schedule:
         self.frequency, self._days, self._first_day = frequency, days, first_day
         self._tasks, self._version, self._numbers, self.hooks = [], 0, itertools.count(), ()
 
-    def add(self, kind, func, time, number=None, force=False, registered=None):
+    def add(self, kind, func, time, number=None, force=False, registered=None, after=-1):
         minutes = task_minutes(time, self.frequency, kind)
         self._tasks.append(ScheduledTask(kind, func, minutes, number, force, registered or self._first_day,
-                                         next(self._numbers)))
+                                         next(self._numbers), after))
         self._version += 1
 
     @property
@@ -1358,8 +1365,8 @@ class Schedule:
         """(tasks as rows of plain values, the next number): what another process needs to go on with them."""
         following = next(self._numbers)
         self._numbers = itertools.count(following)
-        return [(task.kind, task.func.__name__, task.minutes, task.number, task.force, task.registered, task.order)
-                for task in self._tasks], following
+        return [(task.kind, task.func.__name__, task.minutes, task.number, task.force, task.registered, task.order,
+                 task.after) for task in self._tasks], following
 
     def restore(self, rows, following, function_of):
         """Takes such rows; function_of(name) -> the function, or None for one that is gone."""
@@ -1371,7 +1378,8 @@ class Schedule:
         """All Jobs of a trade day, in their order."""
         periods = {kind: self._period(kind, day) for kind in {task.kind for task in self._tasks}}
         due = [task for task in self._tasks if task.is_due(periods[task.kind], day)]
-        jobs = [Job((minute, _TASK_RANKS[task.kind], task.order), task.func) for task in due for minute in task.minutes]
+        jobs = [Job((minute, _TASK_RANKS[task.kind], task.order), task.func)
+                for task in due for minute in task.minutes_of(day)]
         for rank, (name, of_days, of_minutes) in enumerate(_HOOKS, len(_TASK_RANKS)):
             if name in self.hooks:
                 minutes = of_days if self.frequency == 'day' else of_minutes
@@ -3170,7 +3178,7 @@ class Session:
         self.broker = broker_of(self)
         self.context = Context(run_params, self.broker.portfolio)
         self.schedule = Schedule(store.days, run_params.start_date, run_params.frequency)
-        self.benchmark = None
+        self.benchmark, self._at = None, -1  # the minute of the job that runs
         self._unit = '1d' if run_params.frequency == 'day' else '1m'
         self._sync()
 
@@ -3205,6 +3213,13 @@ class Session:
         """One Job at its moment: a task, or a hook by its name."""
         self.broker.advance(moment)
         self._sync()
+        self._at = job.key[0]
+        try:
+            self._run(job)
+        finally:
+            self._at = -1
+
+    def _run(self, job):
         if job.run == 'handle_data':
             self._hook('handle_data', BarData(self.view, self._unit))
         elif isinstance(job.run, str):
@@ -3270,7 +3285,7 @@ class Session:
             raise BadRequest('run_%s 的第一个参数应为函数，得到 %s' % (kind, brief(func)), '写函数名，不要加括号')
         if kind != 'daily' and check_whole(number, 'weekday' if kind == 'weekly' else 'monthday', -31, 31) == 0:
             raise BadRequest('run_%s 的第几个交易日不能是 0' % kind, '1 是第一个，-1 是最后一个')
-        self.schedule.add(kind, func, time, number, force, self.view.now.date())
+        self.schedule.add(kind, func, time, number, force, self.view.now.date(), self._at)
 
     def set_option(self, name, value):
         self.options.set(name, value)

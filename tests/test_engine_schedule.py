@@ -105,6 +105,33 @@ def test_tasks_may_come_and_go_while_the_day_is_on():
     assert seen == ['first', 'new']
 
 
+@pytest.mark.parametrize('kind, more', [('daily', ''), ('weekly', '1, '), ('monthly', '1, ')])
+def test_a_task_that_registers_itself_is_due_again_later(source, tmp_path, kind, more):
+    seen = each_day(source, tmp_path, '''
+def initialize(context):
+    run_daily(task, '9:30')
+
+
+def task(context):
+    g.seen.append(str(context.current_dt))
+    if len(g.seen) < 3:
+        run_%s(task, %stime='9:30')
+        run_daily(other, '9:31')
+
+
+def other(context):
+    g.seen.append('other')
+''' % (kind, more), days=1)
+    assert seen == [DAYS[0] + ' 09:30:00', 'other']
+
+
+def test_saved_tasks_know_when_they_were_registered():
+    plan, other = schedule(), schedule()
+    plan.add('daily', run, '9:30', registered=DATES[1], after=570)
+    other.restore(*plan.saved(), function_of=lambda name: run)
+    assert [len(list(each.walk(day))) for each in (plan, other) for day in DATES[1:3]] == [0, 1, 0, 1]
+
+
 def test_instants_of_a_daily_run(source, tmp_path):
     seen = each_day(source, tmp_path, '''
 def note(name):

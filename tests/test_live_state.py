@@ -257,7 +257,7 @@ def test_tasks_keep_their_place_and_numbers():
     again.restore(rows, following, {'noon': noon}.get)
     again.add('daily', noon, '9:31')
     schedule.add('daily', noon, '9:31')
-    assert again.saved() == schedule.saved() and [row[-1] for row in again.saved()[0]] == [1, 2]
+    assert again.saved() == schedule.saved() and [row[6] for row in again.saved()[0]] == [1, 2]
 
 
 def test_a_task_whose_function_is_gone_is_dropped():
