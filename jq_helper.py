@@ -3383,10 +3383,12 @@ class Session:
         """[dict of order()'s arguments]: all or none, if it is known beforehand. List of Orders, or of Nones."""
         if not isinstance(orders, (list, tuple)):
             raise BadRequest('batch_submit_orders 的参数应为委托的列表，收到 %s' % brief(orders), _BATCH_HINT)
+        self._check_run()
         return self.broker.place_all([_batch_element(number, each) for number, each in enumerate(orders, 1)])
 
     def cancel_order(self, order):
         """The Order, or None if it is not open."""
+        self._check_run()
         return self.broker.cancel(getattr(order, 'order_id', order))
 
     def get_open_orders(self):
@@ -3402,8 +3404,17 @@ class Session:
         return OrderedDict((key, item) for key, item in self.broker.trades().items()
                            if order_id in (None, item.order_id) and security in (None, item.security))
 
+    def _check_run(self):
+        """A module that two runs share at the same time has the functions of the one that imported it first."""
+        names = _runs.names()
+        if names and names['g'] is not self.g:
+            raise ConfigError('这个委托函数属于同时进行的另一次运行，没有下单',
+                              '策略导入的模块里不写 from jqdata import *，改为 import jqdata，再用 jqdata.order(...)',
+                              broker_called=False)
+
     def _place(self, security, amount, style):
         """0 shares are no order, and no fault worth a line."""
+        self._check_run()
         return self.broker.place(security, amount, style) if amount else None
 
     def _shares_for(self, security, value, style):
@@ -3422,6 +3433,7 @@ class Session:
 
     def _target(self, security, shares, style):
         """Whatever is open of the security is cancelled first."""
+        self._check_run()
         code = _canonical(security)
         for item in list(self.broker.open_orders().values()):
             if item.security == code:

@@ -1,5 +1,7 @@
 """While a strategy runs, its orders are its run's: jq_helper's own functions reach no account from inside."""
 import importlib
+import os
+import subprocess
 import sys
 import threading
 
@@ -176,6 +178,35 @@ def initialize(context):
     assert [row['amount'] for row in result.trades] == [200] and wire.sent == [] and is_free(wire)
 
 
+@pytest.mark.parametrize('call', [
+    'order("%s", 100)', 'order_value("%s", 5000)', 'order_target("%s", 0)', 'order_target_value("%s", 0)',
+    'batch_submit_orders([dict(security="%s", amount=100)])', 'cancel_order(1) or "%s"'])
+def test_a_module_that_two_runs_share_orders_in_neither_s_place(tmp_path, market, helper, call):
+    helper('shared', 'from jqdata import *\nimport jqdata\n\n\ndef trade():\n    return %s\n\n\n'
+                     'def own():\n    return jqdata.%s\n' % (call % A, call % A))
+    inner = tmp_path / 'inner.py'
+    inner.write_bytes(b'import shared\n\n\ndef initialize(context):\n    shared.own()\n    shared.trade()\n')
+    result = play(tmp_path, market, '''
+import jq_helper, shared
+
+
+def initialize(context):
+    shared.trade()
+    order('%s', 300)
+    look = lambda: [str(placed.status) for placed in get_orders().values()]
+    before = look()
+    try:
+        jq_helper.backtest(%r, '%s', '%s', provider=%r)
+    except jq_helper.BulletError:
+        raise
+    except Exception as error:
+        g.said = str(error)
+    assert '另一次运行' in g.said and look() == before
+    shared.trade()
+''' % (A, str(inner), DAYS[0], DAYS[-1], market))
+    assert result.finished
+
+
 BOTH = '''
 import rendezvous
 
@@ -244,6 +275,26 @@ def initialize(context):
     assert len(result.orders) == 1 and wire.sent == []
 
 
+RELOADED = '''
+import sys
+import jq_helper
+try:
+    jq_helper.backtest(*sys.argv[1:4], provider=sys.argv[4])
+except Exception as error:
+    print(type(error.__cause__).__name__)
+'''
+
+
+def test_a_module_that_is_loaded_again_below_a_run_knows_of_it(tmp_path, market):
+    """As dask does with the modules it is sent."""
+    path = written(tmp_path, 'import importlib, jq_helper\nimportlib.reload(jq_helper)\n'
+                             'jq_helper.configure(%s)\n' % SETTINGS)
+    root = os.path.dirname(os.path.abspath(jq.__file__))
+    output = subprocess.check_output([sys.executable, '-c', RELOADED, path, DAYS[0], DAYS[-1], market],
+                                     env=dict(os.environ, PYTHONPATH=root))
+    assert output.split() == [b'ConfigError']
+
+
 # -- a grid ----------------------------------------------------------------------------------------------------------
 def test_the_points_of_a_grid_are_refused_too(tmp_path, market, capsys, monkeypatch):
     monkeypatch.chdir(str(tmp_path))
@@ -297,6 +348,10 @@ def test_in_a_live_run_the_account_is_not_taken_over(tmp_path):
 def test_nor_in_a_backtest(tmp_path, market, wire):
     _, lines = run(tmp_path, '''
 import jq_helper
+
+
+def initialize(context):
+    pass
 
 
 def process_initialize(context):
