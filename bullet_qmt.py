@@ -713,6 +713,13 @@ def check_moment(value, name):
         raise BadRequest('%s 不是日期或时间：%s' % (name, brief(value)), '例如 2024-01-05 或 2024-01-05 09:31:00')
 
 
+def check_span(start_ms, end_ms):
+    """Refuses a span of time that ends before it starts: no data would look like a fact. None: open."""
+    if start_ms is not None and end_ms is not None and start_ms > end_ms:
+        raise BadRequest('开始 %s 晚于结束 %s' % tuple(iso_ms(ms).replace('T', ' ') for ms in (start_ms, end_ms)),
+                         '核对 start_date 与 end_date：没有给出的 start_date 是 2015-01-01，没有钟点的日期在分钟行情里是 00:00')
+
+
 def brief(value, maximum=60):
     """A short, harmless repr for error messages."""
     text = repr(value) if not isinstance(value, (list, dict)) or len(value) < 20 else type(value).__name__
@@ -2882,6 +2889,8 @@ def parse_history(payload, now):
         ref=_bound(check_moment(payload.get('pre_factor_ref_date'), 'pre_factor_ref_date'), 'd'),
         skip_paused=_flag(payload, 'skip_paused', False), fill_paused=_flag(payload, 'fill_paused', True),
         panel=_flag(payload, 'panel', True))
+    if end is not None:
+        check_span(query.start, _bound(end, unit))
     if query.skip_paused and query.panel and len(query.securities) > 1:
         raise BadRequest('多个证券且 skip_paused=True 时各证券的日期不同，不能用 panel=True', '加上 panel=False')
     return query
@@ -9120,9 +9129,16 @@ def _day_ms(payload, *names):
     return None if moment is None else to_ms(moment[0].date())
 
 
+def _days_asked(payload):
+    """(start, end) in ms, None where none was given."""
+    start, end = _day_ms(payload, 'start', 'start_date'), _day_ms(payload, 'end', 'end_date')
+    check_span(start, end)
+    return start, end
+
+
 def _trade_days(service, payload, caller):
     count = payload.get('count')
-    start, end = _day_ms(payload, 'start', 'start_date'), _day_ms(payload, 'end', 'end_date')
+    start, end = _days_asked(payload)
     if count is not None:
         count = check_whole(count, 'count', 1, 10 ** 5)
         if start is not None:
@@ -9160,7 +9176,7 @@ def _index_stocks(service, payload, caller):
 
 
 def _split_dividend(service, payload, caller):
-    first, last = _day_ms(payload, 'start', 'start_date'), _day_ms(payload, 'end', 'end_date')
+    first, last = _days_asked(payload)
     last = to_ms(service.clock.now()) if last is None else last
     return {'events': service.backend.data.split_dividend(_one_code(payload), 0 if first is None else first, last)}
 

@@ -72,7 +72,7 @@ from bullet_qmt import (
     BAR_MINUTES, BEIJING, FINAL_STATUSES, BadRequest, BulletError, Clock, ConfigError, DataUnavailable, LazyModule,
     LocalConnection, NotSupported, OrderNotFound, OrderRejected, OrderStateUnknown, ProtocolError, RemoteQmtBroker,
     RemoteQmtProvider, SecurityNotFound, ShortConnection, account_overview, as_shown,
-    bars_elapsed, brief, calendar_groups, has_panel, sync_directory,
+    bars_elapsed, brief, calendar_groups, check_span, has_panel, sync_directory,
     check_choice, check_flag, check_moment, check_number, check_text, check_whole, combine, connect, factor_at,
     factor_ranges, format_table, from_ms, instrument, load_settings, lot_problem, normalize_code, normalize_codes,
     open_service, optional_import, order_style, parse_bool, parse_data_source, parse_frequency, parse_host,
@@ -1998,6 +1998,7 @@ class DataView:
         fq = fq if fq is None or check_flag(round, 'round') else 'exact ' + fq
         start, count = self._start(start_date, count, unit)
         end_ms = self._end(end_date, unit)
+        _refuse_reversed(start_date, end_date, unit)
         ask = functools.partial(self.window, unit=unit, step=step, start=start, end_ms=end_ms, count=count,
                                 skip_paused=skip_paused, fill_paused=fill_paused, fq=fq)
         if isinstance(security, str):
@@ -2167,6 +2168,7 @@ class DataView:
     def get_trade_days(self, start_date=None, end_date=None, count=None):
         """List of date, both ends in; up to T if no end is given."""
         end = self.now.date() if end_date is None else _asked_moment(end_date, 'end_date').date()
+        _refuse_reversed(start_date, end_date, 'd')
         stop = bisect.bisect_right(self.store.days, end)
         if count is not None:
             return self.store.days[max(0, stop - check_whole(count, 'count', 1)):stop]
@@ -2232,6 +2234,12 @@ def _asked_moment(value, name):
     if moment is None:  # numpy's NaT
         raise BadRequest('%s 不是日期或时间' % name, '例如 2024-01-05')
     return moment[0]
+
+
+def _refuse_reversed(start, end, unit):
+    if start is not None and end is not None:
+        moments = _asked_moment(start, 'start_date'), _asked_moment(end, 'end_date')
+        check_span(*[to_ms(moment if unit == 'm' else moment.date()) for moment in moments])
 
 
 def _asked_fields(fields, default=_SIX, more=()):

@@ -235,6 +235,21 @@ def test_no_bars_is_an_empty_table_with_its_columns(case):
     assert len(table) == 0 and table.fields == list(bq.DEFAULT_FIELDS)
 
 
+@pytest.mark.parametrize('span, refused', [
+    (dict(start='2019-06-11', end='2019-06-10'), True), (dict(start='2019-06-11 10:00', end='2019-06-11 09:35'), False),
+    (dict(start='2019-06-11 10:00', end='2019-06-11 09:35', frequency='5m'), True),
+    (dict(start='2019-06-11 10:00', end='2019-06-11', frequency='1m'), True), (dict(end='2014-12-31'), True),
+    (dict(start='2030-01-01'), False), (dict(start='2030-01-01', end='2030-01-02'), False),
+    (dict(count=1, end='2014-12-31'), False), (dict(start='2019-06-10', end='2019-06-10'), False)])
+def test_a_span_that_ends_before_it_starts_is_no_empty_answer(case, span, refused):
+    if not refused:
+        case.history(**span)
+        return
+    with pytest.raises(bq.BadRequest) as caught:
+        case.history(**span)
+    assert '晚于' in caught.value.message and 'start_date' in caught.value.hint
+
+
 def test_security_info(case):
     info = case.data.security_info(case.code)
     assert {'code', 'display_name', 'name', 'type', 'subtype', 'qmt_code', 'start_date', 'end_date',

@@ -215,7 +215,10 @@ def test_securities_and_days(real):
     ('get_bars', (MOUTAI, 3, '1d', 5), {}), ('history', (3, '1d', ['close'], [MOUTAI]), {}),
     ('history', (3, '1d', 'close', []), {}), ('history', (3, '1d', 'close', [MOUTAI, None]), {}),
     ('get_price', (5,), dict(count=1)), ('get_all_securities', (5,), {}),
-    ('get_bars', (MOUTAI, 3), dict(fq_ref_date='soon'))])
+    ('get_bars', (MOUTAI, 3), dict(fq_ref_date='soon')),
+    ('get_price', (MOUTAI,), dict(start_date='2018-03-02', end_date='2018-03-01')),
+    ('get_trade_days', ('2018-03-02', '2018-03-01'), {}),
+    ('get_extras', ('is_st', [MOUTAI], '2018-03-02', '2018-03-01'), {})])
 def test_questions_that_make_no_sense(real, name, arguments, how):
     with pytest.raises((bq.BadRequest, bq.SecurityNotFound)):
         getattr(view_at(real, '2018-03-15 09:30'), name)(*arguments, **how)

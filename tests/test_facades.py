@@ -364,6 +364,16 @@ def test_a_sub_account_has_its_limit_and_its_own_orders(server, broker):
     assert wrong.disconnect() and broker._connection.connected  # not its own
 
 
+def test_a_reversed_span_is_refused_by_each_call(connection):
+    provider, span = bq.RemoteQmtProvider(connection=connection), ('2024-05-10', '2024-05-08')
+    for call in (lambda: provider.get_price(CODE, *span), lambda: provider.get_trade_days(*span),
+                 lambda: provider.get_split_dividend(CODE, *span),
+                 lambda: provider.ensure_cache(CODE, start_date=span[0], end_date=span[1])):
+        with pytest.raises(bq.BadRequest) as caught:
+            call()
+        assert '2024-05-10' in caught.value.message and '2024-05-08' in caught.value.message
+
+
 def test_nothing_leaves_after_a_disconnect_until_connect(server, connection):
     config = {'host': server.address[0], 'port': server.address[1], 'token': TOKEN}
     for broker in (bq.RemoteQmtBroker(config=config), bq.RemoteQmtBroker(connection=connection)):
