@@ -12,7 +12,7 @@ import jq_helper as jq
 from tests.base import TOKEN
 from tests.engine import A, MadeMarket, day_row, days_from, run, written
 from tests.live import stage
-from tests.test_jq_helper import Recorder
+from tests.test_jq_helper import wire  # noqa: F401 - a configured remote account
 
 DAYS = days_from('2024-03-04', 3)
 SETTINGS = "host='127.0.0.1', port=1, token='%s'" % TOKEN
@@ -30,15 +30,6 @@ def modules_are_put_back():
     before = sys.modules.get('jqdata')
     yield
     assert sys.modules.get('jqdata') is before
-
-
-@pytest.fixture
-def wire(monkeypatch):
-    """A configured remote account, which holds 500 shares and has an order open."""
-    connection = Recorder()
-    data = jq.RemoteDataClient(connection=connection)
-    monkeypatch.setattr(jq, '_clients', (data, jq.RemoteBrokerClient(connection, data)))
-    return connection
 
 
 @pytest.fixture
