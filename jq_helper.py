@@ -3820,8 +3820,8 @@ class RemoteBroker(BrokerInterface):
     """Orders of a strategy at the remote account.
 
     book: what must not be forgotten: new_key(what) -> key, on disk when it returns; close_key(key, order_id=None);
-    count_cancel() -> key; count_order(); keys: key -> dict security, side, ...; own: order id -> key, of today;
-    is_own_key(key); orders, cancels: counts of today. remote: RemoteQmtBroker. log(level, text): of orders.
+    count_cancel() -> key; count_order(); day: whose tasks run; keys: key -> dict security, side, ...; own: order id ->
+    key, of today; is_own_key(key); orders, cancels: counts of today. remote: RemoteQmtBroker. log(level, text).
     overview: (RemoteAccount, RemotePositions) as read last. A failing read is an error, never an empty
     account; an order whose outcome is unknown is never sent again.
     """
@@ -3866,8 +3866,16 @@ class RemoteBroker(BrokerInterface):
 
     def orders(self):
         """Those of this run; whatever else the account holds is somebody else's."""
-        found = [RemoteOrder(row) for row in self._rows_of_orders() if self._is_own(row)]
-        return OrderedDict((row.order_id, self._order_of(row)) for row in found)
+        return self._own_of(self._rows_of_orders())
+
+    def _own_of(self, rows):
+        """An order that the broker's list lacks (yet) is what was seen of it last, and never gone."""
+        found = [RemoteOrder(row) for row in rows if self._is_own(row)]
+        orders = OrderedDict((row.order_id, self._order_of(row)) for row in found)
+        for order_id in [order_id for order_id in self._seen if order_id not in orders]:
+            orders[order_id] = self._seen[order_id]
+            self._puzzle(order_id, None, '委托 %s 不在服务端的委托列表里，按上次看到的算' % order_id)
+        return orders
 
     def trades(self):
         orders = self.orders()
@@ -3895,10 +3903,16 @@ class RemoteBroker(BrokerInterface):
 
     def _status_of(self, row):
         """One that nobody knows may still change: it is as open as any."""
-        if row.status not in _JQ_STATUS and (row.order_id, row.status) not in self._puzzled:
-            self._puzzled.add((row.order_id, row.status))
-            self._log('warning', '委托 %s 的状态不认识：%s，当作没有结束；请在 QMT 里核对' % (row.order_id, brief(row.status)))
+        if row.status not in _JQ_STATUS:
+            self._puzzle(row.order_id, row.status, '委托 %s 的状态不认识：%s，当作没有结束；请在 QMT 里核对' % (
+                row.order_id, brief(row.status)))
         return _JQ_STATUS.get(row.status, OrderStatus.open)
+
+    def _puzzle(self, order_id, what, text):
+        """Said once of an order."""
+        if (order_id, what) not in self._puzzled:
+            self._puzzled.add((order_id, what))
+            self._log('warning', text)
 
     def _new_order(self, row, style):
         code = _canonical(row.security)
@@ -3932,6 +3946,7 @@ class RemoteBroker(BrokerInterface):
             shares = self._sized(code, amount, style)
             self._check_open_keys(code, shares)
             self._check_limits(code, shares, style, before)
+            self._check_day()
         except (_Void, DataUnavailable, SecurityNotFound) as reason:
             self._log('warning', '%s 下单 %s 股没有成立：%s' % (printable(str(security)), amount, reason))
             return None
@@ -3965,6 +3980,12 @@ class RemoteBroker(BrokerInterface):
         bound = protect_price(code, 'BUY', last, high if high < math.inf else None, low if low > 0 else None)
         own = style.limit_price
         return min(filter(None, (bound or last, own)), default=0.0)
+
+    def _check_day(self):
+        """A machine that slept in the middle of a task must not order on another day what was meant for that one."""
+        today = self._patience.clock.now().date()
+        if today != self._book.day:
+            raise _Void('任务是 %s 的，现在是 %s' % (self._book.day, today))
 
     def _check_open_keys(self, code, amount):
         side = 'BUY' if amount > 0 else 'SELL'
@@ -4004,7 +4025,9 @@ class RemoteBroker(BrokerInterface):
     def _check_holdings(self, code, limit):
         """Held, being bought, or perhaps being bought."""
         codes = set(self.portfolio.positions)
-        codes.update(_canonical(_text(row, 'security')) for row in self._rows_of_orders() if _may_add_a_holding(row))
+        rows = self._rows_of_orders()
+        codes.update(_canonical(_text(row, 'security')) for row in rows if _may_add_a_holding(row))
+        codes.update(item.security for item in self._own_of(rows).values() if item.is_buy and item.status in ALIVE)
         codes.update(item['security'] for item in self._book.keys.values() if item['side'] == 'BUY')
         if code not in codes and len(codes) >= limit:
             raise _Void('已有 %d 只持仓（含在途买入），上限 %d' % (len(codes), limit))
@@ -4107,6 +4130,7 @@ class RemoteBroker(BrokerInterface):
         try:
             done = self._remote.cancel_order(order.order_id, idempotency_key=key)
             text = '已撤' if done else '没有撤成，已是最终状态'
+            order.status = OrderStatus.canceled if done else order.status
         except OrderRejected as error:
             text = '没有撤成：%s' % error.message
         except OrderStateUnknown as error:
@@ -4533,6 +4557,7 @@ class LiveState:
         if unknown:
             raise ConfigError('状态文件 %s 里有不认识的 %s' % (path, '、'.join(unknown)), '它是更新的版本写的，用那个版本的程序')
         lacking = [name for name in cls.ESSENTIAL if name not in values]
+        lacking = lacking or [name for name in ('g', 'tasks') if values['kept'] and name not in values['kept']]
         if lacking:
             raise ConfigError('状态文件 %s 里没有 %s' % (path, '、'.join(lacking)), cls.WAY_OUT)
         return values

@@ -324,6 +324,32 @@ def test_a_console_that_breaks_does_not_make_an_order_look_failed(tmp_path):
         assert run.session.g.o.filled == 300 and it.said('（有 1 行没有写出来）')
 
 
+def test_an_order_that_the_list_does_not_show_yet_is_there(tmp_path):
+    """A second target cancels it first; without that the account would have both."""
+    low = 'LimitOrderStyle(round(get_current_data()["%s"].last_price * 0.985, 2))' % A
+    text = tasks(at_0935='order_target("%s", 300, %s)\ng.out += [len(get_open_orders()), len(get_orders())]\n'
+                         'order_target("%s", 500, %s)' % (A, low, A, low),
+                 at_0940='g.out += [order("%s", 100), len(get_open_orders())]' % B)
+    with stage(tmp_path, START, END) as it:
+        late = Between(it.broker, get_orders=lambda read: [])
+        it.clock.at(moment('2025-03-03 09:36'), late.changes.clear)
+        run = it.run(it.strategy(text), remote=late, limits=limits(holdings=1))
+        assert [(row['amount'], row['status']) for row in it.broker.get_orders()] == [(300, 'canceled'), (500, 'open')]
+        assert out_of(run) == [1, 1, None, 1] and len(it.said('不在服务端的委托列表里')) == 1
+
+
+def test_a_machine_that_sleeps_in_a_task_orders_nothing_on_another_day(tmp_path):
+    text = tasks(at_0935='g.out += [order("%s", 100)]' % A)
+    with stage(tmp_path, START, '2025-03-04 09:30') as it:
+        def sleepy(read, security, *args, **kwargs):
+            if it.clock.now() == moment('2025-03-03 09:35'):
+                it.clock.step(23 * 3600)
+            return read(security, *args, **kwargs)
+        provider = Between(bq.RemoteQmtProvider(connection=it.connection), get_security_info=sleepy)
+        run = it.run(it.strategy(text), provider=provider)
+        assert out_of(run) == [None] and it.said('任务是 2025-03-03 的，现在是 2025-03-04') and it.broker.get_orders() == []
+
+
 def test_an_accepted_key_without_an_order_id_stays_open(tmp_path):
     text = tasks(at_0935=CAUGHT, at_0940='g.out.append(order("%s", 300))' % A)
     with stage(tmp_path, START, END) as it:

@@ -25,7 +25,7 @@ def test_a_directory_without_a_state_has_none(tmp_path):
 
 
 def test_what_is_saved_is_read_again(tmp_path):
-    state = state_in(tmp_path, kept={'g': OrderedDict(n=pickle.dumps(3))})
+    state = state_in(tmp_path, kept={'g': OrderedDict(n=pickle.dumps(3)), 'tasks': ([], 0)})
     key = state.new_key(OrderedDict(security='000001.XSHE', side='BUY', amount=100))
     state.begin_job((570, 2, 0))
     again = jq.LiveState.read(str(tmp_path))
@@ -80,6 +80,13 @@ def test_a_file_without_what_must_not_be_forgotten_is_refused(tmp_path, monkeypa
     with pytest.raises(ConfigError, match='里没有 ' + name) as caught:
         jq.LiveState.read(str(tmp_path))
     assert '--runtime-dir' in caught.value.hint
+
+
+@pytest.mark.parametrize('name', ['g', 'tasks'])
+def test_a_strategy_s_own_state_without_its_tasks_is_refused(tmp_path, name):
+    state_in(tmp_path, kept={each: {} for each in ('g', 'tasks') if each != name}).save()
+    with pytest.raises(ConfigError, match='里没有 ' + name):
+        jq.LiveState.read(str(tmp_path))
 
 
 def test_a_write_that_fails_leaves_the_old_state(tmp_path, monkeypatch):
