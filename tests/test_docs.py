@@ -4,10 +4,12 @@ import re
 import shlex
 import subprocess
 import sys
+from datetime import date, timedelta
 
 import pytest
 
 import bullet_qmt as bq
+import jq_helper
 from tests.base import TOKEN, serving
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -54,6 +56,40 @@ def test_each_error_code_is_in_the_readme(code):
 @pytest.mark.parametrize('name', sorted(bq.COMMANDS))
 def test_each_command_is_in_the_readme(name):
     assert re.search(r'python bullet_qmt\.py %s\b' % name, README)
+
+
+@pytest.mark.parametrize('command, title', [('backtest', '回测'), ('live', '实盘')])
+def test_the_options_of_a_chapter_are_those_of_its_command(command, title):
+    """Its table, in both directions; those of the connection are in the big table."""
+    chapter = README.split('\n## %s\n' % title)[1].split('\n## ')[0]
+    rows = chapter.split('| 选项 | 说明 |\n')[1].split('\n\n')[0].splitlines()
+    shown = [flag for row in rows for flag in re.findall(r'--[a-z][a-z-]+', row.split(' | ')[0])]
+    own = [flag for flags, _ in bq.COMMANDS[command][3] for flag in flags if flag.startswith('--')]
+    assert sorted(shown) == sorted(own)
+    client = [flag for option in bq.OPTIONS if option.group == 'client' for flag in option.flags]
+    named = set(re.findall(r'--[a-z][a-z-]+', chapter))
+    assert named <= set(own + client + ['--port', '--token'] + [flags[0] for flags, _ in bq.COMMANDS['backtest'][3]])
+
+
+def test_the_calendar_of_the_paper_exchange_is_as_told():
+    """2024-02-09 was the eve of the Spring Festival, the seventh of its month the 16th."""
+    told = '周一至周五，除去 1 月 1 日、除夕到初七、5 月 1 至 3 日、10 月 1 至 7 日'
+    closed = [date(2024, 1, 1)] + [date(2024, 2, day) for day in range(9, 17)] + [
+        date(2024, 5, day) for day in (1, 2, 3)] + [date(2024, 10, day) for day in range(1, 8)]
+    assert told in README
+    for number in range(366):
+        day = date(2024, 1, 1) + timedelta(number)
+        assert bq.rule_trade_day(day) == (day.weekday() < 5 and day not in closed), day
+
+
+def test_the_costs_of_a_backtest_are_as_told():
+    assert '万三、最低 5 元' in README and '千一印花税' in README and '价格的 0.246%，买卖各偏一半' in README
+    costs = jq_helper.TradingCosts()
+    assert [costs.slipped('600519.XSHG', 1000.0, is_buy) for is_buy in (True, False)] == [1001.23, 998.77]
+    assert costs.slipped('511880.XSHG', 100.0, True) == 100.0
+    stock = costs.cost('600519.XSHG')
+    assert (stock.commission(True, 100000), stock.commission(False, 100)) == (pytest.approx(30), 5)
+    assert (stock.tax(True, 1000), stock.tax(False, 1000)) == (0, 1)
 
 
 @pytest.fixture(scope='module')
