@@ -57,6 +57,7 @@ import math
 import operator
 import os
 import re
+import shutil
 import sys
 import threading
 import traceback
@@ -6911,17 +6912,17 @@ def _dividend_row(day, event, names):
 
 # -- the command ---------------------------------------------------------------------------------------------------
 class Screen:
-    """Where a run shows itself: a bar that stays in place on a terminal, a line for each tenth otherwise.
+    """Where a run shows itself: a bar that stays in place on a terminal; otherwise a line for each tenth or minute.
 
-    write(text): to the console. interactive: whether it is a terminal. log: an open file for the strategy's lines, or
-    None to show them.
+    write(text): to the console. interactive: whether it is a terminal, columns() wide. log: an open file for the
+    strategy's lines, or None to show them.
     """
 
-    WIDTH, REFRESH_S = 24, 0.1
+    WIDTH, REFRESH_S, LINE_S = 24, 0.1, 60
 
-    def __init__(self, write, interactive, log=None, clock=monotonic):
-        self._write, self._interactive, self._log, self._clock = write, interactive, log, clock
-        self._started, self._shown_at, self._tenths, self._bar = clock(), None, 0, ''
+    def __init__(self, write, interactive, log=None, clock=monotonic, columns=lambda: shutil.get_terminal_size()[0]):
+        self._write, self._interactive, self._log, self._clock, self._columns = write, interactive, log, clock, columns
+        self._first, self._shown_at, self._tenths, self._bar = None, clock(), 0, ''
 
     def line(self, text):
         """A line of the strategy's log."""
@@ -6936,16 +6937,28 @@ class Screen:
 
     def progress(self, done, total, day, equity):
         now = self._clock()
-        if not self._interactive:
-            if done * 10 // total > self._tenths:
-                self._tenths = done * 10 // total
-                self._write('%3d%%  %s\n' % (done * 100 // total, self._figures(now, done, total, day, equity)))
-        elif self._shown_at is None or now - self._shown_at >= self.REFRESH_S or done == total:
-            self._shown_at, full = now, self.WIDTH * done // total
-            bar = '[%s%s] %5.1f%%  ' % ('#' * full, '.' * (self.WIDTH - full), done * 100 / total)
+        is_first, self._first = self._first is None, self._first or (now, done)
+        waited, tenths = now - self._shown_at, done * 10 // total
+        if self._interactive and (is_first or waited >= self.REFRESH_S or done == total):
             cleared = self._cleared()
-            self._bar = bar + self._figures(now, done, total, day, equity)
+            self._bar = self._fitted(done, total, self._figures(now, done, total, day, equity))
             self._write(cleared + self._bar)
+        elif not self._interactive and (tenths > self._tenths or waited >= self.LINE_S):
+            self._write('%3d%%  %s\n' % (done * 100 // total, '  '.join(self._figures(now, done, total, day, equity))))
+        else:
+            return
+        self._shown_at, self._tenths = now, tenths
+
+    def _fitted(self, done, total, figures):
+        """The bar and as many figures as the terminal's width holds: a line that wraps cannot be cleared."""
+        parts, room = ['%5.1f%%' % (done * 100 / total)], self._columns() - 1
+        for part in figures:
+            if text_width('  '.join(parts + [part])) <= room:
+                parts.append(part)
+        text = '  '.join(parts)
+        width = min(self.WIDTH, room - text_width(text) - 3)
+        full = width * done // total
+        return text if width < 5 else '[%s%s] %s' % ('#' * full, '.' * (width - full), text)
 
     def finish(self):
         """The bar gives way to what comes next."""
@@ -6956,13 +6969,18 @@ class Screen:
         return '\r%s\r' % (' ' * text_width(self._bar)) if self._bar else ''
 
     def _figures(self, now, done, total, day, equity):
-        passed = max(now - self._started, 1e-9)
-        return '%s  %.0f 日/秒  剩余 %s  总资产 %s' % (
-            day, done / passed, _span_of_seconds(passed / done * (total - done)), shown_value(equity, 'money'))
+        """The rate is that since the first day was over: before it everything is loaded."""
+        passed, days = max(now - self._first[0], 1e-9), done - self._first[1]
+        if not days:
+            return [str(day), '总资产 %s' % shown_value(equity, 'money')]
+        rate = days / passed
+        return [str(day), '剩余 %s' % _span_of_seconds((total - done) / rate),
+                '总资产 %s' % shown_value(equity, 'money'), ('%.0f 日/秒' if rate >= 10 else '%.2g 日/秒') % rate]
 
 
 def _span_of_seconds(seconds):
-    return '%d:%02d' % divmod(int(seconds + 0.5), 60)
+    minutes, seconds = divmod(int(seconds + 0.5), 60)
+    return '%d:%02d' % (minutes, seconds) if minutes < 60 else '%d:%02d:%02d' % (minutes // 60, minutes % 60, seconds)
 
 
 def printable_lines(text):
@@ -7008,7 +7026,8 @@ def run_backtest_command(order, screen):
             failure, result = error, getattr(error, 'result', None)
             if result is None:
                 raise
-        screen.finish()
+        finally:
+            screen.finish()
         metrics = compute_metrics(result)
         for line in summary_lines(result, metrics):
             screen.say(line)

@@ -238,20 +238,51 @@ class Ticking:
         return self.now
 
 
+def bar_after(seconds, done, total, columns=120):
+    """What a terminal shows: the first day was over after 3 s, `done` of them `seconds` later."""
+    clock, out = Ticking(), []
+    screen = jq.Screen(out.append, True, clock=clock, columns=lambda: columns)
+    clock.now = 3.0
+    screen.progress(1, total, '2018-01-02', 1000000.0)
+    clock.now += seconds
+    screen.progress(done, total, '2018-01-03', 1000000.0)
+    return out[-1].split('\r')[-1]
+
+
 def test_a_terminal_has_one_bar_below_the_lines():
     clock, out = Ticking(), []
-    screen = jq.Screen(out.append, True, clock=clock)
+    screen = jq.Screen(out.append, True, clock=clock, columns=lambda: 120)
     clock.now = 2.0
-    screen.progress(25, 100, '2018-01-02', 1000000.0)
+    screen.progress(1, 100, '2018-01-02', 1000000.0)
+    assert '日/秒' not in out[-1]
+    clock.now = 4.0
+    screen.progress(25, 100, '2018-01-03', 1000000.0)
     assert '[######..................]  25.0%' in out[-1] and '12 日/秒' in out[-1] and '剩余 0:06' in out[-1]
     assert '1,000,000.00' in out[-1] and '\n' not in out[-1]
     drawn = len(out)
-    screen.progress(26, 100, '2018-01-03', 1.0)
+    screen.progress(26, 100, '2018-01-04', 1.0)
     assert len(out) == drawn  # too soon to draw again
     screen.line('a line')
     assert re.match(r'\r +\ra line\n\[#', out[-1])
     screen.finish()
     assert re.fullmatch(r'\r +\r', out[-1])
+
+
+@pytest.mark.parametrize('seconds, done, rate, left', [
+    (10.0, 501, '50 日/秒', '0:30'), (240.0, 5, '0.017 日/秒', '33:15:00'), (5.0, 11, '2 日/秒', '16:35'),
+    (0.0, 2001, '日/秒', '0:00')])
+def test_the_rate_and_the_time_left_of_fast_and_slow_runs(seconds, done, rate, left):
+    """Of days that take a minute each, as with minute bars, too; loading is no part of it."""
+    text = bar_after(seconds, done, 2000 + (done == 2001))
+    assert rate in text and '剩余 %s ' % left in text
+
+
+@pytest.mark.parametrize('columns', [200, 80, 60, 40, 20])
+def test_the_bar_fits_the_terminal(columns):
+    text = bar_after(10.0, 100, 200, columns)
+    assert bq.text_width(text) < columns and ' 50.0%' in text
+    assert ('总资产' in text) == (columns >= 60) and ('日/秒' in text) == (columns >= 80)
+    assert ('[' in text) == (columns > 20)
 
 
 def test_elsewhere_there_is_a_line_for_each_tenth():
@@ -260,6 +291,15 @@ def test_elsewhere_there_is_a_line_for_each_tenth():
     for done in range(1, 251):
         screen.progress(done, 250, '2018-01-02', 5.0)
     assert len(out) == 10 and out[0].startswith(' 10%') and all(line.endswith('\n') for line in out)
+
+
+def test_and_for_each_minute_of_a_slow_run():
+    clock, out = Ticking(), []
+    screen = jq.Screen(out.append, False, clock=clock)
+    for done in range(1, 10):
+        clock.now += 31
+        screen.progress(done, 1000, '2018-01-02', 5.0)
+    assert len(out) == 4 and '0.032 日/秒' in out[-1] and '\r' not in ''.join(out)
 
 
 def test_log_lines_cannot_move_the_cursor():
