@@ -3112,13 +3112,27 @@ class StrategyFile:
         if isinstance(error, SyntaxError) and error.filename == self.path:
             line = error.lineno
         text = ''.join(traceback.format_list(own) + traceback.format_exception_only(type(error), error)).rstrip()
-        hint = getattr(error, 'hint', '')
+        hint = getattr(error, 'hint', '') or _old_pandas_hint(error, frames)
         problem = ': '.join([type(error).__name__] + str(error).splitlines()[:1])
         return StrategyError('Traceback (most recent call last):\n%s%s' % (text, hint and '\n建议：%s' % hint), line,
                              problem)
 
 
 _ENGINE_FILES = ('jq_helper.py', 'bullet_qmt.py')
+# What pandas no longer has -> what to write instead.
+_GONE_FROM_PANDAS = {'append': 'pd.concat([a, b])', 'ix': 'loc 或 iloc', 'iteritems': 'items()', 'as_matrix': 'values',
+                     'get_value': 'at', 'Panel': "panel=False 的长表", 'lookup': 'loc', 'mad': '自己计算'}
+
+
+def _old_pandas_hint(error, frames):
+    """What to write instead of what JoinQuant's pandas 0.23 took and the one here does not; '' if that was not it."""
+    inside = frames and 'pandas' in re.split(r'[\\/]', frames[-1].filename)
+    if isinstance(error, KeyError) and inside and isinstance(error.args[0] if error.args else None, int):
+        return '新的 pandas 里 series[%d] 是按标签取，按位置取要写 series.iloc[%d]' % (error.args[0], error.args[0])
+    gone = re.search(r"(?:Series|DataFrame|Index|pandas)' (?:object )?has no attribute '(\w+)'", str(error))
+    if isinstance(error, AttributeError) and gone and gone.group(1) in _GONE_FROM_PANDAS:
+        return '新的 pandas 里没有 %s，改用 %s' % (gone.group(1), _GONE_FROM_PANDAS[gone.group(1)])
+    return ''
 
 
 def _readable_params(tree, directory):

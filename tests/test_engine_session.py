@@ -2,6 +2,7 @@
 import sys
 from datetime import datetime
 
+import pandas as pd
 import pytest
 
 import bullet_qmt as bq
@@ -65,6 +66,18 @@ def test_a_message_is_the_error_not_its_hint(market, tmp_path):
     assert error.result.messages[0] == '回测中止：' + error.summary
     syntax = failing(market, tmp_path, 'def initialize(context)\n    pass\n')
     assert syntax.summary.startswith('第 4 行 SyntaxError: ') and '\n' not in syntax.summary
+
+
+@pytest.mark.parametrize('line, hint', [
+    ("attribute_history('%s', 1)['close'][-1]" % A, 'series.iloc[-1]'),
+    ("pd.Series([1.0], ['x'])[0]", 'series.iloc[0]'),
+    ("attribute_history('%s', 1).append(1)" % A, 'pd.concat'), ("attribute_history('%s', 1).ix" % A, 'iloc'),
+    ('pd.Panel()', 'panel=False'), ('{}[-1]', None), ("attribute_history('%s', 1)['none']" % A, None)])
+def test_what_pandas_no_longer_takes_has_a_hint(market, tmp_path, line, hint):
+    if int(pd.__version__.split('.')[0]) < 3 and hint is not None:
+        pytest.skip('this pandas takes it')
+    error = failing(market, tmp_path, 'def handle_data(context, data):\n    %s\n' % line)
+    assert error.line == 5 and ('建议：' in error.text) == (hint is not None) and (hint or '') in error.text
 
 
 def test_or_is_logged_and_the_run_goes_on(market, tmp_path):
