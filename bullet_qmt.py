@@ -951,6 +951,13 @@ OPTIONS = [
 ]
 
 
+def ways(name):
+    """How an option is given, whoever asks: 'port（命令行 --port，环境变量 QMT_SERVER_PORT）'."""
+    option = next(option for option in OPTIONS if option.name == name)
+    flags = '命令行 %s，' % '/'.join(option.flags) if option.flags else ''
+    return '%s（%s环境变量 %s）' % (option.name, flags, option.env)
+
+
 class Settings:
     """Parsed options as attributes, with `sources` (name -> where it came from) and `warnings` (lines)."""
 
@@ -999,8 +1006,7 @@ def _parse_option(option, text, source):
         return option.parse(text)
     except ValueError as error:
         shown = '（内容不显示）' if option.secret else brief(text)
-        raise ConfigError('%s（%s，来自%s）的值 %s 无效：%s' % (
-            option.flags[0] if option.flags else option.env, option.env, source, shown, error))
+        raise ConfigError('%s的值 %s 无效（来自%s）：%s' % (ways(option.name), shown, source, error))
 
 
 def _misspelt(layers):
@@ -1014,7 +1020,7 @@ def read_dotenv(path, must_exist):
     """The names and values of a .env file. Raises ConfigError naming file and line."""
     if not os.path.isfile(path):
         if must_exist:
-            raise ConfigError('找不到配置文件 %s' % path, '检查 --env-file 或 BT_ENV_FILE')
+            raise ConfigError('找不到配置文件 %s' % path, '检查 env_file（命令行 --env-file，环境变量 BT_ENV_FILE）')
         return {}
     try:
         with io.open(path, encoding='utf-8-sig') as file:
@@ -1065,7 +1071,7 @@ def account_specs(settings):
     if settings.account_id or settings.server_type == 'stub':
         return (AccountSpec('default', settings.account_id or '10000001', settings.account_type,
                             settings.data_path, settings.session_id, settings.auto_subscribe),)
-    raise ConfigError('没有配置账户', '用 --accounts 名称=资金账号:类型:userdata路径，或 QMT_ACCOUNT_ID 和 QMT_DATA_PATH')
+    raise ConfigError('没有配置账户', '给出 %s，如 名称=资金账号:类型:userdata路径；或 QMT_ACCOUNT_ID 和 QMT_DATA_PATH' % ways('accounts'))
 
 
 def state_path(settings):
@@ -1078,11 +1084,11 @@ def state_path(settings):
 def _refuse_same_file(settings):
     """A log written into the journal would destroy it."""
     used = {}
-    for name, path in (('--state', state_path(settings)), ('--log-file', settings.log_file),
-                       ('--tls-cert', settings.tls_cert), ('--tls-key', settings.tls_key)):
+    for name, path in (('state', state_path(settings)), ('log_file', settings.log_file),
+                       ('tls_cert', settings.tls_cert), ('tls_key', settings.tls_key)):
         real = path and os.path.normcase(os.path.realpath(path))
-        if real in used and {name, used[real]} != {'--tls-cert', '--tls-key'}:
-            raise ConfigError('%s 与 %s 是同一个文件 %s' % (used[real], name, path), '各用一个文件')
+        if real in used and {name, used[real]} != {'tls_cert', 'tls_key'}:
+            raise ConfigError('%s与 %s是同一个文件 %s' % (ways(used[real]), ways(name), path), '各用一个文件')
         if real:
             used[real] = name
 
@@ -1090,12 +1096,12 @@ def _refuse_same_file(settings):
 def check_server_settings(settings):
     """What concerns several options at once. Raises ConfigError; returns the settings."""
     if bool(settings.tls_cert) != bool(settings.tls_key):
-        raise ConfigError('--tls-cert 与 --tls-key 要同时给出', '只给了其中一个')
+        raise ConfigError('%s与 %s要同时给出' % (ways('tls_cert'), ways('tls_key')), '只给了其中一个')
     _refuse_same_file(settings)
     keys = [spec.key for spec in account_specs(settings)]
     for sub in settings.sub_accounts:
         if sub.account_key not in keys:
-            raise ConfigError('--sub-accounts 里 %s 的账户 %s 不存在' % (sub.name, sub.account_key),
+            raise ConfigError('%s里 %s 的账户 %s 不存在' % (ways('sub_accounts'), sub.name, sub.account_key),
                               '现有账户：%s' % '、'.join(keys))
     return settings
 
@@ -3999,7 +4005,7 @@ def guessed_plan(code, before, reference):
 def _csv_files(directory):
     """OrderedDict (code, '1d' or '1m') -> path."""
     if not os.path.isdir(directory):
-        raise ConfigError('行情目录 %s 不存在' % directory, '检查 --stub-data')
+        raise ConfigError('行情目录 %s 不存在' % directory, '检查 ' + ways('stub_data'))
     files = OrderedDict()
     for name in sorted(os.listdir(directory)):
         if name.lower().endswith('.csv'):
@@ -4009,7 +4015,7 @@ def _csv_files(directory):
                 raise ConfigError('%s 与 %s 是同一证券的同一周期' % (path, files[key]), '只保留其中一个')
             files[key] = path
     if not files:
-        raise ConfigError('行情目录 %s 里没有 代码_1d.csv 或 代码_1m.csv' % directory, '检查 --stub-data')
+        raise ConfigError('行情目录 %s 里没有 代码_1d.csv 或 代码_1m.csv' % directory, '检查 ' + ways('stub_data'))
     return files
 
 
@@ -4878,7 +4884,7 @@ class StubExchange:
         if self.data.market_open(now):
             return
         if minute_of_day(now) >= AFTERNOON_CLOSE or not self._is_trade_day(now):
-            raise _refusal('非交易时间，不接受委托', '交易日 15:00 前委托；模拟市场可用 --stub-clock=always')
+            raise _refusal('非交易时间，不接受委托', '交易日 15:00 前委托；模拟市场的 %s可设为 always' % ways('stub_clock'))
 
     # -- orders --------------------------------------------------------------------------------------------------
     def _quote_to_trade(self, code):
@@ -5601,7 +5607,8 @@ class QmtKeeper:
 
     def __init__(self, vendor, spec, clock, put, timing=None, jitter=chance, pause=_qmt_pause):
         if not spec.data_path:
-            raise ConfigError('账户 %s 没有 userdata 路径' % spec.key, '设置 QMT_DATA_PATH，或 --accounts 名称=账号:类型:路径')
+            raise ConfigError('账户 %s 没有 userdata 路径' % spec.key,
+                              '设置 QMT_DATA_PATH，或写进 %s：名称=账号:类型:路径' % ways('accounts'))
         self._vendor, self.spec, self._clock, self._put = vendor, spec, clock, put
         self.timing, self._jitter, self._pause = timing or QmtTiming(), jitter, pause
         self._guard = CallGuard('qmt-%s-call' % spec.key, limit=8)
@@ -6700,7 +6707,7 @@ class _QmtStore:
         if not self.is_known(need):
             lacking = self.lacking(need, certain=download)
             if lacking and not download:
-                raise self._too_short(need, lacking, '打开 --auto-download，或在 QMT 里下载这段数据')
+                raise self._too_short(need, lacking, '打开 %s，或在 QMT 里下载这段数据' % ways('auto_download'))
             if lacking:
                 self._download_or_check(need, lacking[0])
             elif download:
@@ -7121,7 +7128,7 @@ class QmtData(DataAdapter):
             self._store.fetch_once('sectors', self._xtdata.download_sector_data)
             codes = self._listed()
         if not codes:
-            raise DataUnavailable('QMT 没有板块数据', '在 QMT 里下载板块数据，或打开 --auto-download')
+            raise DataUnavailable('QMT 没有板块数据', '在 QMT 里下载板块数据，或打开 ' + ways('auto_download'))
         self._ask_details(codes)
         return [code for code in codes if code in self._details]
 
@@ -7481,7 +7488,7 @@ def open_qmt(settings, clock):
     for spec in specs:
         if not spec.data_path:
             raise ConfigError('账户 %s 没有给出 userdata_mini 的路径' % spec.key,
-                              '设置 QMT_DATA_PATH，或写成 --accounts %s=资金账号:类型:路径' % spec.key)
+                              '设置 QMT_DATA_PATH，或写进 %s：%s=资金账号:类型:路径' % (ways('accounts'), spec.key))
     vendor = import_vendor()
     data = QmtData(vendor, clock, settings.auto_download, quote_max_age_s=settings.quote_max_age)
     brokers = OrderedDict((spec.key, QmtBroker(vendor, spec, clock)) for spec in specs)
@@ -7587,7 +7594,7 @@ class Journal:
             self._open(path)
         except (sqlite3.Error, OSError) as error:
             raise ConfigError('委托日志 %s 打不开：%s%s' % (path, error, self._holder(path)),
-                              '检查 --state：目录要存在、可写，且没有另一个服务端在使用它')
+                              '检查 %s：目录要存在、可写，且没有另一个服务端在使用它' % ways('state'))
 
     def _open(self, path):
         self._db = sqlite3.connect(path or ':memory:', timeout=1.0, isolation_level=None, check_same_thread=False)
@@ -7633,9 +7640,9 @@ class Journal:
         tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type='table'")}
         begun = marked == JOURNAL_APPLICATION  # perhaps the first start was interrupted
         if marked not in (0, JOURNAL_APPLICATION) or (tables and not begun and not {'writes', 'identity'} <= tables):
-            raise ConfigError('%s 是别的程序的数据库，不是委托日志' % path, '换一个 --state')
+            raise ConfigError('%s 是别的程序的数据库，不是委托日志' % path, '换一个 ' + ways('state'))
         if version not in (0, 1, JOURNAL_SCHEMA):
-            raise ConfigError('委托日志 %s 的版本 %d 不认识' % (path, version), '用写它的那个版本的程序，或换一个 --state')
+            raise ConfigError('委托日志 %s 的版本 %d 不认识' % (path, version), '用写它的那个版本的程序，或换一个 ' + ways('state'))
         db.execute('PRAGMA user_version=%d' % JOURNAL_SCHEMA)
         db.execute('PRAGMA application_id=%d' % JOURNAL_APPLICATION)
 
@@ -7719,7 +7726,7 @@ class Journal:
                     if sync:
                         self._db.execute('PRAGMA synchronous=NORMAL')
             except sqlite3.Error as error:
-                raise JournalError('委托日志不能读写：%s' % error, '检查磁盘空间和 --state 文件')
+                raise JournalError('委托日志不能读写：%s' % error, '检查磁盘空间和 %s的文件' % ways('state'))
 
     def entry(self, action, key, route, fingerprint, request):
         """A new entry, in memory only until it is recorded."""
@@ -8988,7 +8995,7 @@ class Service:
         if action is None:
             raise UnknownAction('没有 action %s' % brief(name), '检查拼写和服务端版本')
         if action.scope != 'admin' and action.scope not in self.scopes:
-            raise ServiceDisabled('服务端关闭了 %s 服务' % action.scope, '服务端去掉 --disable-%s' % action.scope)
+            raise ServiceDisabled('服务端关闭了 %s 服务' % action.scope, '由服务端打开 ' + ways('enable_' + action.scope))
         return action
 
     def lane(self, action, payload):
@@ -9310,12 +9317,12 @@ class TickHub:
     def _check_new(self, session, spelling):
         """Codes that nobody had yet; refused as a whole when the session would have too many."""
         if not self.whole_markets and not set(spelling).isdisjoint(MARKETS):
-            raise SubscriptionLimit('服务端没有开放全市场行情', '列出要订阅的证券，或由服务端加上 --allow-full-market')
+            raise SubscriptionLimit('服务端没有开放全市场行情', '列出要订阅的证券，或由服务端打开 ' + ways('allow_full_market'))
         with self._lock:
             total = len(set(self._spelling.get(session, ())) | set(spelling))
             if total > self.limit:
                 raise SubscriptionLimit('订阅数 %d 超过每个会话的上限 %d' % (total, self.limit),
-                                        '先退订，或由服务端调大 --max-subscriptions')
+                                        '先退订，或由服务端调大 ' + ways('max_subscriptions'))
             return [code for code in spelling if code not in self._wanted]
 
     def unsubscribe(self, session, codes):
@@ -9994,7 +10001,8 @@ class Job:
             self.fail(OrderStateUnknown('%g 秒内没有结果，状态未知' % limit_s, '用同一 idempotency_key 重试或查询',
                                         idempotency_key=self._given('idempotency_key')))
         else:
-            self.fail(RequestTimeout('%s 超过 %g 秒没有完成' % (self.action, limit_s), '缩小请求，或调大 --request-timeout'))
+            self.fail(RequestTimeout('%s 超过 %g 秒没有完成' % (self.action, limit_s),
+                                     '缩小请求，或由服务端调大 ' + ways('request_timeout')))
 
     def _answer(self, frame, status):
         with self._lock:
@@ -10146,7 +10154,8 @@ class Usher:
 
     def _show_out(self, sock):
         channel = Channel(sock, write_timeout_s=1.0)
-        error = ServerBusy('连接数已满', '关闭不用的客户端，或由服务端调大 --max-connections', retry_after_s=5)
+        error = ServerBusy('连接数已满', '关闭不用的客户端，或由服务端调大 ' + ways('max_connections'),
+                           retry_after_s=5)
         try:
             channel.read_frame(LOGIN_LIMIT, 1.0)
             channel.write_frame(dict(error.to_wire(), type='error'))
@@ -10165,8 +10174,8 @@ def server_tls(settings):
         # No password: an encrypted key must not make the server wait at a prompt.
         context.load_cert_chain(settings.tls_cert, settings.tls_key, password='')
     except (OSError, ssl.SSLError) as error:
-        raise ConfigError('TLS 证书或私钥读不出来：%s' % error, '检查 --tls-cert %s 与 --tls-key %s 是否配对的 PEM 文件' % (
-            settings.tls_cert, settings.tls_key))
+        raise ConfigError('TLS 证书或私钥读不出来：%s' % error, '检查 %s %s 与 %s %s 是否配对的 PEM 文件' % (
+            ways('tls_cert'), settings.tls_cert, ways('tls_key'), settings.tls_key))
     return context
 
 
@@ -10203,7 +10212,7 @@ class BulletServer(socketserver.TCPServer):
         except (OSError, UnicodeError) as error:
             if hasattr(self, 'socket'):
                 self.socket.close()
-            raise ConfigError('不能监听 %s:%s：%s' % (host, port, error), '换一个 --port，或先停掉占用它的程序')
+            raise ConfigError('不能监听 %s:%s：%s' % (host, port, error), '换一个 %s，或先停掉占用它的程序' % ways('port'))
 
     def start(self):
         self._thread.start()
@@ -10242,7 +10251,7 @@ class BulletServer(socketserver.TCPServer):
     def verify_request(self, request, client_address):
         if self.gate.admits(client_address[0]):
             return True
-        LOG.warning('拒绝连接 %s：不在 --allowlist 内', client_address[0])
+        LOG.warning('拒绝连接 %s：不在 %s内', client_address[0], ways('allowlist'))
         return False
 
     def process_request(self, request, client_address):
@@ -10325,7 +10334,7 @@ class Endpoint:
 
     def __init__(self, host, port, token, tls_cert=None, connect_timeout=10.0):
         if not isinstance(token, str) or not token:
-            raise ConfigError('缺少口令', '给出 token（命令行 --token），或设置环境变量 QMT_SERVER_TOKEN')
+            raise ConfigError('缺少口令', '给出 ' + ways('token'))
         self.host, self.port, self.tls_cert, self.connect_timeout = host, int(port), tls_cert, connect_timeout
         self._token, self.is_far = token, False
         self._tls = self._tls_context() if tls_cert else None
@@ -10398,13 +10407,15 @@ class Endpoint:
         try:
             ack = channel.read_frame(timeout_s=timeout_s)
         except ProtocolError:
-            raise ConnectionLost('%s 的回答不是本协议' % self, '服务端可能要求 TLS（给出 tls_cert，命令行 --tls-cert），或端口不对', retryable=False)
+            raise ConnectionLost('%s 的回答不是本协议' % self, '服务端可能要求 TLS：给出 %s；或端口不对' % ways('tls_cert'),
+                                 retryable=False)
         except RequestTimeout:
             raise ConnectionLost('%s 没有应答登录' % self, '检查端口是不是本服务，以及服务端是否正常')
         except ConnectionLost:
             ack = None
         if ack is None:
-            raise ConnectionLost('%s 关闭了连接' % self, '服务端可能要求 TLS（给出 tls_cert，命令行 --tls-cert），或本机地址不在它的 --allowlist 内')
+            raise ConnectionLost('%s 关闭了连接' % self, '服务端可能要求 TLS：给出 %s；或本机地址不在它的 %s内' % (
+                ways('tls_cert'), ways('allowlist')))
         if ack.get('type') == 'error':
             raise error_from_wire(ack)
         if ack.get('type') != 'handshake_ack':
@@ -10421,7 +10432,7 @@ def _tls_advice(text):
     if 'verify failed' in low:
         return '证书与 tls_cert 不符：把服务端的证书文件原样拷到本机，用 tls_cert 指向它；证书不在有效期内也会这样'
     if 'wrong version' in low or 'record layer' in low or 'unexpected eof' in low:
-        return '服务端这个端口可能没有开 TLS：服务端加 --tls-cert 和 --tls-key，或客户端去掉 tls_cert（--tls-cert）'
+        return '服务端这个端口可能没有开 TLS：服务端给出 %s和 %s，或客户端去掉 tls_cert' % (ways('tls_cert'), ways('tls_key'))
     return '检查证书、主机名和网络'
 
 
@@ -11607,7 +11618,7 @@ class RemoteQmtBroker:
         served = self._served(self._account())
         if served != (wanted or given) and served != given:
             raise AccountNotFound('服务端的账户是 %s，不是 %s' % (brief(served), brief(self.account_id)),
-                                  '核对 account_id、account_key 和服务端的 --accounts')
+                                  '核对 account_id、account_key 和服务端的 ' + ways('accounts'))
         self._checked = True
 
     def _served(self, named):

@@ -73,7 +73,7 @@ from bullet_qmt import (
     BAR_MINUTES, BEIJING, FINAL_STATUSES, BadRequest, BulletError, Clock, ConfigError, DataUnavailable, LazyModule,
     LocalConnection, NotSupported, OrderNotFound, OrderRejected, OrderStateUnknown, ProtocolError, RemoteQmtBroker,
     RemoteQmtProvider, SecurityNotFound, ShortConnection, account_overview, as_shown,
-    bars_elapsed, brief, calendar_groups, check_span, has_panel, sync_directory,
+    bars_elapsed, brief, calendar_groups, check_span, has_panel, sync_directory, ways,
     check_choice, check_flag, check_moment, check_number, check_text, check_whole, combine, connect, factor_at,
     factor_ranges, format_table, from_ms, instrument, load_settings, lot_problem, normalize_code, normalize_codes,
     open_service, optional_import, order_style, parse_bool, parse_data_source, parse_frequency, parse_host,
@@ -828,7 +828,7 @@ def _secret(token):
     try:
         return parse_token(token if isinstance(token, str) else '')
     except ValueError as error:
-        raise ConfigError('configure 的 token 无效：%s' % error, '与服务端的 --token 相同的文本')
+        raise ConfigError('configure 的 token 无效：%s' % error, '与服务端的 %s相同的文本' % ways('token'))
 
 
 def _configured(but=None):
@@ -1869,7 +1869,7 @@ class DataView:
         while True:
             block = self.store.minutes(code, first, last)
             if block is None:
-                raise DataUnavailable('%s 没有分钟线' % code, '换一个有分钟线的 --data-provider，或只用日线')
+                raise DataUnavailable('%s 没有分钟线' % code, '换一个有分钟线的 provider（命令行 --data-provider），或只用日线')
             rows = self._minute_rows(block, start_ms, end_ms, count, skip_paused)
             if count is None or _length(rows) >= count or first == 0 or self._is_before_listing(code, first):
                 break
@@ -2945,7 +2945,7 @@ _LEFT_OUT = {
 _LEFT_OUT_TABLES = ('valuation indicator balance income cash_flow bank_indicator security_indicator '
                     'insurance_indicator finance macro opt bond jy gta sup')
 _MISSING_MODULES = {'jqlib': '技术指标请用 pandas/numpy 自己计算', 'jqfactor': '因子请用 pandas/numpy 自己计算',
-                    'jqdatasdk': '行情用 get_price 等函数取，数据来自 --data-provider'}
+                    'jqdatasdk': '行情用 get_price 等函数取，数据来自 provider（命令行 --data-provider）'}
 
 
 def _left_out(name, group, way_out):
@@ -6834,7 +6834,7 @@ def _run_span(start, end):
         raise ConfigError(error.message, error.hint)
     if first is None or last is None or first[0].date() > last[0].date():
         raise ConfigError('开始日期 %s 与结束日期 %s 不对：都要给出，开始不晚于结束' % (brief(start), brief(end)),
-                          '例如 --start 2023-01-01 --end 2023-12-31')
+                          "例如 start='2023-01-01', end='2023-12-31'（命令行 --start 2023-01-01 --end 2023-12-31）")
     return first[0].date(), last[0].date()
 
 

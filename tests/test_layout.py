@@ -27,6 +27,7 @@ getpass hashlib heapq hmac importlib inspect io ipaddress itertools json logging
 os pickle platform queue random re secrets select shlex shutil signal socket socketserver sqlite3 ssl string struct sys
 tempfile textwrap threading time traceback types unicodedata urllib.parse uuid warnings weakref zlib'''.split())
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+TEXT = 'value' if sys.version_info >= (3, 8) else 's'  # of the node of a string
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
@@ -258,6 +259,20 @@ def test_only_the_first_section_looks_at_version_and_platform(path):
     allowed = MODULE.section_at if path == MODULE_PATH else lambda line: None
     wrong = ['line %d' % number for number, line in enumerate(source_of(path).splitlines(), 1)
              if branches.search(line) and allowed(number) != 1]
+    assert wrong == []
+
+
+def test_no_hint_knows_the_command_line_alone():
+    """Errors of the Python interface name the parameter and the environment variable as well: ways() does."""
+    flags = {flag for option in bullet_qmt.OPTIONS for flag in option.flags}
+    documents = {id(node.body[0].value) for node in ast.walk(MODULE.tree)
+                 if isinstance(node, FUNCTIONS + (ast.ClassDef, ast.Module)) and isinstance(node.body[0], ast.Expr)}
+    calls = [node for node in ast.walk(MODULE.tree) if isinstance(node, ast.Call)
+             and getattr(node.func, 'id', '') == 'Option']
+    documents |= {id(leaf) for call in calls for leaf in ast.walk(call)}
+    wrong = ['line %d: %s' % (node.lineno, text) for node in ast.walk(MODULE.tree) if id(node) not in documents
+             for text in [getattr(node, TEXT, None)] if isinstance(text, str)
+             and flags & set(re.findall(r'--[a-z-]+', text)) and MODULE.section_at(node.lineno) != LAST]
     assert wrong == []
 
 

@@ -323,3 +323,20 @@ def test_settings_can_be_changed_in_a_copy(folder):
     other = settings.replace(port=6)
     assert (settings.port, other.port, other.listen) == (5, 6, settings.listen)
     assert other.sources == settings.sources
+
+
+@pytest.mark.parametrize('option', b.OPTIONS, ids=lambda option: option.name)
+def test_an_error_names_the_parameter_the_flag_and_the_variable(option):
+    wrong = {'enable_data': 'perhaps'}.get(option.name, '\n')
+    if option.parse in (b.parse_allowlist, b.parse_sub_accounts):
+        wrong = 'x y'
+    with pytest.raises(b.ConfigError) as caught:
+        b.load_settings(option.group.split(), {option.name: wrong}, environ={}, dotenv=None)
+    names = {option.name, option.env}.union(option.flags)
+    assert all(name in caught.value.message for name in names)
+
+
+def test_a_missing_token_is_asked_for_in_all_three_ways():
+    with pytest.raises(b.ConfigError) as caught:
+        b.ShortConnection('127.0.0.1', 1, None)
+    assert caught.value.hint == '给出 token（命令行 --token，环境变量 QMT_SERVER_TOKEN）'
