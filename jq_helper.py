@@ -7311,6 +7311,7 @@ _FOREIGN_SUFFIXES = ('.CCFX', '.XSGE', '.XDCE', '.XZCE', '.XINE', '.GFEX', '.OF'
 _JQ_REFUSED = ('batch_submit_orders', 'inout_cash', 'transfer_cash', 'set_subportfolios', 'margincash_open',
                'margincash_close', 'margincash_direct_refund', 'marginsec_open', 'marginsec_close',
                'marginsec_direct_refund', 'purchase', 'redeem')
+_JQ_MODULES = ('jqdata', 'kuanke', 'kuanke.user_space_api')  # where strategies and their modules have these from
 _MISSING = object()
 _jq_install = None  # the JqInstall of this process
 
@@ -7384,6 +7385,11 @@ def uninstall_jq_compat(namespace=None):
     return True
 
 
+def _jq_now():
+    """Naive Beijing time."""
+    return datetime.now(BEIJING).replace(tzinfo=None)
+
+
 def _jq_warn(namespace, text):
     """Through JoinQuant's log; a console that lacks a character makes no order fail."""
     warn = getattr(namespace.get('log'), 'warn', None) if isinstance(namespace, dict) else None
@@ -7432,7 +7438,7 @@ def _installed(settings, own, namespace, context):
 class JqInstall:
     """What was changed in this process, so that all of it can be taken back.
 
-    namespaces: list of (namespace, {name: (ours, what was there)}).
+    namespaces: those that were given. Each JqNames belongs to one of them, or is a module's, which all of them share.
     """
 
     def __init__(self, settings, own, namespace):
@@ -7444,35 +7450,60 @@ class JqInstall:
         except ConfigError:
             _clients = before
             raise
-        self._settings, self._clients_before, self.namespaces, self._patches = (settings, own), before, [], []
+        self._settings, self._clients_before, self._patches = (settings, own), before, []
+        self.namespaces, self._names, self._functions = [], [], {}
 
     def has(self, settings, own):
         return self._settings == (settings, own)
 
     def take_over(self, namespace, context):
-        """All or nothing: without the context no function is changed."""
+        """All or nothing: without the context, or where a function of JoinQuant's hides, none is changed."""
         try:
+            _refuse_hidden(namespace, _jq_originals(namespace))
             self._patch(context)
-        except JqNotSupported:
+        except (JqNotSupported, ConfigError):
             if not self.namespaces:
                 self.close()
             raise
-        known = [kept for there, kept in self.namespaces if there is namespace]
-        if not known:
-            known = [{}]
-            self.namespaces.append((namespace, known[0]))
-        for name, value in self.trading.names().items():
-            self._replace(namespace, name, value, known[0])
+        if not any(there is namespace for there in self.namespaces):
+            self.namespaces.append(namespace)
+        self._take_names(namespace)
+        self._take_aliases(namespace)
 
-    @staticmethod
-    def _replace(namespace, name, value, kept):
-        """A name that JoinQuant has set again meanwhile is replaced again; ours stays."""
-        current = namespace.get(name, _MISSING)
-        if name in kept and current is kept[name][0]:
-            return
-        original = current.original if isinstance(current, JqFunction) else current
-        namespace[name] = value if isinstance(value, type) else JqFunction(name, value, original)
-        kept[name] = namespace[name], original
+    def _take_names(self, namespace):
+        for name, value in self.trading.names().items():
+            self._replace(namespace, name, value, namespace)
+            for module in _jq_modules():
+                if name in module:
+                    self._replace(module, name, value)
+
+    def _take_aliases(self, namespace):
+        """`buy = order`, `g.buy = order`, and modules of the strategy's own that have JoinQuant's functions."""
+        attributes = getattr(namespace.get('g'), '__dict__', {})
+        spaces = [(namespace, namespace), (attributes, namespace)]
+        spaces += [(module, None) for module in _modules_of(namespace, list(self._functions))]
+        for names, owner in spaces:
+            for name, value in list(names.items()):
+                known = self._functions.get(_Same(value))
+                if known is not None:
+                    self._names_in(names, owner).replace(name, known)
+
+    def _replace(self, names, name, value, owner=None):
+        """By one JqFunction for each function of JoinQuant's, wherever that stands; a class replaces a class."""
+        original = _original(names.get(name, _MISSING))
+        if not isinstance(value, type):
+            function = self._functions.get(_Same(original)) or JqFunction(name, value, original)
+            if callable(original):
+                self._functions[_Same(original)] = function
+            value = function
+        self._names_in(names, owner).replace(name, value)
+
+    def _names_in(self, names, owner):
+        known = [item for item in self._names if item.names is names]
+        if not known:
+            known = [JqNames(names, owner)]
+            self._names += known
+        return known[0]
 
     def _patch(self, context):
         if not any(patch.cls is type(context) for patch in self._patches):
@@ -7482,15 +7513,19 @@ class JqInstall:
 
     def give_back(self, namespace):
         """Whether there was anything to give back."""
-        back = [item for item in self.namespaces if namespace is None or item[0] is namespace]
-        self.namespaces = [item for item in self.namespaces if not any(item is other for other in back)]
-        for there, kept in back:
-            for name, (ours, original) in kept.items():
-                _restore(there, name, ours, original)
+        back = [there for there in self.namespaces if namespace is None or there is namespace]
+        self.namespaces = [there for there in self.namespaces if not any(there is other for other in back)]
+        self._restore(lambda names: any(names.owner is there for there in back))
         return bool(back)
+
+    def _restore(self, which):
+        for names in filter(which, self._names):
+            names.give_back()
+        self._names = [names for names in self._names if not which(names)]
 
     def close(self):
         global _clients, _jq_install
+        self._restore(lambda names: True)
         for patch in self._patches:
             patch.remove()
         if _jq_install is self:
@@ -7499,14 +7534,86 @@ class JqInstall:
         self.trading.close()
 
 
-def _restore(namespace, name, ours, original):
-    """What somebody else has put there meanwhile stays."""
-    if namespace.get(name) is not ours:
-        return
-    if original is _MISSING:
-        del namespace[name]
-    else:
-        namespace[name] = original
+class JqNames:
+    """Names of a namespace, a module or g that are ours now. owner: the namespace that they go back with, or None."""
+
+    def __init__(self, names, owner):
+        self.names, self.owner, self._kept = names, owner, {}
+
+    def replace(self, name, ours):
+        """What JoinQuant has set again meanwhile is replaced again."""
+        current = self.names.get(name, _MISSING)
+        if current is not ours or name not in self._kept:
+            self._kept[name] = ours, _original(current)
+            self.names[name] = ours
+
+    def give_back(self):
+        """What somebody else has put there meanwhile stays."""
+        for name, (ours, original) in self._kept.items():
+            if self.names.get(name) is ours and original is _MISSING:
+                del self.names[name]
+            elif self.names.get(name) is ours:
+                self.names[name] = original
+
+
+class _Same:
+    """A key that is equal to itself alone: of functions, their identity counts."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __eq__(self, other):
+        return self.value is other.value
+
+    def __hash__(self):
+        return id(self.value)
+
+
+def _original(value):
+    return value.original if isinstance(value, JqFunction) else value
+
+
+def _jq_modules():
+    """The names of JoinQuant's modules, as far as they are imported."""
+    return [vars(sys.modules[name]) for name in _JQ_MODULES if isinstance(sys.modules.get(name), types.ModuleType)]
+
+
+def _jq_originals(namespace):
+    """{_Same} of JoinQuant's own functions that order or tell of orders."""
+    values = (_original(names.get(name)) for names in [namespace] + _jq_modules() for name in _JQ_NAMES + _JQ_REFUSED)
+    return {_Same(value) for value in values if callable(value)}
+
+
+def _modules_of(namespace, originals):
+    """Names of the modules that the strategy's globals are or come from, JoinQuant's inner ones left alone."""
+    inner = {str(getattr(item.value, '__module__', '')).partition('.')[0] for item in originals}
+    found = {value.__name__ if isinstance(value, types.ModuleType) else value.__module__
+             for value in namespace.values() if isinstance(value, (types.ModuleType, types.FunctionType, type))}
+    modules = [vars(sys.modules[name]) for name in sorted(map(str, found - {None}))
+               if isinstance(sys.modules.get(name), types.ModuleType) and name.partition('.')[0] not in inner]
+    return [names for names in modules if names is not namespace]
+
+
+def _refuse_hidden(namespace, originals):
+    """Raises ConfigError where a function of JoinQuant's would trade on its account behind our back."""
+    values = list(namespace.items()) + list(getattr(namespace.get('g'), '__dict__', {}).items())
+    hidden = [name for name, value in values if any(_Same(part) in originals for part in _parts(value, namespace))]
+    if hidden:
+        raise ConfigError('策略的 %s 里存着聚宽自己的下单函数，接管不了' % '、'.join(sorted(set(hidden))),
+                          '改成在函数里直接写 order(...)，不要放进容器、默认参数、partial 或类里')
+
+
+def _parts(value, namespace):
+    """What a value of the strategy's own keeps inside, where nobody can put anything else."""
+    if isinstance(value, functools.partial):
+        return (value.func,) + value.args + tuple(value.keywords.values())
+    if isinstance(value, types.FunctionType) and value.__globals__ is namespace:
+        return (value.__defaults__ or ()) + tuple((value.__kwdefaults__ or {}).values())
+    if isinstance(value, type) and value.__module__ == namespace.get('__name__'):
+        return vars(value).values()
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, (list, tuple, set)) else ()
 
 
 def _own_settings(wait_timeout, starting_cash, cache_seconds, max_lag):
@@ -7526,10 +7633,11 @@ def _own_setting(name, value, minimum, maximum, optional=False):
 
 
 class JqFunction:
-    """A function of the strategy's namespace that is ours now. Pickled it is the one that was there before."""
+    """Ours in the place of a function of JoinQuant's. Pickled it is the one that was there before."""
 
     def __init__(self, name, call, original):
         self.__name__, self.__doc__, self.__wrapped__, self.original = name, call.__doc__, call, original
+        self.__module__ = getattr(original, '__module__', None)
 
     def __call__(self, *args, **how):
         return self.__wrapped__(*args, **how)
@@ -7537,6 +7645,8 @@ class JqFunction:
     def __reduce__(self):
         if self.original is _MISSING:
             raise TypeError('cannot pickle %s: it is installed anew in every process' % self.__name__)
+        if getattr(sys.modules.get(self.__module__), self.__name__, None) is self:
+            return self.__name__  # of that module, where the process that reads it finds JoinQuant's own
         return operator.getitem, ([self.original], 0)
 
 
@@ -7714,8 +7824,11 @@ class JqTrade(JqRow):
 
 
 def _jq_statuses(namespace):
-    """(name -> member, whether they are the strategy's own): its OrderStatus, if that tells all six apart."""
-    theirs = namespace.get('OrderStatus')
+    """(name -> member, whether they are the strategy's own): its OrderStatus, if that tells all six apart.
+
+    Where it has none, that of JoinQuant's modules.
+    """
+    theirs = next((names['OrderStatus'] for names in [namespace] + _jq_modules() if 'OrderStatus' in names), None)
     found = {name: getattr(theirs, name, None) for name in JqOrderStatus.__members__}
     told_apart = None not in found.values() and len(set(map(str, found.values()))) == len(found)
     return (found, True) if told_apart else (dict(JqOrderStatus.__members__), False)
@@ -7888,7 +8001,7 @@ class JqBroker(RemoteBrokerClient):
 
     def _within_cash(self, code, lots, bound):
         cash = Decimal(repr(self.get_account().available_cash))
-        today = datetime.now(BEIJING).date()
+        today = _jq_now().date()
         while lots:
             missing = bound * lots + sum(trade_fees(code, 'BUY', bound * lots, today)) - cash
             if missing <= 0:
@@ -8005,17 +8118,21 @@ class JqTrading:
         self._check_lag()
         with self._writing():
             try:
-                placed = getattr(self.broker, name)(code, how_much, style=style, wait_timeout=self._wait_s)
+                placed = getattr(self.broker, name)(code, how_much, style=style, wait_timeout=self._wait_for(style))
             except (OrderRejected, SecurityNotFound) as error:
                 self.warn('%s 没有下单：%s' % (code, error))
                 return None
             return None if placed is None else self._placed(placed)
 
+    def _wait_for(self, style):
+        """Seconds for the outcome; a limit order that has not filled soon rests."""
+        return min(self._wait_s, LIMIT_WAIT_S) if _style_kind(style) == 'limit' else self._wait_s
+
     def _check_lag(self):
         """Raises BadRequest, before anything is sent, where the task is not of now."""
         if self._lag_s is None:
             return
-        lag_s = abs((datetime.now(BEIJING).replace(tzinfo=None) - self.context.current_dt).total_seconds())
+        lag_s = abs((_jq_now() - self.context.current_dt).total_seconds())
         if lag_s > self._lag_s:
             raise BadRequest('context.current_dt 是 %s，与现在相差 %d 秒，没有下单' % (self.context.current_dt, lag_s),
                              '这是补跑的任务，或任务运行得太久；上限是 install_jq_compat 的 max_lag=%g' % self._lag_s)

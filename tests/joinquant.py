@@ -5,12 +5,17 @@ As there, a new process reruns the strategy's module, then puts back what was sa
 """
 import builtins
 import enum
+import importlib
 import json
 import os
 import pickle
+import subprocess
 import sys
+import traceback
 import types
-from datetime import datetime
+from datetime import datetime, timedelta
+
+from tests import joinquant_market
 
 STRATEGY = 'strategy.py'
 READ_ONLY = ('portfolio', 'subportfolios', 'run_params')
@@ -58,15 +63,15 @@ class Portfolio:
 
 
 class RunParams:
-    def __init__(self, type):
-        self.type = type
+    def __init__(self, type, start_date=NOW.date()):
+        self.type, self.start_date, self.frequency = type, start_date, 'day'
 
 
 class Context:
     """Attributes of its own beside read-only ones, as JoinQuant's."""
 
     def __init__(self, type='sim_trade'):
-        self._portfolio, self.run_params, self.current_dt = Portfolio(), RunParams(type), NOW
+        self._portfolio, self.run_params, self.current_dt, self.universe = Portfolio(), RunParams(type), NOW, []
 
     @property
     def portfolio(self):
@@ -108,17 +113,34 @@ CONTEXTS = {cls.__name__: cls for cls in (Context, SlotsContext, StatefulContext
 
 def _native(name):
     def function(*args, **how):
+        CALLED.append(name)
         raise AssertionError('JoinQuant\'s own %s was called' % name)
     function.__name__ = function.__qualname__ = name
     return function
 
 
+CALLED = []  # of the functions that would trade on JoinQuant's own account
 NATIVE = ('order', 'order_value', 'order_target', 'order_target_value', 'cancel_order', 'get_open_orders', 'get_orders',
-          'get_trades', 'batch_submit_orders', 'inout_cash', 'run_daily')
+          'get_trades', 'batch_submit_orders', 'inout_cash')
 for _name in NATIVE:
     globals()[_name] = _native(_name)
+for _name in joinquant_market.NAMES:
+    globals()[_name] = getattr(joinquant_market, _name)
 log = Log()
-__all__ = list(NATIVE) + ['log', 'OrderStatus', 'LimitOrderStyle', 'MarketOrderStyle', 'StopMarketOrderStyle']
+__all__ = NATIVE + joinquant_market.NAMES + ('log', 'OrderStatus', 'LimitOrderStyle', 'MarketOrderStyle',
+                                             'StopMarketOrderStyle')
+
+
+def api_modules():
+    """JoinQuant's modules for strategies, made once: the same functions in each."""
+    sys.modules.setdefault('kuanke', types.ModuleType('kuanke'))
+    for name in ('jqdata', 'kuanke.user_space_api'):
+        if name not in sys.modules:
+            module = sys.modules[name] = types.ModuleType(name)
+            module.__all__ = list(__all__)
+            vars(module).update((each, globals()[each]) for each in __all__)
+    sys.modules['kuanke'].user_space_api = sys.modules['kuanke.user_space_api']
+    return [sys.modules['jqdata'], sys.modules['kuanke.user_space_api']]
 
 
 class G:
@@ -127,7 +149,7 @@ class G:
 
 def fresh_namespace(source):
     """The globals of a strategy whose module has run, with an empty g."""
-    sys.modules.setdefault('jqdata', sys.modules[__name__])
+    api_modules()
     namespace = {'__name__': 'strategy', '__builtins__': builtins, 'g': G()}
     exec(compile(source, STRATEGY, 'exec'), namespace)
     return namespace
@@ -155,7 +177,8 @@ def picklable(values):
 
 
 def save(path, namespace, context):
-    state = {'globals': picklable(namespace), 'g': picklable(vars(namespace['g'])), 'context': pickle.dumps(context, 4)}
+    state = {'globals': picklable(namespace), 'g': picklable(vars(namespace['g'])), 'context': pickle.dumps(context, 4),
+             'tasks': joinquant_market.TASKS}
     with open(path, 'wb') as file:
         pickle.dump(state, file)
 
@@ -170,21 +193,97 @@ def load(path, namespace):
     for name, value in state['g'].items():
         setattr(namespace['g'], name, pickle.loads(value))
     context = pickle.loads(state['context'])
+    joinquant_market.TASKS[:] = state['tasks']
     del sys.meta_path[0]
     return context
 
 
+class Task:
+    """One due task of folder/strategy.py, in this process from the start of the module to the saving of its state.
+
+    now: T, else the context keeps its own. task: None for the first process, which does no more than initialize.
+    """
+
+    def __init__(self, folder, task, kind='Context', run_type='sim_trade', now=None):
+        self.task, self.path, self.now = task, os.path.join(folder, 'state'), now
+        self.make_context = lambda: CONTEXTS[kind](run_type)
+        with open(os.path.join(folder, STRATEGY), encoding='utf-8') as file:
+            self.namespace = fresh_namespace(file.read())
+
+    def run(self):
+        """What the task returns."""
+        started = os.path.exists(self.path)
+        self.context = load(self.path, self.namespace) if started else self.make_context()
+        self._set_time()
+        if not started:
+            self.namespace['initialize'](self.context)
+        self.namespace['process_initialize'](self.context)
+        told = None if self.task is None else self.namespace[self.task](*self._arguments())
+        save(self.path, self.namespace, self.context)
+        return told
+
+    def _set_time(self):
+        if self.now is not None:
+            sys.modules.update(KEPT)
+            import jq_helper
+            jq_helper._jq_now, jq_helper.LIMIT_WAIT_S = lambda: self.now, 0.1
+            self.context.current_dt = self.now
+            self.context.previous_date = self.now.date() - timedelta(1)
+            if self.task is None:
+                self.context.run_params.start_date = self.now.date()
+
+    def _arguments(self):
+        data = (joinquant_market.CurrentData(),) if self.task == 'handle_data' else ()
+        return (self.context,) + data
+
+
 def main(folder, task, kind='Context', run_type='sim_trade'):
-    """Runs one due task of folder/strategy.py in this process and prints what it returns as JSON."""
-    with open(os.path.join(folder, STRATEGY), encoding='utf-8') as file:
-        namespace = fresh_namespace(file.read())
-    path = os.path.join(folder, 'state')
-    if os.path.exists(path):
-        context = load(path, namespace)
-    else:
-        context = CONTEXTS[kind](run_type)
-        namespace['initialize'](context)
-    namespace['process_initialize'](context)
-    told = namespace[task](context)
-    save(path, namespace, context)
-    print('RESULT ' + json.dumps(told))
+    """Runs one due task and prints what it returns as JSON."""
+    print('RESULT ' + json.dumps(Task(folder, task, kind, run_type).run()))
+
+
+# -- one process a task, over simulated days -----------------------------------------------------------------------
+KEPT = {}  # modules that a forked process has imported in no time, once it asks for them
+
+
+def serve(folder, market):
+    """Runs, for each line of stdin, a task in a process of its own. The line is JSON: [T, task]."""
+    joinquant_market.MARKET = joinquant_market.Market(market)
+    importlib.import_module('jq_helper')
+    KEPT.update((name, sys.modules.pop(name)) for name in ('jq_helper', 'bullet_qmt'))
+    for line in iter(sys.stdin.readline, ''):
+        if hasattr(os, 'fork'):
+            if not os.fork():
+                os._exit(simulate(folder, *json.loads(line)))
+            os.wait()
+        else:
+            code = 'import sys; from tests import joinquant; joinquant.alone(*sys.argv[1:])'
+            subprocess.call([sys.executable, '-c', code, folder, market, line])
+
+
+def alone(folder, market, line):
+    joinquant_market.MARKET = joinquant_market.Market(market)
+    sys.exit(simulate(folder, *json.loads(line)))
+
+
+def simulate(folder, now, name):
+    """Prints as JSON what the strategy sees after the task; the process's exit code."""
+    now = joinquant_market.MARKET.now = datetime.strptime(now, '%Y-%m-%d %H:%M:%S')
+    try:
+        task = Task(folder, name, now=now)
+        task.run()
+        print('RESULT ' + json.dumps(shown(task)), flush=True)
+        return 0
+    except BaseException:
+        traceback.print_exc()
+        print('FAILED %s %s' % (now, name), flush=True)
+        return 1
+
+
+def shown(task):
+    portfolio, own = task.context.portfolio, task.context._portfolio
+    held = {code: [item.total_amount, item.closeable_amount] for code, item in portfolio.positions.items()}
+    return {'account': [type(portfolio).__name__, portfolio.total_value, portfolio.available_cash, held],
+            'own': [own.total_value, own.positions, CALLED], 'tasks': joinquant_market.TASKS,
+            'names': sorted(name for name in task.namespace if not name.startswith('__')),
+            'recorded': joinquant_market.RECORDED, 'log': log.lines}

@@ -53,6 +53,8 @@ def nothing_stays(monkeypatch):
     jq.uninstall_jq_compat()
     for cls in joinquant.CONTEXTS.values():
         assert '__getattribute__' not in vars(cls) and '__reduce_ex__' not in vars(cls)
+    for module in joinquant.api_modules():
+        assert all(getattr(module, name) is getattr(joinquant, name) for name in joinquant.__all__)
 
 
 @pytest.fixture
@@ -233,11 +235,12 @@ def test_orders_wait_sixteen_seconds_unless_told_otherwise(sent):
         del strategy.options['wait_timeout']
         strategy.install()
         strategy.order(CODE, 100)
-        assert [payload['wait_timeout'] for payload in writes(sent)] == [16.0]
+        strategy.order(CODE, 100, resting())
+        assert [payload['wait_timeout'] for payload in writes(sent)] == [16.0, jq.LIMIT_WAIT_S]
         jq.uninstall_jq_compat()
     with trading(wait_timeout=0) as strategy:
         strategy.order(CODE, 100)
-        assert 'wait_timeout' not in writes(sent)[1]
+        assert 'wait_timeout' not in writes(sent)[2]
 
 
 def test_a_limit_order_rests_and_is_cancelled():
@@ -724,6 +727,75 @@ def test_another_module_of_the_strategy_can_be_installed_too():
         assert strategy.order(CODE, 100).filled == 100
 
 
+@pytest.mark.parametrize('text', [
+    'import jqdata\nbuy = lambda: jqdata.order', 'import kuanke.user_space_api as api\nbuy = lambda: api.order',
+    'buy_ = order\nbuy = lambda: buy_', 'g.buy_ = order\nbuy = lambda: g.buy_',
+    'def buy():\n    from jqdata import order\n    return order'])
+def test_joinquants_functions_are_taken_over_by_whatever_name_the_strategy_has_them(text):
+    with base.serving(FakeClock(MORNING)) as server:
+        strategy = Strategy(server.address, source='from kuanke.user_space_api import *\n' + text)
+        strategy.install()
+        ours = strategy.buy()
+        assert ours is strategy.order and ours(CODE, 100).filled == 100
+        jq.uninstall_jq_compat()
+        assert strategy.buy() is joinquant.order is strategy.order
+
+
+def test_modules_of_the_strategys_own_are_taken_over_too(monkeypatch):
+    own = types.ModuleType('my_library')
+    exec('from kuanke.user_space_api import *\ndef sell_all():\n    return order_target\nclass Trader:\n    pass',
+         vars(own))
+    monkeypatch.setitem(sys.modules, 'my_library', own)
+    for text in ('import my_library', 'from my_library import sell_all', 'from my_library import Trader'):
+        with base.serving(FakeClock(MORNING)) as server:
+            strategy = Strategy(server.address, source=SOURCE + text + '\n')
+            strategy.install()
+            assert own.sell_all() is strategy.order_target is not joinquant.order_target
+            jq.uninstall_jq_compat()
+            assert own.sell_all() is joinquant.order_target
+
+
+def test_what_joinquant_itself_is_made_of_is_left_alone():
+    with trading() as strategy:
+        assert strategy.log is joinquant.log and joinquant.order is not strategy.order
+
+
+@pytest.mark.parametrize('text', [
+    'hidden = [order]', 'hidden = {"buy": order_value}', 'import functools\nhidden = functools.partial(order, CODE)',
+    'def hidden(send=order_target):\n    pass', 'def hidden(*, send=cancel_order):\n    pass',
+    'class hidden:\n    send = get_trades', 'g.hidden = [inout_cash]'])
+def test_a_function_that_hides_where_it_cannot_be_replaced_is_refused(text, sent):
+    strategy = Strategy(('127.0.0.1', 1), source=SOURCE + 'CODE = %r\n' % CODE + text)
+    before = dict(strategy.namespace)
+    with pytest.raises(bq.ConfigError) as caught:
+        strategy.install()
+    assert 'hidden' in str(caught.value) and dict(strategy.namespace) == before and jq._jq_install is None
+
+
+def test_what_is_ours_is_pickled_as_joinquants_own(monkeypatch):
+    """Whether or not the name that it has in its own module is ours as well."""
+    def order(security, amount):
+        raise AssertionError
+    module = sys.modules['jqdata']
+    monkeypatch.setattr(order, '__module__', 'jqdata')
+    order.__qualname__ = 'order'
+    monkeypatch.setattr(module, 'order', order)
+    with trading(context=joinquant.Context()) as strategy:
+        kept = [pickle.dumps(value, 4) for value in (strategy.order, strategy.order_value, module.order)]
+        assert strategy.order is module.order is not order
+        jq.uninstall_jq_compat()
+        assert [pickle.loads(value) for value in kept] == [order, joinquant.order_value, order]
+        monkeypatch.undo()
+
+
+def test_a_strategy_without_order_status_gets_joinquants():
+    with base.serving(FakeClock(MORNING)) as server:
+        strategy = Strategy(server.address, source='import jqdata\n')
+        strategy.install()
+        assert strategy.order(CODE, 100).status is joinquant.OrderStatus.held
+        assert 'OrderStatus' not in strategy.namespace and strategy.jqdata.OrderStatus is joinquant.OrderStatus
+
+
 def test_another_context_of_the_class_shows_the_remote_account_too_but_not_a_backtests():
     with trading(context=joinquant.SlotsContext()) as strategy:
         other, past = joinquant.SlotsContext(), joinquant.SlotsContext('full_backtest')
@@ -850,7 +922,7 @@ def test_a_strategy_over_several_processes(tmp_path, kind):
         assert simulation.run('buy') == [1, 'held', 300]
         state = (tmp_path / 'state').read_bytes()
         assert b'jq_helper' not in state and b'bullet_qmt' not in state and base.TOKEN.encode() not in state
-        assert simulation.run('look') == [2, 'mine', ['types'] * 5, True, 300, False, 300, 300, True, 300, 300, 1]
+        assert simulation.run('look') == [2, 'mine', ['types'] * 5, True, 300, True, 300, 300, True, 300, 300, 1]
         assert simulation.run('more') == [3, 500, 2]
         assert simulation.run('rest') == 'open'
         assert simulation.run('cancel') == ['canceled'] and simulation.run('cancel') == []
