@@ -54,7 +54,7 @@ def main():
     parser.add_argument('--start')
     parser.add_argument('--end')
     parser.add_argument('--runs', type=int, default=2, help='the first one finds a server that has made no bars yet')
-    parser.add_argument('--peer', metavar='PYTHON')
+    parser.add_argument('--peer', metavar='PYTHON', type=os.path.abspath)
     options = parser.parse_args()
     case = CASES[options.case]
     strategy = os.path.join(ROOT, 'tests', 'bench', 'strategies', case[0])
