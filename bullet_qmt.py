@@ -907,7 +907,7 @@ OPTIONS = [
            ('--allow-full-market', '--no-full-market')),
     Option('log_file', 'QMT_SERVER_LOG_FILE', None, parse_text, '日志文件（10 MB 一个，保留 5 个）', 'server',
            metavar='FILE'),
-    Option('access_log', 'QMT_SERVER_ACCESS_LOG', '1', parse_bool, '每个请求记一行日志', 'server',
+    Option('access_log', 'QMT_SERVER_ACCESS_LOG', '1', parse_bool, '每个请求记一行日志，委托和撤单写明内容与结果', 'server',
            ('--access-log', '--no-access-log')),
     Option('log_account', 'QMT_SERVER_LOG_ACCOUNT', '0', parse_bool, '客户端要求打印账户时，是否也写入日志', 'server',
            ('--log-account', '--no-log-account')),
@@ -8919,6 +8919,7 @@ class AccessLog:
     """A line for each request, written by a thread of its own, many at a time: no request waits for a file.
 
     Each line has its time before it, so that a batch is one record of the logger. close() writes what is left.
+    order: (payload, answer) of an order or a cancel, whose line says what it was and what became of it.
     """
 
     PAUSE_S = 0.05
@@ -8927,8 +8928,9 @@ class AccessLog:
         self._entries, self._changed = deque(), threading.Condition()
         self._idle, self._closed, self._thread = True, threading.Event(), None
 
-    def note(self, session, job_id, action, account, status, seconds):
-        self._entries.append((time.time(), session.address, session.id, job_id, action, account, status, seconds))
+    def note(self, session, job_id, action, account, status, seconds, order=None):
+        self._entries.append((time.time(), session.address, session.id, job_id, action, account, status, seconds,
+                              order))
         if self._idle:
             self._wake()
 
@@ -8965,14 +8967,41 @@ class AccessLog:
             ACCESS_LOG.info('%s', '\n'.join(lines))
 
     @staticmethod
-    def _line(moment, address, session, id, action, account, status, seconds):
-        line = '%s INFO %s %s id=%r %s account=%s %s %.1fms' % (
-            log_time(moment), address, session, id, _short(action), _short(account), status, seconds * 1000)
+    def _line(moment, address, session, id, action, account, status, seconds, order):
+        line = '%s INFO %s %s id=%r %s account=%s %s %.1fms%s' % (
+            log_time(moment), address, session, id, _short(action), _short(account), status, seconds * 1000,
+            _order_text(*order) if order else '')
         return line if line.isprintable() else printable(line)
 
 
 def _short(value):
     return value if isinstance(value, str) and len(value) <= 60 else brief(value)
+
+
+def _order_text(asked, answer):
+    """These fields of a payload alone: whatever else it holds may be a secret."""
+    told = [_word(asked[name]) for name in ('order_id', 'security', 'side', 'amount') if asked.get(name) is not None]
+    told += _style_words(asked)
+    key = asked.get('idempotency_key') or answer.get('idempotency_key')
+    for name, value in (('key', key), ('备注', asked.get('order_remark') or asked.get('remark'))):
+        told += ['%s=%s' % (name, _word(value))] if value not in (None, '') else []
+    outcome = [_word(answer[name]) for name in ('order_id', 'status') if answer.get(name) not in (None, '')]
+    return ' | %s -> %s' % (' '.join(told), ' '.join(outcome) or '-')
+
+
+def _style_words(asked):
+    """As the payload has it, right or wrong."""
+    style = asked.get('style')
+    style = style if isinstance(style, dict) else {'type': style or ('market' if asked.get('market') else 'limit')}
+    price = next((source[name] for source, name in ((style, 'price'), (style, 'protect_price'), (asked, 'price'))
+                  if source.get(name) is not None), None)
+    kind = {'market': '市价', 'limit': '限价'}.get(style.get('type'), '方式 ' + _word(style.get('type')))
+    return [] if asked.get('security') is None else [kind] + ([] if price is None else [_word(price)])
+
+
+def _word(value):
+    """As it is, where it could not be taken for several fields."""
+    return value if isinstance(value, str) and re.fullmatch(r'[\w.@:/-]{1,64}', value) else brief(value, 40)
 
 
 # -- service: every action, without sockets --------------------------------------------------------------------
@@ -10014,7 +10043,7 @@ class Job:
         except ConnectionLost:
             status += ' (client gone)'
         finally:
-            self._finish(status)
+            self._finish(status, frame.get('payload'))
 
     def _send(self, frame, status):
         """The status that the client gets: an answer that cannot be sent becomes an error; the connection lives."""
@@ -10038,13 +10067,19 @@ class Job:
             return encode_table_frame(frame, table, self._compact)
         return [encode_frame(dict(frame, payload=table.to_wire()))]
 
-    def _finish(self, status):
+    def _finish(self, status, answer):
         if self.airborne:
             self.session.landed()
         log = self.session.service.access_log
         if log is not None:
-            log.note(self.session, self.id, self.action, self._account(), status, time.perf_counter() - self._started)
+            log.note(self.session, self.id, self.action, self._account(), status, time.perf_counter() - self._started,
+                     self._order(answer))
         self.payload = None  # the timekeeper may remember the job for a while
+
+    def _order(self, answer):
+        """(payload, answer) of an order or a cancel; None of any other request."""
+        if self.action in (PLACE, CANCEL) and isinstance(self.payload, dict):
+            return self.payload, answer if isinstance(answer, dict) else {}
 
     def _account(self):
         return self._given('sub_account_id') or self._given('account_key') or self.session.account or '-'

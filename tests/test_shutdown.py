@@ -254,7 +254,7 @@ def test_the_program_says_that_the_port_is_taken():
 # -- the access log ------------------------------------------------------------------------------------------
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} INFO "
                   r"(?P<peer>\S+) (?P<session>s\w{12}) id=(?P<id>.*) (?P<action>\S+|'.*') account=(?P<account>.*)"
-                  r" (?P<status>[A-Z_]+)(?: \(client gone\))? (?P<ms>\d+\.\d)ms", re.DOTALL)
+                  r" (?P<status>[A-Z_]+)(?: \(client gone\))? (?P<ms>\d+\.\d)ms(?: \| (?P<order>.*))?", re.DOTALL)
 
 
 @pytest.fixture
@@ -290,6 +290,26 @@ def test_one_line_for_each_request(lines, caplog):
     assert TOKEN not in caplog.text
 
 
+def test_lines_of_orders_say_what_was_ordered_and_what_became_of_it(lines, caplog):
+    order = {'security': '000001.XSHE', 'side': 'BUY', 'amount': 100, 'idempotency_key': 'key-1'}
+    secret = {'token': TOKEN, 'password': 'not-for-logs', 'account_id': '10000001'}
+    with serving() as server, raw_socket(server) as sock:
+        low = server.service.backend.data.quote('000001.XSHE').low_limit
+        login_raw(sock)
+        answer = ask_raw(sock, 'broker.place_order', dict(
+            order, style={'type': 'limit', 'price': low}, order_remark='网格 一'))['payload']
+        placed, status = answer['order_id'], answer['status']
+        ask_raw(sock, 'broker.cancel_order', dict(order_id=placed, idempotency_key='key-2'))
+        ask_raw(sock, 'broker.place_order', dict(order, amount=150, style={'type': 'market', 'protect_price': 12.5},
+                                                 idempotency_key='key-3'))
+        ask_raw(sock, 'broker.place_order', dict(secret, security='000001.XSHE', side='SELL', amount='x y', market=1))
+        told = {line.group('order') for line in lines(4)}
+    assert told == {"000001.XSHE BUY 100 限价 %r key=key-1 备注='网格 一' -> %s %s" % (low, placed, status),
+                    '%s key=key-2 -> %s canceled' % (placed, placed),
+                    '000001.XSHE BUY 150 市价 12.5 key=key-3 -> -', "000001.XSHE SELL 'x y' 市价 -> -"}
+    assert TOKEN not in caplog.text and 'not-for-logs' not in caplog.text and '10000001' not in caplog.text
+
+
 def test_no_line_where_the_log_is_switched_off(lines):
     with serving(access_log=False) as server, raw_socket(server) as sock:
         login_raw(sock)
@@ -306,7 +326,8 @@ def test_nothing_a_client_sends_forges_a_line(lines, caplog, evil):
         ask_raw(sock, 'broker.account', {'account_key': evil}, id='b')
         ask_raw(sock, 'broker.account', {'sub_account_id': [evil]}, id='c')
         ask_raw(sock, 'broker.account', id=evil)
-        ask_raw(sock, 'broker.place_order', {'security': evil, 'idempotency_key': evil}, id='d')
+        ask_raw(sock, 'broker.place_order', {'security': evil, 'idempotency_key': evil, 'style': evil, 'side': [evil],
+                                             'order_remark': {evil: evil}, 'amount': evil}, id='d')
         assert login_raw(refused, account_key=evil)['type'] == 'error'
         lines(5)
         text = [line for record in caplog.records if record.name.startswith('bullet_qmt')
