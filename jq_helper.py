@@ -4810,7 +4810,7 @@ class Agenda:
 
     def reason_to_skip(self, job, day, now):
         """Text, or None where it is to run."""
-        late_s = (now - instant_of(job, day)).total_seconds()
+        late_s = int((now - instant_of(job, day)).total_seconds())
         if job.run == 'before_trading_start':
             return '已过 15:00' if now >= datetime.combine(day, time(15)) else None
         if late_s > self._late_limit_s:
@@ -5051,17 +5051,19 @@ class LiveRun:
             self._resolve_open(0.0)
         if self.plan.overview_minutes and now_s >= self._overview_at:
             self._overview('定时')
-        if self._trades_today and now.hour >= 15 and self._close_shown != now.date():
+        if self._shows_close(now) and now_s >= self._account_at and self._overview('收盘'):
             self._close_shown = now.date()
-            if now.hour == 15:
-                self._overview('收盘')
+
+    def _shows_close(self, now):
+        """Whether the overview of the close is still to come; it is tried again while it fails."""
+        return self._trades_today and now.hour == 15 and self._close_shown != now.date()
 
     def _next_look_s(self, now):
         """Seconds until _look_around has something to do; a new day at the latest."""
         midnight = datetime.combine(now.date(), time())
         closing = timedelta(hours=15) if self._trades_today and now.hour < 15 else timedelta(days=1)
         again = [(self._resolve_at, self.state.keys), (self._overview_at, self.plan.overview_minutes),
-                 (self._calendar_at, not self._trades_today)]
+                 (self._calendar_at, not self._trades_today), (self._account_at, self._shows_close(now))]
         return min([(midnight + closing - now).total_seconds()] +
                    [moment - self.clock.monotonic() for moment, wanted in again if wanted])
 
@@ -5207,14 +5209,17 @@ class LiveRun:
                 self._worry('委托 key=%s 暂时不能核对：%s' % (key, error.message))
 
     def _overview(self, title):
-        """What the account holds, for the one who watches."""
+        """What the account holds, for the one who watches. Whether it could be read."""
         self._overview_at = self.clock.monotonic() + 60 * (self.plan.overview_minutes or 0)
         broker = self.session.broker
         try:
             broker.refresh()
             self.tell('账户（%s）\n%s' % (title, _overview_text(*broker.overview)))
+            return True
         except BulletError as error:
-            self.tell('账户读不到：%s' % error.message)
+            self._account_at = self.clock.monotonic() + RETRY_S
+            self._worry('账户读不到：%s' % error.message)
+            return False
 
 
 def _overview_text(account, positions):
@@ -5268,8 +5273,10 @@ def run_live_command(order, screen, stopping):
 
 def _account_name(remote):
     """Which account it is, whatever its key is called: a state belongs to it."""
-    answer = remote.get_account_info()
-    return '%s/%s' % (answer.get('account_id'), remote.sub_account_id or '')
+    number = remote.get_account_info().get('account_id')
+    if number in (None, ''):
+        raise ProtocolError('服务端没有说是哪个账户', '实盘的状态属于一个账户；核对服务端的版本和日志')
+    return '%s/%s' % (number, remote.sub_account_id or '')
 
 
 def make_private_directory(path):

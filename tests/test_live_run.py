@@ -1,6 +1,7 @@
 """Whole days of live runs on a simulated clock and a paper exchange: what runs when, once, and what restarts keep."""
 import contextlib
 import os
+import types
 
 import pytest
 
@@ -408,6 +409,26 @@ def test_the_overview_comes_on_its_schedule(tmp_path):
     with stage(tmp_path, '2025-03-03 09:00', '2025-03-03 10:59') as it:
         it.run(it.strategy(HOOKS), overview_minutes=30)
         assert [line.split()[1] for line in it.said('（定时）')] == ['09:30:00', '10:00:00', '10:30:00']
+
+
+def test_the_overview_of_the_close_is_tried_until_the_account_can_be_read(tmp_path):
+    asked = []
+
+    def away(read):
+        if moment('2025-03-03 15:00') <= it.clock.now() < moment('2025-03-03 15:10'):
+            asked.append(it.clock.now())
+            raise bq.QmtUnavailable('QMT 没有登录')
+        return read()
+    with stage(tmp_path, '2025-03-03 14:00', '2025-03-03 18:00') as it:
+        it.run(it.strategy(HOOKS), remote=Between(it.broker, get_account_info=away), patience_s=0.0)
+        assert [line.split()[1] for line in it.said('（收盘）')] == ['15:10:00']
+        assert len(it.said('账户读不到')) == 1 and len(asked) == 40 and strategy_lines(it)[-1].startswith('after')
+
+
+def test_a_server_that_does_not_name_the_account_is_refused(tmp_path):
+    for answer in ({}, {'account_id': None}, {'account_id': ''}):
+        with pytest.raises(bq.ProtocolError, match='哪个账户'):
+            jq._account_name(types.SimpleNamespace(get_account_info=lambda: answer, sub_account_id=None))
 
 
 def test_the_overview_is_a_table(tmp_path):

@@ -246,6 +246,13 @@ def test_a_task_may_be_late_by_the_limit(late_s, runs):
     assert (reason is None) == runs and (runs or '301 秒' in reason)
 
 
+def test_what_runs_within_its_second_is_not_late():
+    one = agenda(late_limit_s=0, tasks=(('10:00', noon),))
+    job, instant = one.next(DAY, (-1,))
+    reasons = [one.reason_to_skip(job, DAY, instant + timedelta(seconds=late_s)) for late_s in (0.0, 0.9, 1.0)]
+    assert reasons[:2] == [None, None] and '晚了 1 秒' in reasons[2]
+
+
 @pytest.mark.parametrize('clock, runs', [('14:59', True), ('15:00', False)])
 def test_before_trading_start_is_made_up_until_the_close(clock, runs):
     one = agenda(hooks=['before_trading_start'], tasks=())
