@@ -4594,10 +4594,16 @@ class LiveState:
         self.cursor = self.running = key
         self.save()
 
-    def begin_change(self):
-        """after_code_changed; what it orders is counted from this number on."""
-        self.running = -1, self.number
+    CHANGING, STARTING = -1, -2  # instead of a job's minute: after_code_changed, process_initialize
+
+    def begin_hook(self, which):
+        """What it orders is counted from this number on."""
+        self.running = which, self.number
         self.save()
+
+    def has_ordered_in(self, which):
+        """Whether the last process ended in this hook, after it had ordered something."""
+        return self.running is not None and self.running[0] == which and self.number > self.running[1]
 
     def end_job(self, kept):
         self.running, self.kept = None, kept
@@ -4942,6 +4948,8 @@ class LiveRun:
                     self.plan.runtime_dir, what, brief(getattr(state, name)), brief(ours)), '换一个 --runtime-dir')
         if not state.kept and state.number:
             raise ConfigError('上次 initialize 没有做完就结束了，而它已经下过单：不会重做一遍', '核对账户和委托，再换一个 --runtime-dir')
+        if state.has_ordered_in(state.STARTING) and state.source == _digest(strategy.source):
+            raise ConfigError('上次 process_initialize 没有做完就结束了，而它已经下过单：不会重做一遍', '核对账户和委托，改好策略再启动，或换一个 --runtime-dir')
         return state
 
     def _broker(self, session):
@@ -4967,6 +4975,7 @@ class LiveRun:
         else:
             session.load((), lambda: session.unpack(state.kept))
             self._tell_of_changed_code()
+            state.begin_hook(state.STARTING)
             session.hook('process_initialize')
         session.settled()
         state.source = _digest(session.strategy.source)
@@ -4976,24 +4985,24 @@ class LiveRun:
     def _tell_of_changed_code(self):
         """after_code_changed, which is done with on disk before what comes next."""
         if self._code_changed:
-            self.state.begin_change()
+            self.state.begin_hook(self.state.CHANGING)
             self.session.hook('after_code_changed')
             self.state.source = _digest(self.session.strategy.source)
             self.state.end_job(self.session.packed())
 
-    def _note_cut_short(self, running):
+    def _note_cut_short(self):
         """What the last process had begun is not done again; but an after_code_changed that had ordered nothing is."""
-        if running[0] >= 0:
+        running = self.state.running
+        if running is not None and running[0] >= 0:
             self.tell('上次的进程在任务 %s 执行中结束：这个任务不再重做，请核对委托' % _clock_time(running))
-        elif self.state.number > running[1]:
+        elif self.state.has_ordered_in(self.state.CHANGING):
             self._code_changed = False
             self.tell('上次 after_code_changed 没有做完就结束了，而它已经下过单：不再重做，请核对委托')
 
     def _resume(self):
         """What an earlier process has left: a job that will not be repeated, orders that are asked about."""
         state = self.state
-        if state.running is not None:
-            self._note_cut_short(state.running)
+        self._note_cut_short()
         if not self._is_new:
             self.tell('接着上次运行：%s 已执行到 %s%s' % (
                 state.day, _clock_time(state.cursor), '，策略代码已修改' if self._code_changed else ''))

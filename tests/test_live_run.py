@@ -247,7 +247,7 @@ def test_changed_code_that_ordered_is_done_with_before_what_follows_fails(tmp_pa
     failing = BUYS_ON_CHANGE + 'def process_initialize(context):\n    1 / 0\n'
     with stage(tmp_path, '2025-03-03 09:40', '2025-03-03 10:00') as it:
         it.run(it.strategy(HOOKS))
-        for _ in range(2):
+        for _ in range(3):
             with pytest.raises(jq.StrategyError):
                 it.run(it.strategy(failing), '2025-03-03 12:00')
         assert len(it.broker.get_orders()) == 1
@@ -261,6 +261,24 @@ def test_changed_code_that_ordered_and_was_cut_short_is_not_repeated(tmp_path):
             it.run(it.strategy(text), '2025-03-03 12:00')
         it.run(it.strategy(text), '2025-03-03 12:00')
         assert len(it.broker.get_orders()) == 1 and it.said('after_code_changed 没有做完就结束了')
+
+
+STARTING = 'def initialize(context):\n    pass\n\ndef process_initialize(context):\n    %s\n'
+
+
+def test_a_start_that_ordered_and_failed_is_not_repeated_until_the_strategy_is_mended(tmp_path):
+    """Else whoever restarts it each minute orders each minute."""
+    with stage(tmp_path, '2025-03-03 09:40', '2025-03-03 10:00') as it:
+        it.run(it.strategy(STARTING % 'pass'))
+        it.clock.until = moment('2025-03-03 12:00')
+        failing = it.strategy(STARTING % "order('000001.XSHE', 100)\n    1 / 0")
+        with pytest.raises(jq.StrategyError):
+            it.run(failing)
+        with pytest.raises(bq.ConfigError, match='process_initialize 没有做完'):
+            it.run(failing)
+        it.run(it.strategy(STARTING % "order('000001.XSHE', 200)"), '2025-03-03 10:10')
+        it.run(it.strategy(STARTING % "order('000001.XSHE', 200)"), '2025-03-03 10:20')
+        assert [row['amount'] for row in it.broker.get_orders()] == [100, 200, 200], 'each start that goes well orders'
 
 
 def test_changed_code_that_failed_without_orders_runs_again(tmp_path):
