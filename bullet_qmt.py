@@ -255,6 +255,12 @@ def has_panel():
     return pandas is not None and tuple(int(part) for part in pandas.__version__.split('.')[:2]) < (0, 25)
 
 
+def numbers_are_labels():
+    """Whether this pandas takes series[-1] for a label where the labels are no numbers: 3 does."""
+    pandas = optional_import('pandas')
+    return pandas is not None and int(pandas.__version__.split('.')[0]) >= 3
+
+
 def has_many_cores():
     return (os.cpu_count() or 1) > 1
 

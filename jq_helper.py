@@ -54,6 +54,7 @@ import io
 import itertools
 import json
 import math
+import numbers
 import operator
 import os
 import re
@@ -73,7 +74,7 @@ from bullet_qmt import (
     BAR_MINUTES, BEIJING, FINAL_STATUSES, BadRequest, BulletError, Clock, ConfigError, DataUnavailable, LazyModule,
     LocalConnection, NotSupported, OrderNotFound, OrderRejected, OrderStateUnknown, ProtocolError, RemoteQmtBroker,
     RemoteQmtProvider, SecurityNotFound, ShortConnection, account_overview, as_shown,
-    bars_elapsed, brief, calendar_groups, check_span, has_panel, sync_directory, ways,
+    bars_elapsed, brief, calendar_groups, check_span, has_panel, numbers_are_labels, sync_directory, ways,
     check_choice, check_flag, check_moment, check_number, check_text, check_whole, combine, connect, factor_at,
     factor_ranges, format_table, from_ms, instrument, load_settings, lot_problem, normalize_code, normalize_codes,
     open_service, optional_import, order_style, parse_bool, parse_data_source, parse_frequency, parse_host,
@@ -1440,6 +1441,53 @@ def need_pandas():
 Exact = namedtuple('Exact', 'base')
 
 
+@functools.lru_cache(maxsize=None)
+def placed_types():
+    """(DataFrame, Series) of what strategies are given: closes[-1] is the last one, as it is on JoinQuant.
+
+    pandas 3 alone takes the number for a label, of which there is none.
+    """
+    pandas, _ = need_pandas()
+    if not numbers_are_labels():
+        return pandas.DataFrame, pandas.Series
+
+    class PlacedSeries(pandas.Series):
+        _constructor = property(lambda self: PlacedSeries)
+        _constructor_expanddim = property(lambda self: PlacedFrame)
+
+        def __getitem__(self, key):
+            return self.iloc[key] if _is_place(self.index, key) else super().__getitem__(key)
+
+        def __setitem__(self, key, value):
+            if _is_place(self.index, key):
+                self.iloc[key] = value
+            else:
+                super().__setitem__(key, value)
+
+        def __reduce_ex__(self, protocol):
+            return placed, (pandas.Series(self),)
+
+    class PlacedFrame(pandas.DataFrame):
+        _constructor = property(lambda self: PlacedFrame)
+        _constructor_sliced = property(lambda self: PlacedSeries)
+
+        def __reduce_ex__(self, protocol):
+            return placed, (pandas.DataFrame(self),)
+
+    return PlacedFrame, PlacedSeries
+
+
+def placed(data):
+    """A frame or Series, as strategies are given it."""
+    return placed_types()[data.ndim == 1](data)
+
+
+def _is_place(index, key):
+    """Whether a key is a number while the labels are none."""
+    return (isinstance(key, numbers.Integral) and not isinstance(key, bool) and index.nlevels == 1
+            and index.inferred_type not in ('integer', 'mixed-integer', 'floating', 'mixed-integer-float', 'boolean'))
+
+
 class BarBlock:
     """Bars of one security, oldest first. times: ms (array); columns: name -> array of floats, unadjusted.
 
@@ -1711,6 +1759,7 @@ class DataView:
     def __init__(self, store, options, warn):
         self.store, self.options, self._warn = store, options, warn
         self.numpy, self.pandas = store.numpy, store.pandas
+        self._frame_type = placed_types()[0]
         self.universe, self._label_cache = [], {}
 
     def move(self, moment):
@@ -2026,7 +2075,7 @@ class DataView:
         """Times x fields, of a copy."""
         matrix = self.numpy.array(list(window.columns.values())).T
         labels = self._labels(tuple(window.columns))
-        return self.pandas.DataFrame(matrix, index=window.index, columns=labels, copy=False)
+        return self._frame_type(matrix, index=window.index, columns=labels, copy=False)
 
     def _labels(self, names):
         """The pandas index of these column names; to make one takes longer than all the rest of a frame."""
@@ -2041,7 +2090,7 @@ class DataView:
         columns['code'] = [code for code, each in windows for _ in range(len(each.times))]
         for name in names:
             columns[name] = self.numpy.concatenate([each.columns[name] for _, each in windows])
-        return self.pandas.DataFrame(columns, columns=list(columns))
+        return self._frame_type(columns, columns=list(columns))
 
     def _panel(self, windows, names):
         frames = OrderedDict((name, self.pandas.DataFrame(OrderedDict(
@@ -2059,13 +2108,13 @@ class DataView:
         if not df:
             return {code: self.numpy.array(window.columns[name]) for code, window in windows.items()}
         if skip_paused:
-            return self.pandas.DataFrame(OrderedDict(
+            return self._frame_type(OrderedDict(
                 (code, self.pandas.Series(window.columns[name])) for code, window in windows.items()))
         first = next(iter(windows.values()))
         if all(len(window.times) == len(first.times) for window in windows.values()):
             matrix = self.numpy.array([window.columns[name] for window in windows.values()]).T
-            return self.pandas.DataFrame(matrix, index=first.index, columns=self._labels(tuple(windows)))
-        return self.pandas.DataFrame(OrderedDict(
+            return self._frame_type(matrix, index=first.index, columns=self._labels(tuple(windows)))
+        return self._frame_type(OrderedDict(
             (code, self.pandas.Series(window.columns[name], window.index)) for code, window in windows.items()))
 
     def attribute_history(self, security, count, unit='1d', fields=_SIX, skip_paused=True, df=True, fq='pre'):
@@ -2160,7 +2209,7 @@ class DataView:
     def _dated_frame(self, window, fields):
         columns = OrderedDict((name, window.index.values if name == 'date' else window.columns[name])
                               for name in fields)
-        return self.pandas.DataFrame(columns, columns=list(fields))
+        return self._frame_type(columns, columns=list(fields))
 
     # -- calls of a strategy: the rest ---------------------------------------------------------------------------
     def get_current_data(self, security_list=None):
@@ -2190,7 +2239,7 @@ class DataView:
         now = self.pandas.Timestamp(self.now)
         frame = frame[frame['start_date'] <= now].copy()
         frame.loc[frame['end_date'] > now, 'end_date'] = self.pandas.Timestamp(2200, 1, 1)
-        return frame
+        return placed(frame)
 
     def get_security_info(self, code, date=None):
         info = self._listed(normalize_code(code))
@@ -2211,7 +2260,7 @@ class DataView:
         flags = OrderedDict((code, [self.is_st(code)] * len(days)) for code in codes)
         if not df:
             return {code: self.numpy.array(values, dtype=bool) for code, values in flags.items()}
-        return self.pandas.DataFrame(flags, index=self.pandas.DatetimeIndex(days), columns=codes)
+        return self._frame_type(flags, index=self.pandas.DatetimeIndex(days), columns=codes)
 
     def is_st(self, code):
         return 'ST' in str(self.store.info(code).get('display_name') or '').upper()

@@ -1,5 +1,7 @@
 """The shapes of the data calls, and their figures against those of the provider's own history."""
+import copy
 import math
+import pickle
 from datetime import date, datetime
 
 import numpy
@@ -158,6 +160,33 @@ def test_shapes(real):
     many = view.get_bars(both, 3, df=True)
     assert many.index.nlevels == 2 and len(many) == 6
     assert many.index.get_level_values(0).tolist() == [MOUTAI] * 3 + [UNIS] * 3  # as asked for: old pandas sorts
+
+
+def test_numbers_are_places_where_labels_are_none(real):
+    """As with the pandas that JoinQuant has; where labels are numbers they stay labels."""
+    view = view_at(real, '2018-03-15 09:30')
+    frame = view.attribute_history(MOUTAI, 30, '1d', ['close', 'open'])
+    closes, last = frame['close'], float(frame['close'].values[-1])
+    assert closes[-1] == closes[numpy.int64(29)] == closes[frame.index[-1]] == frame.iloc[-1][0] == last
+    assert closes[0] == frame.close[0] == closes.values[0] and closes[-2:].tolist() == closes.values[-2:].tolist()
+    assert closes.rolling(5).mean()[-1] == closes.rolling(5).mean().iloc[-1] and frame.mean()[0] == closes.mean()
+    table = view.history(5, '1d', 'close', [MOUTAI, UNIS])
+    assert table[UNIS][-1] == table.iloc[-1][1] == view.get_bars(UNIS, 1)['close'][0]
+    long = view.get_price([MOUTAI, UNIS], count=3, panel=False)
+    wide = long.pivot(index='time', columns='code', values='close')
+    assert wide[UNIS][-1] == long['close'][5] == long['close'].iloc[5]
+    with pytest.raises(KeyError):
+        long['close'][-1]
+    changed = closes.copy()
+    changed[-1] = 5.0
+    assert changed[-1] == 5.0 and len(changed) == 30 and closes[-1] == last
+
+
+@pytest.mark.parametrize('again', [copy.copy, copy.deepcopy, lambda data: pickle.loads(pickle.dumps(data, 4))])
+def test_what_a_strategy_keeps_stays_what_it_is(real, again):
+    frame = view_at(real, '2018-03-15 09:30').attribute_history(MOUTAI, 3, '1d', ['close', 'open'])
+    assert again(frame).equals(frame) and again(frame)['open'][-1] == frame['open'][-1] == again(frame['open'])[-1]
+    assert again(frame['open']).name == 'open' and isinstance(again(frame), pandas.DataFrame)
 
 
 def test_charts_of_minutes_keep_to_the_clock(paper):

@@ -441,3 +441,28 @@ def test_all_money_may_be_taken_out(market, tmp_path):
         ''', market.source, DAYS[0], DAYS[2])
     assert result.equity == result.capital == [0, 0, 0]
     assert jq.compute_metrics(result).values['returns'] is None
+
+
+def test_the_first_strategy_of_joinquant_s_handbook(market, tmp_path):
+    result, _ = run(tmp_path, '''
+        import jqdata
+
+        def initialize(context):
+            g.security = '%s'
+            set_option('use_real_price', True)
+            run_daily(market_open, time='every_bar')
+
+        def market_open(context):
+            security = g.security
+            close_data = attribute_history(security, 2, '1d', ['close'])
+            MA5 = close_data['close'].mean()
+            current_price = close_data['close'][-1]
+            cash = context.portfolio.available_cash
+            if current_price > 1.01 * MA5:
+                order_value(security, cash)
+                log.info('Buying %%s' %% (security))
+            elif current_price < MA5 and context.portfolio.positions[security].closeable_amount > 0:
+                order_target(security, 0)
+            record(stock_price=current_price)
+        ''' % A, market.source, DAYS[2], DAYS[-1], cash=10000)
+    assert result.trades and len(result.records) == len(DAYS) - 2
