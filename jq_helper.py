@@ -1451,9 +1451,9 @@ def placed_types():
     if not numbers_are_labels():
         return pandas.DataFrame, pandas.Series
 
-    class PlacedSeries(pandas.Series):
-        _constructor = property(lambda self: PlacedSeries)
-        _constructor_expanddim = property(lambda self: PlacedFrame)
+    class Series(pandas.Series):
+        _constructor = property(lambda self: Series)
+        _constructor_expanddim = property(lambda self: DataFrame)
 
         def __getitem__(self, key):
             return self.iloc[key] if _is_place(self.index, key) else super().__getitem__(key)
@@ -1467,14 +1467,14 @@ def placed_types():
         def __reduce_ex__(self, protocol):
             return placed, (pandas.Series(self),)
 
-    class PlacedFrame(pandas.DataFrame):
-        _constructor = property(lambda self: PlacedFrame)
-        _constructor_sliced = property(lambda self: PlacedSeries)
+    class DataFrame(pandas.DataFrame):
+        _constructor = property(lambda self: DataFrame)
+        _constructor_sliced = property(lambda self: Series)
 
         def __reduce_ex__(self, protocol):
             return placed, (pandas.DataFrame(self),)
 
-    return PlacedFrame, PlacedSeries
+    return DataFrame, Series
 
 
 def placed(data):

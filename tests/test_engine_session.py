@@ -69,7 +69,7 @@ def test_a_message_is_the_error_not_its_hint(market, tmp_path):
 
 
 @pytest.mark.parametrize('line, hint', [
-    ("attribute_history('%s', 1)['close'][-1]" % A, 'series.iloc[-1]'),
+    ("pd.Series([1.0], ['x'])[-1]", 'series.iloc[-1]'),
     ("pd.Series([1.0], ['x'])[0]", 'series.iloc[0]'),
     ("attribute_history('%s', 1).append(1)" % A, 'pd.concat'), ("attribute_history('%s', 1).ix" % A, 'iloc'),
     ('pd.Panel()', 'panel=False'), ('{}[-1]', None), ("attribute_history('%s', 1)['none']" % A, None)])
