@@ -3095,7 +3095,9 @@ def _scaled_by_numpy(numpy, values, ratio, digits):
     exact, unit = values * ratio, 10.0 ** digits
     steps = numpy.rint(exact * unit)
     scaled = steps / unit
-    for row in numpy.flatnonzero(abs(abs(exact * unit - steps) - 0.5) < 1e-6).tolist():
+    with numpy.errstate(invalid='ignore'):  # older ones warn of NaN, which is what days before the listing have
+        doubtful = numpy.flatnonzero(abs(abs(exact * unit - steps) - 0.5) < 1e-6)
+    for row in doubtful.tolist():
         scaled[row] = round(float(exact[row]), digits)
     return array('d', scaled.tobytes())
 

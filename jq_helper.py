@@ -2061,8 +2061,7 @@ class DataView:
 
     def _start(self, start, count, unit):
         """(ms or None, count)"""
-        if start is not None and count is not None:
-            raise BadRequest('start_date 与 count 只能给一个', '去掉其中一个')
+        _refuse_both(start, count)
         if count is not None:
             return None, check_whole(count, 'count', 1, 10 ** 7)
         moment = _asked_moment('2015-01-01' if start is None else start, 'start_date')
@@ -2220,6 +2219,7 @@ class DataView:
         end = self.now.date() if end_date is None else _asked_moment(end_date, 'end_date').date()
         _refuse_reversed(start_date, end_date, 'd')
         stop = bisect.bisect_right(self.store.days, end)
+        _refuse_both(start_date, count)
         if count is not None:
             return self.store.days[max(0, stop - check_whole(count, 'count', 1)):stop]
         start = date.min if start_date is None else _asked_moment(start_date, 'start_date').date()
@@ -2290,6 +2290,11 @@ def _refuse_reversed(start, end, unit):
     if start is not None and end is not None:
         moments = _asked_moment(start, 'start_date'), _asked_moment(end, 'end_date')
         check_span(*[to_ms(moment if unit == 'm' else moment.date()) for moment in moments])
+
+
+def _refuse_both(start, count):
+    if start is not None and count is not None:
+        raise BadRequest('start_date 与 count 只能给一个', '去掉其中一个')
 
 
 def _asked_fields(fields, default=_SIX, more=()):
@@ -3603,7 +3608,16 @@ SESSION_NAMES = ('run_daily', 'run_weekly', 'run_monthly', 'unschedule_all', 'se
                  'subscribe', 'unsubscribe', 'unsubscribe_all', 'send_message', 'read_file', 'write_file', 'order',
                  'order_value', 'order_target', 'order_target_value', 'batch_submit_orders', 'cancel_order',
                  'get_open_orders', 'get_orders', 'get_trades')
+def enable_profile():
+    """JoinQuant times the lines of a strategy that says so; here it runs without."""
+
+
+def disable_cache():
+    """There is nothing here that a strategy could want to switch off."""
+
+
 PLAIN_NAMES = {item.__name__: item for item in (
+    enable_profile, disable_cache,
     OrderCost, PerTrade, PriceRelatedSlippage, FixedSlippage, StepRelatedSlippage, MarketOrderStyle, LimitOrderStyle,
     OrderStatus, FutureDataError, DividendsEvent, Order, Trade, Position, Portfolio, normalize_code)}
 

@@ -2,6 +2,7 @@
 import copy
 import math
 import pickle
+from array import array
 from datetime import date, datetime
 
 import numpy
@@ -92,6 +93,12 @@ def test_a_pool_may_hold_what_is_not_listed_yet(paper):
     assert view.get_current_data()[new].paused and view.get_current_data()[new].last_price == 0
     with pytest.raises(bq.SecurityNotFound):
         view.get_security_info(new)
+
+
+def test_days_before_the_listing_cause_no_warning(recwarn):
+    nan = float('nan')
+    assert bq.scale({'close': array('d', [nan, 1.234])}, [(0, 2, 0.5)], 2)['close'].tolist()[1] == 0.62
+    assert not recwarn.list
 
 
 def test_a_bar_before_the_first_day_is_none(real):
@@ -244,6 +251,8 @@ def test_securities_and_days(real):
     ('get_bars', (MOUTAI, 3, '1d', 5), {}), ('history', (3, '1d', ['close'], [MOUTAI]), {}),
     ('history', (3, '1d', 'close', []), {}), ('history', (3, '1d', 'close', [MOUTAI, None]), {}),
     ('get_price', (5,), dict(count=1)), ('get_all_securities', (5,), {}),
+    ('get_trade_days', ('2018-01-02',), dict(count=2)),
+    ('get_extras', ('is_st', [MOUTAI], '2018-01-02'), dict(count=2)),
     ('get_bars', (MOUTAI, 3), dict(fq_ref_date='soon')),
     ('get_price', (MOUTAI,), dict(start_date='2018-03-02', end_date='2018-03-01')),
     ('get_trade_days', ('2018-03-02', '2018-03-01'), {}),

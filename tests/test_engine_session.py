@@ -183,7 +183,8 @@ def test_each_name_of_common_use_is_there(market, tmp_path):
         get_index_stocks get_all_securities history run_weekly order_value PriceRelatedSlippage OrderStatus run_monthly
         order run_query get_bars record get_trades get_extras OrderCost PerTrade set_commission send_message read_file
         write_file LimitOrderStyle MarketOrderStyle get_orders get_open_orders cancel_order get_trade_days
-        get_all_trade_days set_universe unschedule_all inout_cash batch_submit_orders'''.split()) <= set(names)
+        get_all_trade_days set_universe unschedule_all inout_cash batch_submit_orders enable_profile
+        disable_cache'''.split()) <= set(names)
 
 
 @pytest.mark.parametrize('name', sorted(jq.LEFT_OUT))
