@@ -7419,7 +7419,7 @@ class JqOrderStatus(enum.Enum):
 
 def install_jq_compat(namespace, context=None, host=None, token=None, port=58620, account_key=None,
                       sub_account_id=None, tls_cert=None, wait_timeout=16, starting_cash=None, cache_seconds=1.0,
-                      max_lag=None, **connection):
+                      max_lag=300, **connection):
     """In process_initialize: install_jq_compat(globals(), context=context, host=..., token=...).
 
     In a backtest, and in runs of our own, it does nothing and returns False. In simulated trading it returns True, and
@@ -7428,7 +7428,8 @@ def install_jq_compat(namespace, context=None, host=None, token=None, port=58620
     signatures and results. Nothing is sent yet. wait_timeout: seconds that an order waits for its outcome.
     starting_cash (yuan): what portfolio.returns is measured from. cache_seconds: how old a reading of the account may
     be; orders end it. max_lag: seconds between context.current_dt and now beyond which nothing is ordered, as a task
-    that JoinQuant makes up for later would trade on yesterday's reasons; None: not looked at.
+    that JoinQuant makes up for later would trade on yesterday's reasons; within them an order waits for that time, as
+    JoinQuant begins a task of 9:30 up to three minutes before. None: not looked at.
     connection: retries, retry_interval, rpc_timeout, debug, place_order_timeout_margin as in configure(), which is
     called too.
 
@@ -7467,6 +7468,10 @@ def uninstall_jq_compat(namespace=None):
 def _jq_now():
     """Naive Beijing time."""
     return datetime.now(BEIJING).replace(tzinfo=None)
+
+
+def _jq_wait(seconds):
+    threading.Event().wait(seconds)
 
 
 def _jq_warn(namespace, text):
@@ -7720,6 +7725,12 @@ class JqFunction:
 
     def __call__(self, *args, **how):
         return self.__wrapped__(*args, **how)
+
+    def __copy__(self):
+        return self
+
+    def __deepcopy__(self, memo):
+        return self
 
     def __reduce__(self):
         if self.original is _MISSING:
@@ -8194,7 +8205,7 @@ class JqTrading:
 
     def _order(self, name, security, how_much, style, side, pindex, close_today):
         code = _jq_order_code(security, style, side, pindex, close_today)
-        self._check_lag()
+        self._await_time()
         with self._writing():
             try:
                 placed = getattr(self.broker, name)(code, how_much, style=style, wait_timeout=self._wait_for(style))
@@ -8207,14 +8218,24 @@ class JqTrading:
         """Seconds for the outcome; a limit order that has not filled soon rests."""
         return min(self._wait_s, LIMIT_WAIT_S) if _style_kind(style) == 'limit' else self._wait_s
 
-    def _check_lag(self):
-        """Raises BadRequest, before anything is sent, where the task is not of now."""
-        if self._lag_s is None:
+    def _await_time(self):
+        """Until context.current_dt is now. Raises BadRequest, before anything is sent, where the task is not of now."""
+        lag_s = None if self._lag_s is None else self._lag()
+        if lag_s is None:
             return
-        lag_s = abs((_jq_now() - self.context.current_dt).total_seconds())
-        if lag_s > self._lag_s:
+        if abs(lag_s) > self._lag_s:
             raise BadRequest('context.current_dt 是 %s，与现在相差 %d 秒，没有下单' % (self.context.current_dt, lag_s),
                              '这是补跑的任务，或任务运行得太久；上限是 install_jq_compat 的 max_lag=%g' % self._lag_s)
+        while lag_s < 0:
+            _jq_wait(-lag_s)
+            lag_s = self._lag()
+
+    def _lag(self):
+        """Seconds since context.current_dt."""
+        moment = getattr(self.context, 'current_dt', None)
+        if not isinstance(moment, datetime):
+            raise ConfigError('context.current_dt 应为时间，收到 %s，没有下单' % brief(moment), '不要改动 context.current_dt')
+        return (_jq_now() - moment.replace(tzinfo=None)).total_seconds()
 
     def _placed(self, placed):
         """It is at the broker: what cannot be told of it now is unknown, not failed."""

@@ -1,5 +1,6 @@
 """install_jq_compat: a strategy in JoinQuant's simulated trading works on the remote account, or says why not."""
 import contextlib
+import copy
 import json
 import math
 import os
@@ -30,7 +31,8 @@ class Strategy:
     def __init__(self, address, context=None, source=SOURCE, **options):
         self.namespace, self.context = joinquant.fresh_namespace(source), context or joinquant.Context()
         self.address = address
-        self.options = dict({'retry_interval': 0, 'rpc_timeout': 20, 'wait_timeout': 1}, **options)
+        self.options = dict({'retry_interval': 0, 'rpc_timeout': 20, 'wait_timeout': 1, 'max_lag': None},
+                            **options)
 
     def install(self, **changes):
         return jq.install_jq_compat(self.namespace, context=self.context, **dict(
@@ -543,17 +545,53 @@ def test_whatever_breaks_none_and_errors_left_no_order_and_orders_are_there_once
             assert len(there) <= (1 if isinstance(result, bq.OrderStateUnknown) else 0), result
 
 
-def test_a_task_that_is_made_up_for_later_orders_nothing(sent):
-    with trading(max_lag=600) as strategy:
-        for lag_s in (-700, 700, 86400):
-            strategy.context.current_dt = datetime.now(bq.BEIJING).replace(tzinfo=None) - timedelta(seconds=lag_s)
-            for call in (strategy.order, strategy.order_value, strategy.order_target, strategy.order_target_value):
+ORDERS = ('order', 'order_value', 'order_target', 'order_target_value')
+
+
+@pytest.mark.parametrize('options, limit_s', [({}, 300), ({'max_lag': 600}, 600)])
+def test_a_task_of_another_time_orders_nothing(sent, options, limit_s):
+    """Unless told otherwise, it may be five minutes late."""
+    with base.serving(FakeClock(MORNING)) as server:
+        strategy = Strategy(server.address)
+        del strategy.options['max_lag']
+        strategy.install(**options)
+        for lag_s in (-86400, -limit_s - 5, limit_s + 5, 86400):
+            strategy.context.current_dt = jq._jq_now() - timedelta(seconds=lag_s)
+            for name in ORDERS:
                 with pytest.raises(bq.BadRequest) as caught:
-                    call(CODE, 5000)
-                assert 'max_lag' in caught.value.hint
+                    strategy.namespace[name](CODE, 5000)
+                assert 'max_lag=%d' % limit_s in caught.value.hint
         assert sent == [] and strategy.get_open_orders() == {}
-        strategy.context.current_dt += timedelta(seconds=86000)
+        strategy.context.current_dt = jq._jq_now() - timedelta(seconds=limit_s - 60)
         assert strategy.order(CODE, 100).filled == 100
+
+
+@pytest.mark.parametrize('name', ORDERS)
+def test_an_order_of_a_task_that_began_early_waits_for_its_time(sent, monkeypatch, name):
+    """JoinQuant begins tasks of 9:30 from 9:27 on."""
+    begun, slept = datetime(2024, 1, 8, 9, 27), []
+
+    def wait(seconds):
+        assert not writes(sent)
+        slept.append(seconds)
+    monkeypatch.setattr(jq, '_jq_now', lambda: begun + timedelta(seconds=0.75 * sum(slept)))
+    monkeypatch.setattr(jq, '_jq_wait', wait)
+    with trading(max_lag=300) as strategy:
+        strategy.context.current_dt = datetime(2024, 1, 8, 9, 30)
+        strategy.namespace[name](CODE, 5000)
+        assert jq._jq_now() >= strategy.context.current_dt and slept[0] == 180 and len(writes(sent)) == 1
+        done = len(slept)
+        strategy.namespace[name](OTHER, 5000)
+        assert len(slept) == done and len(writes(sent)) == 2
+
+
+@pytest.mark.parametrize('moment', [None, '2024-01-08', 5])
+def test_a_context_without_a_time_orders_nothing(sent, moment):
+    with trading(max_lag=300) as strategy:
+        strategy.context.current_dt = moment
+        with pytest.raises(bq.ConfigError):
+            strategy.order(CODE, 100)
+        assert sent == []
 
 
 # -- the account ---------------------------------------------------------------------------------------------------
@@ -755,6 +793,13 @@ def test_modules_of_the_strategys_own_are_taken_over_too(monkeypatch):
             assert own.sell_all() is joinquant.order_target
 
 
+def test_a_copy_of_ours_is_not_joinquants_own():
+    with trading() as strategy:
+        strategy.g.buy = strategy.order
+        for copied in (copy.copy(strategy.order), copy.deepcopy(vars(strategy.g))['buy']):
+            assert copied is strategy.order
+
+
 def test_what_joinquant_itself_is_made_of_is_left_alone():
     with trading() as strategy:
         assert strategy.log is joinquant.log and joinquant.order is not strategy.order
@@ -845,7 +890,7 @@ def initialize(context):
 def process_initialize(context):
     from jq_helper import install_jq_compat
     g.installed = install_jq_compat(globals(), context=context, host='127.0.0.1', port=%(port)d, token=%(token)r,
-                                    retry_interval=0, wait_timeout=%(wait)s)
+                                    retry_interval=0, wait_timeout=%(wait)s, max_lag=None)
 
 def buy(context):
     g.days += 1
