@@ -3973,7 +3973,8 @@ class RemoteBroker(BrokerInterface):
         order = self._seen.get(row.order_id)
         if order is None:
             order = self._seen[row.order_id] = self._new_order(row, style)
-        order.filled, order.price, order.commission = row.filled, row.price, row.commission
+        order.filled = row.filled or (row.amount if row.status == 'filled' else 0)
+        order.price, order.commission = row.price, row.commission
         order.status, order.message = self._status_of(row), row.status_msg
         if order.is_buy:
             order.avg_cost = row.price
@@ -4157,7 +4158,10 @@ class RemoteBroker(BrokerInterface):
         return self._terms.wait_s if is_market else min(self._terms.wait_s, LIMIT_WAIT_S)
 
     def _placed(self, row, style):
+        """What an answer leaves out of its fills stands in the list."""
         order = self._order_of(row, style)
+        if _first(row.raw_response, 'filled', 'traded_volume') is None:
+            order = self._seen_again(order)
         level = 'warning' if order.status in (OrderStatus.rejected, OrderStatus.canceled) else 'info'
         self._log(level, '%s：委托号 %s，状态 %s，成交 %d 股，均价 %g%s' % (
             _order_text(order.security, order.amount if order.is_buy else -order.amount, style), order.order_id,

@@ -237,8 +237,8 @@ def test_an_undecided_cancel_keeps_the_security_from_new_orders(tmp_path):
 
 
 # -- what is at the broker never looks failed ----------------------------------------------------------------------
-def blind_after(it, write, seconds=3):
-    """RemoteQmtBroker after whose first call of `write` the account cannot be read for so long."""
+def blind_after(it, write, seconds=3, told=None):
+    """RemoteQmtBroker after whose first call of `write` the account cannot be read for so long. told: of its answer."""
     sent_at = []
 
     def shaky(read):
@@ -246,10 +246,11 @@ def blind_after(it, write, seconds=3):
             raise bq.QmtUnavailable('QMT 没有登录')
         return read()
 
-    def told(call, *args, **kwargs):
+    def send(call, *args, **kwargs):
         sent_at.append(it.clock.monotonic())
-        return call(*args, **kwargs)
-    return Between(it.broker, get_account_info=shaky, get_orders=shaky, **{write: told})
+        answer = call(*args, **kwargs)
+        return answer if told is None else {name: answer[name] for name in told}
+    return Between(it.broker, get_account_info=shaky, get_orders=shaky, **{write: send})
 
 
 def test_an_order_after_which_the_account_cannot_be_read_is_the_order(tmp_path):
@@ -296,8 +297,17 @@ def test_an_answer_that_names_only_the_order_is_the_order(tmp_path, left):
         run = it.run(it.strategy(text), remote=remote)
         order = run.session.g.o
         assert (order.security, order.amount, order.is_buy) == (A, 300, True) and len(it.broker.get_orders()) == 1
+        assert order.status == jq.OrderStatus.held and order.filled == 300 and order.price > 0
         assert run.state.own == {order.order_id: 'live-%s-20250303-1' % run.state.run_id}
         assert bool(it.said('其余回答看不懂')) == (len(left) == 1)
+
+
+def test_an_answer_that_says_filled_is_filled(tmp_path):
+    text = tasks(at_0935='g.o = order("%s", 300)' % A)
+    with stage(tmp_path, START, END) as it:
+        remote = blind_after(it, 'place_order', told=('order_id', 'status'))
+        order = it.run(it.strategy(text), remote=remote, patience_s=0.0).session.g.o
+        assert (order.status, order.filled) == (jq.OrderStatus.held, 300)
 
 
 def test_a_disk_that_is_full_after_an_order_does_not_make_it_look_failed(tmp_path, monkeypatch):
