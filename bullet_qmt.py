@@ -3284,16 +3284,22 @@ class DataAdapter:
 
     def live_current(self, code):
         """What a strategy asks before it orders: last price, limits, suspension."""
-        tick, info = self.quote(code), self._info(code)
-        return dict(tick.to_wire(), name=info['display_name'], day_open=tick.open)
+        return self._current(self.quote(code))
+
+    def _current(self, tick):
+        return dict(tick.to_wire(), name=self._info(tick.sid)['display_name'], day_open=tick.open)
 
     def live_currents(self, codes):
         """{code: live_current} of those that have a quote."""
-        found = OrderedDict()
+        found, quote = OrderedDict(), self._quote_of(codes)
         for code in codes:
             with contextlib.suppress(SecurityNotFound, DataUnavailable):
-                found[code] = self.live_current(code)
+                found[code] = self._current(quote(code))
         return found
+
+    def _quote_of(self, codes):
+        """quote(), of these alone; a source that gives many at once asks here."""
+        return self.quote
 
     def history(self, query):
         """Table of bars: one security by time, many in wide (panel) or long form."""
@@ -7378,12 +7384,18 @@ class QmtData(DataAdapter):
 
     # -- quotes -----------------------------------------------------------------------------------------------
     def quote(self, code):
-        detail, symbol = self._detail(code, self.DETAIL_S), qmt_code(code)
-        record = (self._link.call(self._xtdata.get_full_tick, [symbol]) or {}).get(symbol)
-        tick = self._tick(code, record, detail) if record else None
-        if tick is None:
-            raise DataUnavailable('QMT 没有 %s 的行情' % code, '确认 QMT 的行情已连接，且该证券在交易')
-        return tick
+        return self._quote_of([code])(code)
+
+    def _quote_of(self, codes):
+        records = self._link.call(self._xtdata.get_full_tick, [qmt_code(code) for code in codes]) or {}
+
+        def quote(code):
+            detail, record = self._detail(code, self.DETAIL_S), records.get(qmt_code(code))
+            tick = self._tick(code, record, detail) if record else None
+            if tick is None:
+                raise DataUnavailable('QMT 没有 %s 的行情' % code, '确认 QMT 的行情已连接，且该证券在交易')
+            return tick
+        return quote
 
     def subscribe(self, codes):
         for code in codes:

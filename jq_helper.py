@@ -4761,7 +4761,13 @@ class LiveSession(Session):
     def __init__(self, *args, **options):
         self.subscribed, self._restored, self._lost_names = set(), (), set()
         super().__init__(*args, **options)
-        self.store.watched = lambda: list(OrderedDict.fromkeys(self.broker.portfolio.quoted() + self.view.universe))
+        self.store.watched = self._watched
+
+    WATCHED = 100  # a universe larger than this is no list of what is looked at together
+
+    def _watched(self):
+        universe = self.view.universe if len(self.view.universe) <= self.WATCHED else []
+        return list(OrderedDict.fromkeys(self.broker.portfolio.quoted() + universe))
 
     def move(self, moment):
         """To a time at which no job runs."""

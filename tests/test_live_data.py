@@ -163,6 +163,18 @@ def test_quotes_of_what_is_held_and_watched_are_one_request(tmp_path):
         assert [name for name in provider.calls if 'live' in name] == ['get_live_currents']
 
 
+def test_a_large_universe_is_not_asked_for_each_second(tmp_path):
+    text = """
+        def initialize(context):
+            set_universe(['%06d.XSHE' % number for number in range(1, 102)])
+            g.price = get_current_data()['000001.XSHE'].last_price
+    """
+    with stage(tmp_path, '2025-03-03 09:40', '2025-03-03 09:41') as it:
+        provider = provider_of(it)
+        it.run(it.strategy(text), provider=provider)
+        assert [name for name in provider.calls if 'live' in name] == ['get_live_current']
+
+
 def test_many_bars_ask_for_their_quotes_at_once(tmp_path):
     with stage(tmp_path, '2025-03-03 10:00') as it:
         provider = provider_of(it)

@@ -297,6 +297,14 @@ def test_quote(zone, terminal, data):
         data.quote('600999.XSHG')
 
 
+def test_many_quotes_are_one_question(terminal, data, monkeypatch):
+    asked, ask = [], data._xtdata.get_full_tick
+    monkeypatch.setattr(data._xtdata, 'get_full_tick', lambda codes: asked.append(codes) or ask(codes))
+    rows = data.live_currents([STOCK, '600999.XSHG', ETF])
+    assert list(rows) == [STOCK, ETF] and rows[STOCK] == data.live_current(STOCK)
+    assert asked == [['600000.SH', '600999.SH', bq.qmt_code(ETF)], ['600000.SH']]
+
+
 def test_limits_are_derived_where_the_detail_has_none(terminal, data):
     terminal.market.limits_in_detail = False
     assert (data.quote(STOCK).high_limit, data.quote(STOCK).low_limit) == (11.0, 9.0)
