@@ -10661,13 +10661,18 @@ class _Call:
 class EventDispatcher:
     """Calls listeners of events in a thread of its own, so that they may make requests themselves.
 
-    Events are told in their order; of ticks that wait, a newer one replaces an older one of the same security.
+    Events are told in their order; of ticks that wait, a newer one replaces an older one of the same security. Of the
+    rest at most LIMIT wait: where a listener is slower than that the oldest give way to one event 'stream_gap' with
+    after, seq: follow_orders(after) of a new connection tells those in between again; dropped: how many there were.
     """
+
+    LIMIT = 20000  # twice of what the server tells again at once
 
     def __init__(self, name):
         self.name, self._changed = name, threading.Condition()
         self._listeners, self._events, self._closed = {}, OrderedDict(), False  # events: key -> (event, payload)
         self._numbers, self._thread = itertools.count(), None
+        self._waiting, self._gap = deque(), None  # keys of events that are no ticks; the gap before them
 
     def add(self, event, listener):
         with self._changed:
@@ -10678,22 +10683,41 @@ class EventDispatcher:
             self._listeners[event].remove(listener)
 
     def emit(self, event, payload):
-        self._put([(next(self._numbers), event, payload)])
-
-    def emit_ticks(self, ticks):
-        """ticks: dicts, each with its `sid` or `symbol`."""
-        self._put([(tick.get('symbol') or tick.get('sid'), 'tick', tick) for tick in ticks])
-
-    def _put(self, items):
         with self._changed:
             if self._closed:
                 return
-            for key, event, payload in items:
-                self._events[key] = event, payload
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
-                self._thread.start()
-            self._changed.notify()
+            key = next(self._numbers)
+            self._waiting.append(key)
+            self._put([(key, event, payload)])
+            if len(self._waiting) > self.LIMIT:
+                self._drop(*self._events.pop(self._waiting.popleft()))
+
+    def _drop(self, event, payload):
+        """With the lock held."""
+        if self._gap is None:
+            LOG.warning('%s：回调太慢，较早的事件不再逐个告知，用 stream_gap 事件的 after 重新 follow 可以补上', self.name)
+            self._gap = {'after': None, 'seq': None, 'dropped': 0}
+        seq = payload.get('seq') if isinstance(payload, dict) else None
+        if seq is not None:
+            after = payload.get('after') if event == 'stream_gap' else seq - 1
+            self._gap.update(seq=seq, after=after if self._gap['after'] is None else self._gap['after'])
+        self._gap['dropped'] += 1
+
+    def emit_ticks(self, ticks):
+        """ticks: dicts, each with its `sid` or `symbol`."""
+        with self._changed:
+            self._put([(tick.get('symbol') or tick.get('sid'), 'tick', tick) for tick in ticks])
+
+    def _put(self, items):
+        """With the lock held."""
+        if self._closed:
+            return
+        for key, event, payload in items:
+            self._events[key] = event, payload
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+            self._thread.start()
+        self._changed.notify()
 
     def close(self):
         with self._changed:
@@ -10705,13 +10729,23 @@ class EventDispatcher:
     def _run(self):
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._events or self._closed)
+                self._changed.wait_for(lambda: self._events or self._gap or self._closed)
                 if self._closed:
                     return
-                _, (event, payload) = self._events.popitem(last=False)
+                event, payload = self._next()
                 listeners = list(self._listeners.get(event, ()))
             for listener in listeners:
                 self._call(listener, event, payload)
+
+    def _next(self):
+        """With the lock held: a gap comes before all that is newer."""
+        if self._gap is not None:
+            gap, self._gap = self._gap, None
+            return 'stream_gap', gap
+        key, event_and_payload = self._events.popitem(last=False)
+        if self._waiting and key == self._waiting[0]:
+            self._waiting.popleft()
+        return event_and_payload
 
     def _call(self, listener, event, payload):
         try:

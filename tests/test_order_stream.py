@@ -199,6 +199,65 @@ def test_a_stream_that_is_refused_for_now_is_asked_for_again(monkeypatch):
         assert heard.until('filled')[-1]['order_id'] == placed['order_id']
 
 
+# -- listeners that are too slow -----------------------------------------------------------------------------------
+def test_events_that_wait_are_bounded_and_what_gave_way_is_a_gap(monkeypatch):
+    monkeypatch.setattr(bq.EventDispatcher, 'LIMIT', 3)
+    dispatcher, told, go_on = bq.EventDispatcher('events-test'), queue.Queue(), threading.Event()
+    for event in ('order', 'tick', 'closed', 'stream_gap'):
+        dispatcher.add(event, lambda row, event=event: (told.put((event, row)), go_on.wait(20)))
+    dispatcher.emit('order', {'seq': 1})
+    assert told.get(timeout=20) == ('order', {'seq': 1})
+    dispatcher.emit_ticks([{'sid': CODE, 'last_price': 1}])
+    dispatcher.emit('closed', None)
+    for seq in range(2, 8):
+        dispatcher.emit('order', {'seq': seq})
+        dispatcher.emit_ticks([{'sid': CODE, 'last_price': seq}])
+    assert len(dispatcher._events) == 4 and len(dispatcher._waiting) == 3
+    go_on.set()
+    assert [told.get(timeout=20) for _ in range(5)] == [
+        ('stream_gap', {'after': 1, 'seq': 4, 'dropped': 4}), ('tick', {'sid': CODE, 'last_price': 7})] + [
+        ('order', {'seq': seq}) for seq in (5, 6, 7)]
+    dispatcher.emit('order', {'seq': 8})
+    assert told.get(timeout=20) == ('order', {'seq': 8}) and not dispatcher._waiting
+    dispatcher.close()
+    for _ in range(9):
+        dispatcher.emit('order', {'seq': 9})
+    assert not dispatcher._events and not dispatcher._waiting
+
+
+def test_a_gap_that_gives_way_itself_reaches_as_far_back(monkeypatch):
+    monkeypatch.setattr(bq.EventDispatcher, 'LIMIT', 0)
+    dispatcher, told = bq.EventDispatcher('events-test'), queue.Queue()
+    dispatcher.add('stream_gap', told.put)
+    with dispatcher._changed:
+        for event, row in (('stream_gap', {'after': 5, 'seq': 30}), ('order', {'seq': 31}), ('closed', None)):
+            dispatcher._drop(event, row)
+    dispatcher.emit('order', {'seq': 32})
+    gaps = [told.get(timeout=20)]
+    while gaps[-1]['seq'] != 32:
+        gaps.append(told.get(timeout=20))
+    dispatcher.close()
+    assert gaps[0]['after'] == 5 and sum(gap['dropped'] for gap in gaps) == 4
+
+
+def test_what_a_slow_listener_missed_is_told_again_to_who_follows_from_the_gap():
+    go_on = threading.Event()
+    with serving(FakeClock(NOW)) as server, long_client(server) as client, long_client(server) as other:
+        client._events.LIMIT = 4
+        client.add_event_listener('order', lambda row: go_on.wait(20))
+        heard = Heard(client)
+        for key in ('one', 'two', 'three'):
+            buy(other, key)
+        assert becomes(lambda: client._events._gap)
+        go_on.set()
+        gap = heard.next('stream_gap')
+        again = Heard(other, after=gap['after'])
+        seqs = [again.next('order', 'trade', 'account')['seq']]
+        while seqs[-1] < gap['seq']:
+            seqs.append(again.next('order', 'trade', 'account')['seq'])
+    assert seqs[0] == gap['after'] + 1 and gap['seq'] in seqs and seqs == sorted(set(seqs))
+
+
 def test_a_stream_that_is_refused_for_good_is_a_gap(monkeypatch):
     def off(service, payload, caller):
         raise bq.ServiceDisabled('关闭了')
