@@ -132,7 +132,7 @@ __all__ = NATIVE + joinquant_market.NAMES + ('log', 'OrderStatus', 'LimitOrderSt
 
 
 def api_modules():
-    """JoinQuant's modules for strategies, made once: the same functions in each."""
+    """JoinQuant's modules for strategies: the same functions in each. They stay until forget_modules()."""
     sys.modules.setdefault('kuanke', types.ModuleType('kuanke'))
     for name in ('jqdata', 'kuanke.user_space_api'):
         if name not in sys.modules:
@@ -141,6 +141,11 @@ def api_modules():
             vars(module).update((each, globals()[each]) for each in __all__)
     sys.modules['kuanke'].user_space_api = sys.modules['kuanke.user_space_api']
     return [sys.modules['jqdata'], sys.modules['kuanke.user_space_api']]
+
+
+def forget_modules():
+    for name in ('jqdata', 'kuanke', 'kuanke.user_space_api'):
+        sys.modules.pop(name, None)
 
 
 class G:

@@ -51,12 +51,14 @@ def nothing_stays(monkeypatch):
     """Every test leaves the module and JoinQuant's classes as they were."""
     monkeypatch.setattr(jq, '_clients', None)
     monkeypatch.setattr(joinquant.Log, 'lines', [])
+    joinquant.api_modules()
     yield
     jq.uninstall_jq_compat()
     for cls in joinquant.CONTEXTS.values():
         assert '__getattribute__' not in vars(cls) and '__reduce_ex__' not in vars(cls)
     for module in joinquant.api_modules():
         assert all(getattr(module, name) is getattr(joinquant, name) for name in joinquant.__all__)
+    joinquant.forget_modules()
 
 
 @pytest.fixture
