@@ -679,7 +679,8 @@ def check_number(value, name, minimum=None, maximum=1e12):
     except (OverflowError, ValueError):  # too large, or Decimal's signalling NaN
         number = math.inf
     if not math.isfinite(number) or abs(number) > maximum or (minimum is not None and number < minimum):
-        raise BadRequest('%s 超出范围：%s' % (name, brief(value)), '应为 %s 到 %g 之间的有限数' % (minimum, maximum))
+        least = -maximum if minimum is None else minimum
+        raise BadRequest('%s 超出范围：%s' % (name, brief(value)), '应为 %.15g 到 %.15g 之间的有限数' % (least, maximum))
     return number
 
 
@@ -791,7 +792,7 @@ def parse_data_source(text):
 def whole(minimum, maximum):
     def parse(text):
         if not re.fullmatch(r'\s*\d{1,12}\s*', text, re.ASCII) or not minimum <= int(text) <= maximum:
-            raise ValueError('应为 %d 到 %d 的整数' % (minimum, maximum))
+            raise ValueError('应为 %d 到 %d 的整数，只用数字' % (minimum, maximum))
         return int(text)
     return parse
 
@@ -799,7 +800,7 @@ def whole(minimum, maximum):
 def real(minimum, maximum):
     def parse(text):
         if not re.fullmatch(r'\s*\d{1,15}(\.\d+)?\s*', text, re.ASCII) or not minimum <= float(text) <= maximum:
-            raise ValueError('应为 %g 到 %g 的数' % (minimum, maximum))
+            raise ValueError('应为 %.15g 到 %.15g 的数，写成普通小数，如 12.5' % (minimum, maximum))
         return float(text)
     return parse
 

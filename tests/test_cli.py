@@ -256,6 +256,27 @@ def test_a_broken_option_is_named_and_nothing_starts(arguments, item, capsys, se
     assert item in capsys.readouterr().err
 
 
+NUMBERS = {'port', 'max-connections', 'max-subscriptions', 'request-timeout', 'quote-max-age', 'stub-cash', 'stub-seed',
+           'stub-tick-interval'}
+
+
+def test_these_are_the_numbers_that_the_server_command_takes():
+    assert NUMBERS == {option.name.replace('_', '-') for option in bq.options_of('server', 'stub')
+                       if option.flags and option.metavar in ('PORT', 'N', 'SECONDS', 'YUAN')}
+
+
+@pytest.mark.parametrize('name', sorted(NUMBERS))
+@pytest.mark.parametrize('value', ['nan', 'inf', '-inf', '-5', '1e11', '1' * 30, '1,000', '0x10', 'many', '', '１２',
+                                   '1_0'])
+def test_a_number_that_is_none_gets_one_error(name, value, capsys, served_here):
+    assert bq.main(['server', '--server-type', 'stub', '--' + name, value]) == bq.Exit.USAGE
+    out, err = capsys.readouterr()
+    option = next(option for option in bq.OPTIONS if option.flags == ('--' + name,))
+    assert out == '' and err.count('错误') == 1 and err.count('\n') == 1
+    assert option.flags[0] in err and option.env in err and bq.brief(value) in err
+    assert re.search(r'应为 [\d.]+ 到 [\d.]+ 的(整数，只用数字|数，写成普通小数，如 12.5)\n$', err)
+
+
 def test_a_taken_port_is_named(server, capsys, served_here):
     port = str(server.address[1])
     assert bq.main(['server', '--server-type', 'stub', '--port', port, '--token', TOKEN]) == bq.Exit.USAGE
