@@ -4125,7 +4125,7 @@ class RemoteBroker(BrokerInterface):
                 idempotency_key=key, valid_until=now.replace(microsecond=0) + timedelta(seconds=VALID_S))
         except OrderStateUnknown as error:
             self._log('error', '%s 结果未知，正在核对（key=%s）：%s' % (_order_text(code, amount, style), key, error.message))
-            row = self.settle(key, FIND_OUT_S)
+            row = self._found_out(key)
         except OrderRejected as error:
             row = self._void(key, error)
         except BulletError:  # certainly not sent
@@ -4135,6 +4135,16 @@ class RemoteBroker(BrokerInterface):
             self._close(key, row['order_id'])
         self._look_again()
         return None if row is None else self._placed(self._accepted(row, what), style)
+
+    def _found_out(self, key):
+        """settle(), of which every failure leaves the order unknown."""
+        try:
+            return self.settle(key, FIND_OUT_S)
+        except OrderStateUnknown:
+            raise
+        except BulletError as error:
+            raise OrderStateUnknown('委托结果未知，查询也没有成功：%s' % error.message, '不要重下；后台会继续核对',
+                                    idempotency_key=key) from error
 
     def _close(self, key, order_id):
         """The order is there. A disk that is full now does not make it look failed: there the key stays open."""
@@ -4213,7 +4223,7 @@ class RemoteBroker(BrokerInterface):
             done = self._remote.cancel_order(order.order_id, idempotency_key=key)
             text = '已撤' if done else '没有撤成，已是最终状态'
             order.status = OrderStatus.canceled if done else order.status
-        except OrderRejected as error:
+        except (OrderRejected, OrderNotFound) as error:
             text = '没有撤成：%s' % error.message
         except OrderStateUnknown as error:
             text = '撤单还没有结果：%s' % error.message

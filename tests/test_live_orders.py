@@ -150,6 +150,19 @@ BLIND = dict(at_0935=CAUGHT, at_0936='g.out += [order("%s", 300), order("%s", 10
              at_0940='g.out.append(order("%s", 100).filled)' % A)
 
 
+def test_an_outcome_that_cannot_even_be_asked_about_is_unknown(tmp_path):
+    def refused(ask, key, timeout_s=60):
+        raise bq.AuthFailed('口令不对')
+    text = tasks(at_0935=CAUGHT)
+    with stage(tmp_path, START, '2025-03-03 09:35:05') as it:
+        remote = Between(it.broker, place_order=answer_lost, wait_order=refused)
+        with pytest.raises(bq.AuthFailed):
+            it.run(it.strategy(text), remote=remote)
+        remote.changes.clear()
+        run = it.run(it.strategy(text), '2025-03-03 15:30', remote=remote)
+        assert out_of(run) == ['OrderStateUnknown'] and not run.state.keys and len(it.broker.get_orders()) == 1
+
+
 def test_while_an_outcome_is_unknown_nothing_is_ordered_blindly(tmp_path):
     with stage(tmp_path, START, END) as it:
         remote = Between(it.broker, place_order=answer_lost, wait_order=still_unknown)
@@ -476,6 +489,18 @@ def test_a_side_that_is_not_told_is_an_error_of_that_row(tmp_path):
         it.run(path, '2025-03-03 09:35:30', remote=remote)
         run = it.run(path, '2025-03-03 15:30', remote=remote)
         assert out_of(run)[0] is True and '没有说明买卖方向' in out_of(run)[1]
+
+
+def test_a_cancel_of_what_the_server_does_not_find_is_no_error(tmp_path):
+    low = 'LimitOrderStyle(round(get_current_data()["%s"].last_price * 0.985, 2))' % A
+    text = tasks(at_0935='g.o = order("%s", 1000, %s)\n'
+                         'g.out += [cancel_order(g.o).status, order("%s", 100)]' % (A, low, A))
+
+    def lost(cancel, order_id, **kwargs):
+        raise bq.OrderNotFound('没有委托')
+    with stage(tmp_path, START, END) as it:
+        run = it.run(it.strategy(text), remote=Between(it.broker, cancel_order=lost))
+        assert out_of(run) == [jq.OrderStatus.open, None] and it.said('没有撤成：没有委托')
 
 
 # -- limits --------------------------------------------------------------------------------------------------------
