@@ -3800,7 +3800,7 @@ def _by_security(rows):
     found = OrderedDict()
     for row in rows:
         if row.total_amount < 0:
-            raise ProtocolError('服务端给出的持仓是负数：%r' % row, '实盘只认多头持仓；核对服务端的账户')
+            raise ProtocolError('服务端给出的持仓是负数：%r' % row, '只认多头持仓；核对服务端的账户')
         if row.total_amount:
             found.setdefault(_canonical(row.security), []).append(row)
     return OrderedDict((code, _together(code, same)) for code, same in found.items())
@@ -7861,30 +7861,20 @@ class JqPosition(JqRow):
 
 
 def _jq_positions(rows):
-    """OrderedDict code -> JqPosition of RemotePositions; what was sold out is none, two rows of a code are one."""
-    groups = OrderedDict()
-    for item in rows:
+    """OrderedDict code -> JqPosition of RemotePositions, whose figures must be there."""
+    return OrderedDict((code, _jq_position(code, item)) for code, item in _by_security(map(_told_all, rows)).items())
+
+
+def _told_all(item):
+    for names in (('avg_cost',), ('last_price', 'current_price'), ('market_value', 'position_value')):
         if item.total_amount:
-            groups.setdefault(_any_code(item.security), []).append(item)
-    return OrderedDict((code, _jq_position(code, items)) for code, items in groups.items())
+            _figure(item.raw_response, *names)
+    return item
 
 
-def _jq_position(code, items):
-    held = sum(item.total_amount for item in items)
-    rows = [item.raw_response for item in items]
-    cost = sum(_figure(row, 'avg_cost') * item.total_amount for row, item in zip(rows, items)) / held
-    return JqPosition(code, held, sum(item.closeable_amount for item in items), sum(item.frozen for item in items),
-                      _figure(rows[0], 'avg_cost') if len(rows) == 1 else cost,
-                      _figure(rows[0], 'last_price', 'current_price'),
-                      sum(_figure(row, 'market_value', 'position_value') for row in rows))
-
-
-def _any_code(security):
-    """Canonical where we know the market; an account may hold others too."""
-    try:
-        return normalize_code(security)
-    except BadRequest:
-        return security
+def _jq_position(code, item):
+    return JqPosition(code, item.total_amount, item.closeable_amount, item.frozen, item.avg_cost, item.price,
+                      item.value)
 
 
 class JqOrder(JqRow):
@@ -7900,7 +7890,7 @@ class JqOrder(JqRow):
     def __init__(self, order, statuses, cost=None):
         if order.is_buy is None:
             raise ProtocolError('服务端没有说明委托 %s 的方向' % printable(order.order_id), '核对服务端的版本和日志')
-        self.order_id, self.security, self.is_buy = order.order_id, _any_code(order.security), order.is_buy
+        self.order_id, self.security, self.is_buy = order.order_id, _canonical(order.security), order.is_buy
         self.amount, self.filled, self.price = order.amount, order.filled, order.price
         self.action, self.side, self.pindex, self.commission = order.action, 'long', 0, order.commission
         self.add_time, self.order_price, self.status_msg = order.add_time, order.order_price, order.status_msg
@@ -7929,7 +7919,7 @@ class JqTrade(JqRow):
     SHOWN = ('trade_id', 'order_id', 'security', 'amount', 'price', 'time')
 
     def __init__(self, trade):
-        self.trade_id, self.order_id, self.security = trade.trade_id, trade.order_id, _any_code(trade.security)
+        self.trade_id, self.order_id, self.security = trade.trade_id, trade.order_id, _canonical(trade.security)
         self.time, self.amount, self.price = trade.time, trade.amount, trade.price
 
 
@@ -7987,17 +7977,17 @@ class JqPositions:
         return self._seen
 
     def __getitem__(self, security):
-        code = _any_code(security)
+        code = _canonical(security)
         if code in self._rows():
             return self._seen[code]
         self._warn('没有持有 %s，返回空的持仓' % brief(security))
         return JqPosition(code)
 
     def get(self, security, default=None):
-        return self._rows().get(_any_code(security), default)
+        return self._rows().get(_canonical(security), default)
 
     def __contains__(self, security):
-        return _any_code(security) in self._rows()
+        return _canonical(security) in self._rows()
 
     def __iter__(self):
         return iter(self._rows())
@@ -8089,7 +8079,7 @@ class JqBroker(RemoteBrokerClient):
     def __init__(self, plain, data, warn):
         super().__init__(plain._connection, data, rpc_timeout=plain._rpc_timeout, margin=plain._margin,
                          debug=plain._debug, **plain._account)
-        self._warn = warn
+        self._warn, self.last_key = warn, None
 
     def _send(self, code, side, amount, terms):
         if not amount:
@@ -8099,9 +8089,30 @@ class JqBroker(RemoteBrokerClient):
             self._warn('%s 没有%s：要 %d 股，按交易单位和%s是 0 股' % (
                 code, '买入' if side == 'BUY' else '卖出', amount, '可用资金' if side == 'BUY' else '可卖数量'))
             return None
+        self.last_key = terms.key
         placed = self._place(code, side, lots, terms, '' if lots == amount else '（要 %d 股）' % amount)
         placed.holding_cost, placed.idempotency_key = cost, terms.key
         return placed
+
+    def get_positions(self):
+        """One RemotePosition a security; what is owed, or told twice, is an error."""
+        return list(_by_security(super().get_positions()).values())
+
+    def settled(self, key):
+        """The id of the order of this key, None if it is certainly not at the broker. Raises OrderStateUnknown.
+
+        A key that the server has not seen is void from now on: what comes later is refused.
+        """
+        answer = self._ask('broker.resolve_submission', idempotency_key=key, write_action='broker.place_order',
+                           request_payload={}, abandon_unseen=True)
+        answer = answer if isinstance(answer, dict) else {}
+        if answer.get('submission_state') == 'rejected':
+            return None
+        result = answer.get('resolved_result')
+        order_id = _first(result if isinstance(result, dict) else answer, 'order_id')
+        if answer.get('submission_state') != 'accepted' or order_id is None:
+            raise _unknown('之前的委托还没有查清，没有下新单', key)
+        return order_id
 
     def _affordable(self, code, amount, terms):
         """(whole lots whose worst price and fees the cash covers, None). Without a worst price the server judges."""
@@ -8172,6 +8183,7 @@ class JqTrading:
 
     def __init__(self, plain, data, namespace, wait_s, cache_s, starting_cash, lag_s):
         self.context, self._lag_s, self._closed = None, lag_s, False
+        self._doubts = {}  # code -> (key, call) of an order that may be at the broker
         self._plain, self._data, self._namespace, self._wait_s = plain, data, namespace, wait_s
         self._broker, self._process = JqBroker(plain, data, self.warn), os.getpid()
         self._statuses, self._own_statuses = _jq_statuses(namespace)
@@ -8226,13 +8238,37 @@ class JqTrading:
     def _order(self, name, security, how_much, style, side, pindex, close_today):
         code = _jq_order_code(security, style, side, pindex, close_today)
         self._await_time()
-        with self._writing():
+        call = name, how_much, _style_kind(style), getattr(style, 'limit_price', None)
+        with self._writing(), self._noting_doubt(code, call):
             try:
-                placed = getattr(self.broker, name)(code, how_much, style=style, wait_timeout=self._wait_for(style))
+                return self._tried_before(code, call) or self._placed(getattr(self.broker, name)(
+                    code, how_much, style=style, wait_timeout=self._wait_for(style)))
             except (OrderRejected, SecurityNotFound) as error:
                 self.warn('%s 没有下单：%s' % (code, error))
                 return None
-            return None if placed is None else self._placed(placed)
+
+    @contextlib.contextmanager
+    def _noting_doubt(self, code, call):
+        try:
+            yield
+        except OrderStateUnknown as error:
+            if error.idempotency_key is not None and error.idempotency_key == self._broker.last_key:
+                self._doubts[code] = error.idempotency_key, call
+            raise
+
+    def _tried_before(self, code, call):
+        """What an order in doubt turned out to be, where this call only tries it again; None where it came to nothing.
+
+        Raises OrderStateUnknown, with nothing ordered, as long as there is a doubt.
+        """
+        if code not in self._doubts:
+            return None
+        key, doubted = self._doubts[code]
+        order_id = self.broker.settled(key)
+        row = None if order_id is None or doubted != call else self.broker.get_order_status(order_id)
+        order = None if row is None else self._as_order(row, key)
+        del self._doubts[code]
+        return order
 
     def _wait_for(self, style):
         """Seconds for the outcome; a limit order that has not filled soon rests."""
@@ -8259,14 +8295,25 @@ class JqTrading:
 
     def _placed(self, placed):
         """It is at the broker: what cannot be told of it now is unknown, not failed."""
+        if placed is None:
+            return None
         row = placed.raw_response
-        try:
-            if _first(row, 'filled', 'traded_volume') is None:
+        if _first(row, 'filled', 'traded_volume') is None:
+            try:
                 row = self.broker.get_order_status(placed.order_id)
-            return JqOrder(RemoteOrder(row), self._statuses, placed.holding_cost)
+            except BulletError as error:
+                raise self._untold(placed.order_id, placed.idempotency_key, error) from error
+        return self._as_order(row, placed.idempotency_key, placed.holding_cost)
+
+    def _as_order(self, row, key, cost=None):
+        try:
+            return JqOrder(RemoteOrder(row), self._statuses, cost)
         except BulletError as error:
-            raise _unknown('委托 %s 已在柜台，但读不到它的状态：%s' % (printable(placed.order_id), error.message),
-                           placed.idempotency_key) from error
+            raise self._untold(row.get('order_id'), key, error) from error
+
+    @staticmethod
+    def _untold(order_id, key, error):
+        return _unknown('委托 %s 已在柜台，但读不到它的状态：%s' % (printable(order_id), error.message), key)
 
     @contextlib.contextmanager
     def _writing(self):
