@@ -4017,10 +4017,13 @@ def guessed_plan(code, before, reference):
     return bonus, 0.0 if bonus and cash <= rounding * (1 + bonus) + 1e-9 else cash
 
 
+_CSV_HINT = '检查 %s；回测是 --data-provider csv:目录' % ways('stub_data')
+
+
 def _csv_files(directory):
     """OrderedDict (code, '1d' or '1m') -> path."""
     if not os.path.isdir(directory):
-        raise ConfigError('行情目录 %s 不存在' % directory, '检查 ' + ways('stub_data'))
+        raise ConfigError('行情目录 %s 不存在' % directory, _CSV_HINT)
     files = OrderedDict()
     for name in sorted(os.listdir(directory)):
         if name.lower().endswith('.csv'):
@@ -4030,7 +4033,7 @@ def _csv_files(directory):
                 raise ConfigError('%s 与 %s 是同一证券的同一周期' % (path, files[key]), '只保留其中一个')
             files[key] = path
     if not files:
-        raise ConfigError('行情目录 %s 里没有 代码_1d.csv 或 代码_1m.csv' % directory, '检查 ' + ways('stub_data'))
+        raise ConfigError('行情目录 %s 里没有 代码_1d.csv 或 代码_1m.csv' % directory, _CSV_HINT)
     return files
 
 

@@ -3637,7 +3637,7 @@ class BacktestRun:
         self.store, self._cash, self._progress = BarStore(provider, start, end, today or end), cash, progress
         self.days = self.store.days[self.store.start_row:self.store.last_row + 1]
         if not self.days:
-            raise ConfigError('%s 到 %s 没有交易日的行情' % (start, end), _known_span(self.store.days, start))
+            raise ConfigError('%s 到 %s 没有交易日的行情' % (start, end), _nearest_days(self.store.days, start, end))
         run_params = RunParams(start, end, 'full_backtest', frequency)
         self.session = Session(strategy, self.store, run_params, self._broker, params, write, on_error)
         self.day_rows, self.position_rows, self._worthless, self.finished = [], [], set(), False
@@ -3732,13 +3732,14 @@ class BacktestRun:
         return total
 
 
-def _known_span(days, start):
+def _nearest_days(days, start, end):
     """What could have been asked for instead."""
     if not days:
         return '行情来源没有交易日'
+    if start > days[-1] or end < days[0]:
+        return '行情%s' % ('到 %s 为止' % days[-1] if start > days[-1] else '从 %s 开始' % days[0])
     place = bisect.bisect_left(days, start)
-    near = '、'.join(map(str, days[max(0, place - 1):place + 1]))
-    return '行情从 %s 到 %s，离开始日期最近的交易日是 %s' % (days[0], days[-1], near)
+    return '最近的交易日是 %s' % '、'.join(map(str, days[max(0, place - 1):place + 1]))
 
 
 # ======================================================================================================
@@ -5864,6 +5865,8 @@ def _whole_file(path, encoding):
 def _make_directory(path):
     try:
         os.makedirs(path or os.curdir, exist_ok=True)
+    except FileExistsError:
+        raise ConfigError('%s 是一个文件，不是目录' % path, '换一个目录，或先移开这个文件')
     except OSError as error:
         raise _cannot_write(path, error)
 
@@ -7165,7 +7168,10 @@ def parse_grid(texts):
         name, _, values = text.partition('=')
         if not values or not name.strip().isidentifier() or name.strip() in axes:
             raise ConfigError('--grid %s 不是 名称=值,值 的形式，或名称重复' % brief(text), '例如 --grid fast=5,10')
-        axes[name.strip()] = [_literal(value.strip()) for value in values.split(',')]
+        given = [value.strip() for value in values.split(',')]
+        if '' in given or len(set(given)) < len(given):
+            raise ConfigError('--grid %s 里有空的或重复的值' % brief(text), '例如 --grid fast=5,10')
+        axes[name.strip()] = [_literal(value) for value in given]
     return [OrderedDict(zip(axes, values)) for values in itertools.product(*axes.values())]
 
 
