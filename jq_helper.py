@@ -1139,6 +1139,10 @@ class DividendsEvent:
             self.security, self.amount, self.cash, self.shares)
 
 
+class ForcedLiquidationEvent:
+    """JoinQuant's event of margin trading, which never comes here; strategies compare with it."""
+
+
 # ======================================================================================================
 # 9. COSTS - slippage, commission and tax of simulated trades, as a strategy sets them
 # ======================================================================================================
@@ -3601,6 +3605,14 @@ def _no_short(target):
     return target
 
 
+def enable_profile():
+    """A switch of JoinQuant's own machines."""
+
+
+def disable_cache():
+    """A switch of JoinQuant's own machines."""
+
+
 VIEW_NAMES = ('get_price', 'history', 'attribute_history', 'get_bars', 'get_current_data', 'get_trade_days',
               'get_all_trade_days', 'get_all_securities', 'get_security_info', 'get_index_stocks', 'get_extras')
 SESSION_NAMES = ('run_daily', 'run_weekly', 'run_monthly', 'unschedule_all', 'set_option', 'set_benchmark',
@@ -3619,7 +3631,8 @@ def disable_cache():
 PLAIN_NAMES = {item.__name__: item for item in (
     enable_profile, disable_cache,
     OrderCost, PerTrade, PriceRelatedSlippage, FixedSlippage, StepRelatedSlippage, MarketOrderStyle, LimitOrderStyle,
-    OrderStatus, FutureDataError, DividendsEvent, Order, Trade, Position, Portfolio, normalize_code)}
+    OrderStatus, FutureDataError, DividendsEvent, ForcedLiquidationEvent, Order, Trade, Position, Portfolio,
+    enable_profile, disable_cache, normalize_code)}
 
 
 # ======================================================================================================
@@ -7034,7 +7047,7 @@ class Screen:
     strategy's lines, or None to show them.
     """
 
-    WIDTH, REFRESH_S, LINE_S = 24, 0.1, 60
+    WIDTH, LEAST_WIDTH, REFRESH_S, LINE_S = 24, 5, 0.1, 60
 
     def __init__(self, write, interactive, log=None, clock=monotonic, columns=lambda: shutil.get_terminal_size()[0]):
         self._write, self._interactive, self._log, self._clock, self._columns = write, interactive, log, clock, columns
@@ -7069,12 +7082,12 @@ class Screen:
         """The bar and as many figures as the terminal's width holds: a line that wraps cannot be cleared."""
         parts, room = ['%5.1f%%' % (done * 100 / total)], self._columns() - 1
         for part in figures:
-            if text_width('  '.join(parts + [part])) <= room:
+            if text_width('  '.join(parts + [part])) <= room - self.LEAST_WIDTH - 3:
                 parts.append(part)
         text = '  '.join(parts)
         width = min(self.WIDTH, room - text_width(text) - 3)
         full = width * done // total
-        return text if width < 5 else '[%s%s] %s' % ('#' * full, '.' * (width - full), text)
+        return text if width < self.LEAST_WIDTH else '[%s%s] %s' % ('#' * full, '.' * (width - full), text)
 
     def finish(self):
         """The bar gives way to what comes next."""

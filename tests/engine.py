@@ -2,7 +2,7 @@
 import contextlib
 import os
 import textwrap
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 
 import bullet_qmt as bq
 import jq_helper as jq
@@ -89,4 +89,4 @@ def open_run(directory, text, provider, start, end, frequency='day', cash=100000
     with jq.opened_provider(provider) as source:
         first, last = (datetime.strptime(text, '%Y-%m-%d').date() for text in (start, end))
         strategy = jq.StrategyFile(written(directory, text))
-        yield jq.BacktestRun(strategy, source, first, last, cash, frequency, params, date.today())
+        yield jq.BacktestRun(strategy, source, first, last, cash, frequency, params, last)

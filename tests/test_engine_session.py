@@ -209,6 +209,16 @@ def test_a_strategy_s_own_names_go_before_those_that_are_left_out(market, tmp_pa
     assert lines[0].endswith('INFO - 2')
 
 
+def test_names_that_mean_nothing_here_are_there(market, tmp_path):
+    play(market, tmp_path, '''enable_profile()
+disable_cache()
+
+
+def initialize(context):
+    assert not isinstance(context, (DividendsEvent, ForcedLiquidationEvent))
+''')
+
+
 def test_ticks_come_in_live_runs_alone_and_that_is_said_once(market, tmp_path):
     result, _ = play(market, tmp_path, '''def initialize(context):
     subscribe('%s', 'tick')
