@@ -5094,6 +5094,7 @@ class LiveRun:
             self.tell('上次的进程在任务 %s 执行中结束：这个任务不再重做，请核对委托' % _clock_time(running))
         elif self.state.has_ordered_in(self.state.CHANGING):
             self._code_changed = False
+            self.state.source = _digest(self.session.strategy.source)  # on disk with whatever is begun next
             self.tell('上次 after_code_changed 没有做完就结束了，而它已经下过单：不再重做，请核对委托')
 
     def _resume(self):

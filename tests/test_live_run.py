@@ -263,6 +263,18 @@ def test_changed_code_that_ordered_and_was_cut_short_is_not_repeated(tmp_path):
         assert len(it.broker.get_orders()) == 1 and it.said('after_code_changed 没有做完就结束了')
 
 
+@pytest.mark.parametrize('day', ['2025-03-03 12:00', '2025-03-04 12:00'])
+def test_changed_code_that_ordered_and_was_cut_short_stays_done_however_the_starts_after_it_end(tmp_path, day):
+    text = BUYS_ON_CHANGE + '    1 / 0\n\ndef process_initialize(context):\n    1 / 0\n'
+    with stage(tmp_path, '2025-03-03 09:40', '2025-03-03 10:00') as it:
+        it.run(it.strategy(HOOKS))
+        for now in ('2025-03-03 10:00', day, day):
+            it.clock.step((moment(now) - it.clock.now()).total_seconds())
+            with pytest.raises(jq.StrategyError):
+                it.run(it.strategy(text), '2025-03-04 15:00')
+        assert jq.LiveState.read(it.directory).number == 1
+
+
 STARTING = 'def initialize(context):\n    pass\n\ndef process_initialize(context):\n    %s\n'
 
 
