@@ -9019,7 +9019,8 @@ def _style_words(asked):
     style = style if isinstance(style, dict) else {'type': style or ('market' if asked.get('market') else 'limit')}
     price = next((source[name] for source, name in ((style, 'price'), (style, 'protect_price'), (asked, 'price'))
                   if source.get(name) is not None), None)
-    kind = {'market': '市价', 'limit': '限价'}.get(style.get('type'), '方式 ' + _word(style.get('type')))
+    kind = _word(style.get('type'))
+    kind = {'market': '市价', 'limit': '限价'}.get(kind, '方式 ' + kind)
     return [] if asked.get('security') is None else [kind] + ([] if price is None else [_word(price)])
 
 

@@ -310,6 +310,15 @@ def test_lines_of_orders_say_what_was_ordered_and_what_became_of_it(lines, caplo
     assert TOKEN not in caplog.text and 'not-for-logs' not in caplog.text and '10000001' not in caplog.text
 
 
+@pytest.mark.parametrize('style', [['market'], {'type': ['market']}, {'type': {}}, {'price': [1]}, 7, True])
+def test_an_order_of_odd_style_has_its_line_and_so_have_those_after_it(lines, style):
+    with serving() as server, raw_socket(server) as sock:
+        login_raw(sock)
+        ask_raw(sock, 'broker.place_order', {'security': '000001.XSHE', 'amount': 100, 'style': style})
+        ask_raw(sock, 'broker.account')
+        assert [line.group('action') for line in lines(2)] == ['broker.place_order', 'broker.account']
+
+
 def test_no_line_where_the_log_is_switched_off(lines):
     with serving(access_log=False) as server, raw_socket(server) as sock:
         login_raw(sock)
