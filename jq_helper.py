@@ -1737,6 +1737,7 @@ _SIX = ('open', 'close', 'high', 'low', 'volume', 'money')
 _CHART_FIELDS = ('date', 'open', 'high', 'low', 'close')
 _FIELDS = frozenset(_DAY_FIELDS) | {'factor', 'avg', 'price'}
 _TODAY = object()  # fq_ref_date was not given
+LABELS_KEPT = 50
 
 
 class Window:
@@ -2083,6 +2084,8 @@ class DataView:
     def _labels(self, names):
         """The pandas index of these column names; to make one takes longer than all the rest of a frame."""
         if names not in self._label_cache:
+            if len(self._label_cache) >= LABELS_KEPT:  # pools of thousands that change every day
+                self._label_cache.clear()
             self._label_cache[names] = self.pandas.Index(names)
         return self._label_cache[names]
 

@@ -1,5 +1,6 @@
 """The shapes of the data calls, and their figures against those of the provider's own history."""
 import copy
+import itertools
 import math
 import pickle
 from array import array
@@ -93,6 +94,14 @@ def test_a_pool_may_hold_what_is_not_listed_yet(paper):
     assert view.get_current_data()[new].paused and view.get_current_data()[new].last_price == 0
     with pytest.raises(bq.SecurityNotFound):
         view.get_security_info(new)
+
+
+def test_labels_of_pools_that_change_every_day_are_not_kept_for_ever(real):
+    view = view_at(real, '2018-03-15 09:30')
+    fields = ['open', 'close', 'high', 'low', 'volume', 'money']
+    for names in itertools.islice(itertools.permutations(fields), 3 * jq.LABELS_KEPT):
+        assert list(view.get_price(MOUTAI, count=1, fields=names).columns) == list(names)
+    assert len(view._label_cache) <= jq.LABELS_KEPT
 
 
 def test_days_before_the_listing_cause_no_warning(recwarn):
