@@ -2173,7 +2173,7 @@ class DataView:
             rows, running = self._chart_days(code, more, end_ms, (count + 1) * {'d': step, 'w': 7, 'M': 31}[unit], base)
             days = rows.times.tolist()
             groups = calendar_groups(days, unit) if unit in ('w', 'M') else windows_from_end(len(days), step)
-            running = running or unit in ('w', 'M') and self._goes_on(days, unit)
+            running = running or unit in ('w', 'M') and self._goes_on(days, unit, end_ms)
         groups = groups[:-1] if running and not include_now else groups
         return self._combined(rows, groups[-count:])
 
@@ -2198,10 +2198,10 @@ class DataView:
         running = last == self.today_row != self.done_row or end_ms < day + _CLOSE_MINUTE * 60000
         return rows, running and len(rows.times) > 0 and rows.times[-1] == day
 
-    def _goes_on(self, days, unit):
-        """Whether the week or month of the last day has a trade day after it."""
-        after = bisect.bisect_right(self.store.calendar, days[-1]) if days else len(self.store.calendar)
-        if after >= len(self.store.calendar):
+    def _goes_on(self, days, unit, end_ms):
+        """Whether the week or month of the last day has a trade day that is not over at `end_ms`."""
+        after = bisect.bisect_right(self.store.calendar, end_ms - _CLOSE_MINUTE * 60000)
+        if not days or after >= len(self.store.calendar):
             return False
         return len(calendar_groups([days[-1], self.store.calendar[after]], unit)) == 1
 

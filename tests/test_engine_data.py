@@ -12,7 +12,7 @@ import pytest
 
 import bullet_qmt as bq
 import jq_helper as jq
-from tests.engine import REAL
+from tests.engine import A, REAL, MadeMarket, day_row, days_from
 
 MOUTAI, UNIS, CODE = '600519.XSHG', '000938.XSHE', '000001.XSHE'
 OLD = hasattr(pandas, 'Panel') and pandas.__version__ < '0.25'
@@ -141,6 +141,16 @@ def test_bars_are_those_that_are_over_at_their_end(real, end, plain, now):
     assert str(after.get_bars(MOUTAI, 1)['date'][0]) == '2018-03-15'
     assert str(view.get_bars(MOUTAI, 1, '1w', end_dt='2018-03-09')['date'][0]) == '2018-03-02'
     assert str(view.get_bars(MOUTAI, 1, '1w', end_dt='2018-03-09 15:00')['date'][0]) == '2018-03-09'
+
+
+def test_a_week_is_over_though_its_last_days_were_suspended(tmp_path):
+    days = days_from('2024-03-04', 15)
+    made = MadeMarket(tmp_path)
+    made.daily(A, [day_row(day, 10.0, paused=int(day in days[8:12])) for day in days])
+    with jq.opened_provider(made.source) as provider:
+        for clock, last in (('2024-03-15 14:59', '2024-03-08'), ('2024-03-15 15:00', '2024-03-13'),
+                            ('2024-03-18 09:30', '2024-03-13'), ('2024-03-21 15:00', '2024-03-13')):
+            assert str(view_at(provider, clock).get_bars(A, 2, '1w')['date'][-1]) == last
 
 
 def test_fields_are_given_once(real):
