@@ -5294,7 +5294,7 @@ class LiveRun:
             return
         for row in ticks:
             if row['sid'] in self.session.subscribed:
-                self._fire(lambda: self.session.fire_tick(row, now.replace(microsecond=0)))
+                self._fire(lambda: self.session.fire_tick(row, self.clock.now().replace(microsecond=0)))
 
     def _is_of(self, day, tick):
         try:
