@@ -5229,10 +5229,17 @@ class LiveRun:
     def _drop_old_keys(self, today):
         """Orders are of a day: what is still unknown of an earlier one cannot fill any more."""
         for key, what in list(self.state.keys.items()):
-            if what['day'] < today:
+            if self._last_day_of(what) < today:
                 self.tell('%s 的委托 key=%s（%s %s %s 股）到收盘结果仍然未知，不再核对；请与交割单核对' % (
                     what['day'], key, what['side'], what['security'], what['amount']))
                 del self.state.keys[key]
+
+    def _last_day_of(self, what):
+        """The day on which an order may still fill: some brokers take one after the close for the next trade day."""
+        days, moment = self.session.store.days, what.get('time')
+        if moment is None or moment.hour < 15:
+            return what['day']
+        return days[bisect.bisect_right(days, what['day'])]
 
     def _worry(self, text):
         """Said once for each reason."""

@@ -215,6 +215,15 @@ def test_a_key_of_an_earlier_day_is_given_up_with_a_line(tmp_path):
         assert it.said('到收盘结果仍然未知') and not run.state.keys and out_of(run)[0].filled == 300
 
 
+def test_a_key_of_the_evening_may_be_one_of_the_next_trade_day(tmp_path):
+    text = tasks(at_2000=CAUGHT)
+    with stage(tmp_path, '2025-03-07 19:00', '2025-03-10 15:30') as it:
+        path, remote = it.strategy(text), Between(it.broker, place_order=request_lost, wait_order=still_unknown)
+        it.clock.at(moment('2025-03-07 21:00'), lambda: remote.changes.pop('place_order'))
+        assert len(it.run(path, remote=remote).state.keys) == 1, 'over the weekend and on Monday'
+        assert not it.run(path, '2025-03-11 08:00', remote=remote).state.keys and it.said('到收盘结果仍然未知')
+
+
 def test_what_was_certainly_not_sent_leaves_no_key(tmp_path):
     def not_sent(place, *args, **kwargs):
         raise bq.ConnectionLost('没有发出', broker_called=False)
