@@ -10969,7 +10969,9 @@ class RemoteQmtConnection(PushingConnection):
         with self._lock:
             if self._fatal is not None:
                 raise error_from_wire(self._fatal.to_wire())  # a new one for each: tracebacks are not shared
-            if self._thread is None or self._stop.is_set():
+            if self._stop.is_set():
+                raise ConnectionLost('连接已关闭', '新建一个连接', retryable=False, broker_called=False)
+            if self._thread is None:
                 raise ConnectionLost('连接没有打开', '先调用 start()', retryable=False, broker_called=False)
             self._calls[call.id] = call
             channel, allowed = self._channel, self._about_to_send(self._channel, call)

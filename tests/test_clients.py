@@ -656,6 +656,21 @@ def test_features_of_another_type_are_none(features):
         assert client.request('y') == {'order_id': 'o1'}
 
 
+def test_a_long_connection_says_whether_it_is_closed_or_not_open_yet():
+    def hint(connection):
+        with pytest.raises(bq.ConnectionLost) as caught:
+            connection.request('admin.health')
+        assert caught.value.broker_called is False and not caught.value.retryable
+        return caught.value.hint
+
+    with serving() as server:
+        connection = bq.RemoteQmtConnection(server.address[0], server.address[1], TOKEN)
+        assert 'start()' in hint(connection)
+        assert connection.start().request('admin.health')
+        connection.close()
+        assert '新建' in hint(connection)
+
+
 def test_a_closed_short_connection_sends_nothing():
     with serving() as server:
         connection = short_client(server)
