@@ -54,6 +54,18 @@ def test_a_quote_of_yesterday_tells_only_the_last_close(tmp_path):
         assert closes[-1] == 18.05, 'no ex-date is seen in the reference price of another day'
 
 
+def test_minutes_of_today_that_cannot_be_had_are_not_left_out(tmp_path):
+    """An answer that ended yesterday would pass for that of now."""
+    def refusing(read, *args, **kwargs):
+        if kwargs.get('frequency') == '1m' and kwargs['end_date'] == moment('2025-03-03 15:00'):
+            raise bq.DataUnavailable('incomplete')
+        return read(*args, **kwargs)
+    with stage(tmp_path, '2025-03-03 10:00') as it:
+        view = view_at(it, provider_of(it, get_price=refusing), '2025-03-03 10:00')
+        with pytest.raises(bq.DataUnavailable):
+            view.get_bars(A, 60, '1m')
+
+
 def test_a_minute_that_comes_late_is_asked_for_again(tmp_path):
     late = []
 
