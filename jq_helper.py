@@ -2831,7 +2831,8 @@ class SimulatedBroker(BrokerInterface):
             if amount and order.status in ALIVE:
                 self._fill(order, amount, order.limit, from_ms(ms))
         for order in resting:
-            if self.view.has_minutes(order.security):  # without them the day as a whole is matched at its end
+            # Without minutes the day as a whole is matched, once, at its end.
+            if until_ms % _DAY_MS >= _CLOSE_MINUTE * 60000 or self.view.has_minutes(order.security):
                 order.resting_since = max(order.resting_since, until_ms)
 
     def _hits(self, order, until_ms):

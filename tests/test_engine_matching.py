@@ -363,6 +363,18 @@ def test_a_day_without_minutes_among_those_that_have_them_is_matched_as_a_whole(
     assert any('有些日子没有' in text for text in result.messages)
 
 
+def test_a_day_without_minutes_is_matched_once(market, tmp_path):
+    """One hundredth of 1000000 shares, and no more of them at 15:30 and 16:00."""
+    result, _ = play(market, tmp_path, '''
+    def begin(context):
+        set_option('order_volume_ratio', 0.01)
+        run_daily(lambda context: order('%s', 25000, LimitOrderStyle(9.8)), '9:30')
+        run_daily(print, '15:10')
+        run_daily(print, '15:30')
+    ''' % B, days=1)
+    assert (only(result.trades)['amount'], only(result.orders)['filled']) == (10000, 10000)
+
+
 def test_minutes_that_begin_during_the_run_are_used_from_then_on(market, tmp_path):
     days = days_from('2024-03-04', 130)
     market.daily(A, [day_row(day, 10.0, 10.0, 10.3, 9.7) for day in days])
