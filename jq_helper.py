@@ -7722,9 +7722,9 @@ def _jq_originals(namespace):
 def _modules_of(namespace, originals):
     """Names of the modules that the strategy's globals are or come from, JoinQuant's inner ones left alone."""
     inner = {str(getattr(item.value, '__module__', '')).partition('.')[0] for item in originals}
-    found = {value.__name__ if isinstance(value, types.ModuleType) else value.__module__
+    found = {str(value.__name__ if isinstance(value, types.ModuleType) else value.__module__)
              for value in namespace.values() if isinstance(value, (types.ModuleType, types.FunctionType, type))}
-    modules = [vars(sys.modules[name]) for name in sorted(map(str, found - {None}))
+    modules = [vars(sys.modules[name]) for name in sorted(found)
                if isinstance(sys.modules.get(name), types.ModuleType) and name.partition('.')[0] not in inner]
     return [names for names in modules if names is not namespace]
 
@@ -7732,23 +7732,33 @@ def _modules_of(namespace, originals):
 def _refuse_hidden(namespace, originals):
     """Raises ConfigError where a function of JoinQuant's would trade on its account behind our back."""
     values = list(namespace.items()) + list(getattr(namespace.get('g'), '__dict__', {}).items())
-    hidden = [name for name, value in values if any(_Same(part) in originals for part in _parts(value, namespace))]
+    hidden = [name for name, value in values if not name.startswith('__')
+              and any(_Same(part) in originals for part in _parts(value, namespace))]
     if hidden:
         raise ConfigError('策略的 %s 里存着聚宽自己的下单函数，接管不了' % '、'.join(sorted(set(hidden))),
-                          '改成在函数里直接写 order(...)，不要放进容器、默认参数、partial 或类里')
+                          '改成在函数里直接写 order(...)，不要放进容器、默认参数、闭包、partial、类或对象里')
 
 
 def _parts(value, namespace):
     """What a value of the strategy's own keeps inside, where nobody can put anything else."""
     if isinstance(value, functools.partial):
         return (value.func,) + value.args + tuple(value.keywords.values())
-    if isinstance(value, types.FunctionType) and value.__globals__ is namespace:
-        return (value.__defaults__ or ()) + tuple((value.__kwdefaults__ or {}).values())
-    if isinstance(value, type) and value.__module__ == namespace.get('__name__'):
-        return vars(value).values()
-    if isinstance(value, dict):
-        return value.values()
+    if isinstance(value, types.FunctionType):
+        return _parts_of_function(value) if value.__globals__ is namespace else ()
+    if (value if isinstance(value, type) else type(value)).__module__ == namespace.get('__name__'):
+        return getattr(value, '__dict__', {}).values()
+    if isinstance(value, dict) and value is not namespace:
+        return dict.values(value)  # a class of its own may fetch data there
     return value if isinstance(value, (list, tuple, set)) else ()
+
+
+def _parts_of_function(function):
+    """Defaults, and what it has from the function that it was defined in."""
+    parts = list(function.__defaults__ or ()) + list((function.__kwdefaults__ or {}).values())
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # nothing is in it yet
+            parts.append(cell.cell_contents)
+    return parts
 
 
 def _own_settings(wait_timeout, starting_cash, cache_seconds, max_lag):
@@ -8393,9 +8403,10 @@ class JqTrading:
         return {key: order for key, order in found.items()
                 if wanted is None or order.status == self._statuses[wanted]}
 
-    def get_trades(self):
+    def get_trades(self, order_id=None, security=None):
         """dict trade id -> Trade of today."""
-        return {key: JqTrade(trade) for key, trade in self.broker.get_trades().items()}
+        security = None if security is None else normalize_code(security)
+        return {key: JqTrade(trade) for key, trade in self.broker.get_trades(order_id, security).items()}
 
     def _as_orders(self, orders):
         return {key: JqOrder(order, self._statuses) for key, order in orders.items()}

@@ -1,4 +1,5 @@
 """install_jq_compat: a strategy in JoinQuant's simulated trading works on the remote account, or says why not."""
+import builtins
 import contextlib
 import copy
 import json
@@ -22,6 +23,7 @@ from tests.test_jq_helper_e2e import CuttingProxy
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CODE, OTHER, STAR = '000001.XSHE', '600000.XSHG', '688001.XSHG'
 MORNING = datetime(2024, 1, 8, 10, 0)
+ORDERS = ('order', 'order_value', 'order_target', 'order_target_value')
 SOURCE = 'from jqdata import *\ndef process_initialize(context):\n    pass\n'
 
 
@@ -189,7 +191,7 @@ def test_a_context_that_cannot_be_taken_over_leaves_the_functions_alone():
 
 
 # -- what is not supported -----------------------------------------------------------------------------------------
-@pytest.mark.parametrize('name', ['order', 'order_value', 'order_target', 'order_target_value'])
+@pytest.mark.parametrize('name', ORDERS)
 @pytest.mark.parametrize('how', [
     {'side': 'short'}, {'pindex': 1}, {'close_today': True}, {'style': joinquant.StopMarketOrderStyle(1, 9.0)},
     {'security': 'IF2401.CCFX'}, {'security': 'RB2405.XSGE'}, {'security': '000001.OF'}])
@@ -210,12 +212,15 @@ def test_functions_that_would_only_move_the_simulation_are_refused(sent, name):
 
 
 @pytest.mark.parametrize('arguments', [
-    (CODE, math.nan), (CODE, '100'), (CODE, None), (CODE, True), (CODE, 100, 10.5), (CODE, 100, None, 'BUY'),
-    ('000001', 100), (None, 100), (CODE, 1e10)])
+    (CODE, math.nan), (CODE, math.inf), (CODE, '100'), (CODE, None), (CODE, True), (CODE, [100]), (CODE, 100, 10.5),
+    (CODE, 100, 'market'), (CODE, 100, joinquant.LimitOrderStyle(math.nan)), (CODE, 100, joinquant.LimitOrderStyle(-1)),
+    (CODE, 100, joinquant.LimitOrderStyle('10')), (CODE, 100, joinquant.LimitOrderStyle(None)),
+    (CODE, 100, joinquant.LimitOrderStyle), (CODE, 100, None, 'BUY'), ('000001', 100), (None, 100), (CODE, 1e13)])
 def test_what_makes_no_sense_is_an_error_and_sends_nothing(sent, arguments):
     with trading() as strategy:
-        with pytest.raises(bq.BadRequest):
-            strategy.order(*arguments)
+        for name in ORDERS:
+            with pytest.raises(bq.BadRequest):
+                strategy.namespace[name](*arguments)
     assert sent == []
 
 
@@ -601,9 +606,6 @@ def test_whatever_breaks_none_and_errors_left_no_order_and_orders_are_there_once
             assert len(there) <= (1 if isinstance(result, bq.OrderStateUnknown) else 0), result
 
 
-ORDERS = ('order', 'order_value', 'order_target', 'order_target_value')
-
-
 @pytest.mark.parametrize('options, limit_s', [({}, 300), ({'max_lag': 600}, 600)])
 def test_a_task_of_another_time_orders_nothing(sent, options, limit_s):
     """Unless told otherwise, it may be five minutes late."""
@@ -880,13 +882,47 @@ def test_what_joinquant_itself_is_made_of_is_left_alone():
 @pytest.mark.parametrize('text', [
     'hidden = [order]', 'hidden = {"buy": order_value}', 'import functools\nhidden = functools.partial(order, CODE)',
     'def hidden(send=order_target):\n    pass', 'def hidden(*, send=cancel_order):\n    pass',
-    'class hidden:\n    send = get_trades', 'g.hidden = [inout_cash]'])
+    'class hidden:\n    send = get_trades', 'hidden = {1: (order,)}[1]', 'g.hidden = [inout_cash]',
+    'make = lambda send: lambda: send(CODE, 100)\nhidden = make(order)',
+    'class Trader:\n    def __init__(self, send):\n        self.send = send\nhidden = Trader(order)'])
 def test_a_function_that_hides_where_it_cannot_be_replaced_is_refused(text, sent):
     strategy = Strategy(('127.0.0.1', 1), source=SOURCE + 'CODE = %r\n' % CODE + text)
     before = dict(strategy.namespace)
     with pytest.raises(bq.ConfigError) as caught:
         strategy.install()
     assert 'hidden' in str(caught.value) and dict(strategy.namespace) == before and jq._jq_install is None
+
+
+def test_what_only_looks_like_hiding_is_not_refused():
+    class Lazy(dict):
+        def values(self):
+            raise AssertionError
+    source = SOURCE + """
+import functools
+EVERYTHING = globals()
+one = functools.partial(max, 1)
+def empty(send=None):
+    def inner():
+        return late
+    if send is not None:
+        late = send
+    return inner
+inner = empty()
+"""
+    with base.serving(FakeClock(MORNING)) as server:
+        strategy = Strategy(server.address, source=source)
+        strategy.namespace['lazy'] = Lazy(a=1)
+        strategy.namespace['__builtins__'] = dict(vars(builtins), order=joinquant.order)
+        assert strategy.install() and strategy.order(CODE, 100).filled == 100
+        jq.uninstall_jq_compat()
+
+
+def test_trades_can_be_chosen():
+    with trading() as strategy:
+        first, second = strategy.order(CODE, 100), strategy.order(OTHER, 100)
+        for chosen in (strategy.get_trades(order_id=first.order_id), strategy.get_trades(security='000001.SZ')):
+            assert [trade.security for trade in chosen.values()] == [CODE]
+        assert len(strategy.get_trades()) == 2 and strategy.get_trades(second.order_id, CODE) == {}
 
 
 def test_what_is_ours_is_pickled_as_joinquants_own(monkeypatch):

@@ -1,6 +1,7 @@
 """Each strategy of the tests in JoinQuant's simulated trading, a process a task, its account on the paper exchange."""
 import json
 import os
+import re
 import sys
 from collections import OrderedDict
 from datetime import datetime, time
@@ -17,12 +18,14 @@ from tests.test_live_same import Trades
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MOUTAI, UNIS, GOLD, INDEX = '600519.XSHG', '000938.XSHE', '518880.XSHG', '510300.XSHG'
-INSTALL = '''
 
-def process_initialize(context):
-    from jq_helper import install_jq_compat
-    install_jq_compat(globals(), context=context, host='127.0.0.1', port=%d, token=%r)
-'''
+
+def lines_of_the_readme(port):
+    """What it tells users to add to a strategy."""
+    with open(os.path.join(ROOT, 'README.md'), encoding='utf-8') as file:
+        text = re.search(r'```python\n(def process_initialize.*?)```', file.read(), re.DOTALL).group(1)
+    assert "port=58630, token='stub')" in text
+    return '\n\n' + text.replace('58630', str(port)).replace("'stub'", repr(TOKEN))
 
 
 def written_bars(folder, codes, first, last):
@@ -47,7 +50,7 @@ class Simulation:
         self.there, self.market, self.days = there, market, days
         self.trades, self.orders, self.results = Trades(there), [], []
         with open(strategy_path(name), encoding='utf-8') as file:
-            there.strategy(file.read() + INSTALL % (there.server.address[1], TOKEN), joinquant.STRATEGY)
+            there.strategy(file.read() + lines_of_the_readme(there.server.address[1]), joinquant.STRATEGY)
         code = 'import sys; from tests import joinquant; joinquant.serve(*sys.argv[1:])'
         environment = dict(os.environ, PYTHONIOENCODING='utf-8', PYTHONPATH=ROOT)
         self.process = LineProcess([sys.executable, '-c', code, there.directory, market], env=environment, cwd=ROOT)
