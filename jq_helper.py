@@ -3173,9 +3173,12 @@ class StrategyFile:
         line = next((frame.lineno for frame in reversed(own) if frame.filename == self.path), None)
         if isinstance(error, SyntaxError) and error.filename == self.path:
             line = error.lineno
-        text = ''.join(traceback.format_list(own) + traceback.format_exception_only(type(error), error)).rstrip()
-        hint = getattr(error, 'hint', '') or _old_pandas_hint(error, frames)
-        problem = ': '.join([type(error).__name__] + str(error).splitlines()[:1])
+        described = traceback.format_exception_only(type(error), error)
+        text = ''.join(traceback.format_list(own) + described).rstrip()
+        problem = next(line for line in described if not line.startswith(' ')).splitlines()[0]
+        module = type(error).__module__ + '.'
+        problem = problem[len(module):] if problem.startswith(module) else problem
+        hint = getattr(error, 'hint', '') or _old_pandas_hint(error, problem, frames)
         return StrategyError('Traceback (most recent call last):\n%s%s' % (text, hint and '\n建议：%s' % hint), line,
                              problem)
 
@@ -3186,12 +3189,12 @@ _GONE_FROM_PANDAS = {'append': 'pd.concat([a, b])', 'ix': 'loc 或 iloc', 'iteri
                      'get_value': 'at', 'Panel': "panel=False 的长表", 'lookup': 'loc', 'mad': '自己计算'}
 
 
-def _old_pandas_hint(error, frames):
+def _old_pandas_hint(error, problem, frames):
     """What to write instead of what JoinQuant's pandas 0.23 took and the one here does not; '' if that was not it."""
     inside = frames and 'pandas' in re.split(r'[\\/]', frames[-1].filename)
     if isinstance(error, KeyError) and inside and isinstance(error.args[0] if error.args else None, int):
         return '新的 pandas 里 series[%d] 是按标签取，按位置取要写 series.iloc[%d]' % (error.args[0], error.args[0])
-    gone = re.search(r"(?:Series|DataFrame|Index|pandas)' (?:object )?has no attribute '(\w+)'", str(error))
+    gone = re.search(r"(?:Series|DataFrame|Index|pandas)' (?:object )?has no attribute '(\w+)'", problem)
     if isinstance(error, AttributeError) and gone and gone.group(1) in _GONE_FROM_PANDAS:
         return '新的 pandas 里没有 %s，改用 %s' % (gone.group(1), _GONE_FROM_PANDAS[gone.group(1)])
     return ''

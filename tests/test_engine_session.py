@@ -64,6 +64,15 @@ def test_a_message_is_the_error_not_its_hint(market, tmp_path):
     assert '建议：' in error.text.splitlines()[-1]
     assert error.summary.startswith('第 5 行 BadRequest: ') and 'nothing' in error.summary
     assert error.result.messages[0] == '回测中止：' + error.summary
+    odd = failing(market, tmp_path, '''class Odd(Exception):
+    def __str__(self):
+        raise ValueError
+
+
+def initialize(context):
+    raise Odd
+''')
+    assert odd.line == 10 and 'Odd' in odd.summary
     syntax = failing(market, tmp_path, 'def initialize(context)\n    pass\n')
     assert syntax.summary.startswith('第 4 行 SyntaxError: ') and '\n' not in syntax.summary
 
