@@ -7232,7 +7232,7 @@ def _problem_of(error):
 def run_grid_command(order, points, screen, dask=None):
     """Runs all points at once and shows them, the best returns first; the exit code. Ctrl-C keeps what is done."""
     strategy = StrategyFile(order.path)
-    _check_grid(order, points, strategy)
+    _check_grid(order, points, strategy, dask)
     with _output_directory(order, ['grid.csv'] * order.csv) as directory, _grid_executor(dask) as (executor, stop):
         done, code = OrderedDict(), 0
         try:
@@ -7247,13 +7247,16 @@ def run_grid_command(order, points, screen, dask=None):
     return code or int(not written or any(figures['error'] for _, figures in rows))
 
 
-def _check_grid(order, points, strategy):
-    """Refuses before the first point what would fail at each of them."""
+def _check_grid(order, points, strategy, dask):
+    """Refuses before the first point what would fail at each of them. What a cluster reaches is not known here."""
     _checked_settings(order.start, order.end, order.cash, order.frequency, order.benchmark, order.on_error)
     twice = [name for name in points[0] if name in order.params]
     if twice:
         raise ConfigError('--param 与 --grid 都给出了 %s' % '、'.join(twice), '只留其中一个')
     strategy.check_params(list(order.params) + list(points[0]))
+    if dask is None:
+        with opened_provider(order.provider, order.config) as source:
+            source.get_trade_days(count=1)
 
 
 def _grid_figures(executor, order, source, points, stop):

@@ -101,6 +101,7 @@ def test_a_failing_strategy_says_where_and_leaves_its_days(capsys, tmp_path):
     ([strategy_path('moving_average'), '--param', 'FAST'] + SPAN, '--param'),
     ([strategy_path('moving_average'), '--grid', 'FAST'] + SPAN, '--grid'),
     ([strategy_path('moving_average')] + SPAN[:-1] + ['csv:nowhere'], 'nowhere'),
+    ([strategy_path('moving_average'), '--grid', 'FAST=1,2'] + SPAN[:-1] + ['csv:nowhere'], 'nowhere'),
     ([strategy_path('moving_average')] + SPAN[:-1] + ['paper'], 'csv:')])
 def test_what_cannot_be_run_is_a_usage_error(capsys, arguments, word):
     code, _, err = run(capsys, *arguments)
