@@ -56,7 +56,7 @@ class Day:
 
     def live_through(self, kills):
         """Processes one after the other until one comes to the day's end."""
-        while self._one(self.random.randint(8, 70) if self.kills < kills else 0) == KILLED:
+        while self._one(self.random.randint(12, 90) if self.kills < kills else 0) == KILLED:
             self.kills += 1
             self.clock.move(self.clock.now() + timedelta(seconds=self.random.randint(1, 40)))
 
