@@ -61,7 +61,7 @@ class History:
             opened = before  # today's open is known from the auction on
         highest, lowest = max(bar[2] for bar in bars), min(bar[3] for bar in bars)
         return day_row(day, opened, bars[-1][1], max(opened, highest), min(opened, lowest),
-                       sum(bar[4] for bar in bars), pre_close)
+                       sum(bar[4] for bar in bars), pre_close, int(bool(self.poison) and tomorrow and day == DAYS[24]))
 
 
 def calls():
