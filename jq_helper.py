@@ -7448,6 +7448,7 @@ _JQ_REFUSED = ('batch_submit_orders', 'inout_cash', 'transfer_cash', 'set_subpor
                'margincash_close', 'margincash_direct_refund', 'marginsec_open', 'marginsec_close',
                'marginsec_direct_refund', 'purchase', 'redeem')
 _JQ_MODULES = ('jqdata', 'kuanke', 'kuanke.user_space_api')  # where strategies and their modules have these from
+_JQ_DOUBTS = 'jq_helper_doubts'  # the strategy's global for orders in doubt, which JoinQuant keeps for the next task
 _MISSING = object()
 _jq_install = None  # the JqInstall of this process
 
@@ -8202,9 +8203,13 @@ def _known_price(tick, *names):
     return next((price for price in prices if isinstance(price, (int, float)) and 0 < price <= MAX_PRICE), None)
 
 
-def _toward_zero(amount, minimum=-MAX_AMOUNT):
+def _number_of_shares(amount):
+    return _hinted('应为股数，例如 100', check_number, amount, 'amount', -MAX_AMOUNT, MAX_AMOUNT)
+
+
+def _toward_zero(amount):
     """Whole shares; what binary fractions lack is forgiven: 2999.9999999999995 are 3000."""
-    return int(check_number(amount, 'amount', minimum, MAX_AMOUNT) * (1 + 1e-12))
+    return int(amount * (1 + 1e-12))
 
 
 def _jq_order_code(security, style, side, pindex, close_today):
@@ -8230,7 +8235,6 @@ class JqTrading:
 
     def __init__(self, plain, data, namespace, wait_s, cache_s, starting_cash, lag_s):
         self.context, self._lag_s, self._closed = None, lag_s, False
-        self._doubts = {}  # code -> (key, call) of an order that may be at the broker
         self._plain, self._data, self._namespace, self._wait_s = plain, data, namespace, wait_s
         self._broker, self._process = JqBroker(plain, data, self.warn), os.getpid()
         self._statuses, self._own_statuses = _jq_statuses(namespace)
@@ -8268,24 +8272,26 @@ class JqTrading:
     # -- orders --------------------------------------------------------------------------------------------------
     def order(self, security, amount, style=None, side='long', pindex=0, close_today=False):
         """Order, or None. amount: shares to buy, to sell if negative; parts of a share are dropped."""
-        return self._order('order', security, _toward_zero(amount), style, side, pindex, close_today)
+        return self._order('order', security, _toward_zero(_number_of_shares(amount)), style, side, pindex, close_today)
 
     def order_value(self, security, value, style=None, side='long', pindex=0, close_today=False):
         """Order, or None. value: yuan, at the limit price, at market at the last price."""
-        return self._order('order_value', security, value, style, side, pindex, close_today)
+        return self._order('order_value', security, _yuan(value), style, side, pindex, close_today)
 
     def order_target(self, security, amount, style=None, side='long', pindex=0, close_today=False):
         """Order, or None. The security's open orders are cancelled first."""
-        return self._order('order_target', security, _toward_zero(amount, 0), style, side, pindex, close_today)
+        target = _toward_zero(_no_short(_number_of_shares(amount)))
+        return self._order('order_target', security, target, style, side, pindex, close_today)
 
     def order_target_value(self, security, value, style=None, side='long', pindex=0, close_today=False):
         """Order, or None."""
-        return self._order('order_target_value', security, value, style, side, pindex, close_today)
+        return self._order('order_target_value', security, _no_short(_yuan(value)), style, side, pindex,
+                           close_today)
 
     def _order(self, name, security, how_much, style, side, pindex, close_today):
         code = _jq_order_code(security, style, side, pindex, close_today)
         self._await_time()
-        call = name, how_much, _style_kind(style), getattr(style, 'limit_price', None)
+        call = name, how_much, _style_kind(style), getattr(style, 'limit_price', None), str(self.context.current_dt)
         with self._writing(), self._noting_doubt(code, call):
             try:
                 return self._tried_before(code, call) or self._placed(getattr(self.broker, name)(
@@ -8296,11 +8302,13 @@ class JqTrading:
 
     @contextlib.contextmanager
     def _noting_doubt(self, code, call):
+        """Of an order that may be at the broker: code -> (key, call, day), all of it plain enough for any pickle."""
         try:
             yield
         except OrderStateUnknown as error:
             if error.idempotency_key is not None and error.idempotency_key == self._broker.last_key:
-                self._doubts[code] = error.idempotency_key, call
+                doubts = self._namespace.setdefault(_JQ_DOUBTS, {})
+                doubts[code] = error.idempotency_key, call, str(_jq_now().date())
             raise
 
     def _tried_before(self, code, call):
@@ -8308,14 +8316,25 @@ class JqTrading:
 
         Raises OrderStateUnknown, with nothing ordered, as long as there is a doubt.
         """
-        if code not in self._doubts:
+        doubts = self._namespace.get(_JQ_DOUBTS, {})
+        if code not in doubts:
             return None
-        key, doubted = self._doubts[code]
-        order_id = self.broker.settled(key)
-        row = None if order_id is None or doubted != call else self.broker.get_order_status(order_id)
-        order = None if row is None else self._as_order(row, key)
-        del self._doubts[code]
+        key, doubted, day = doubts[code]
+        order = self._found(key, doubted == call) if day == str(_jq_now().date()) else self._out_of_date(code, key, day)
+        del doubts[code]
+        if not doubts:
+            del self._namespace[_JQ_DOUBTS]
         return order
+
+    def _found(self, key, wanted):
+        order_id = self.broker.settled(key)
+        if order_id is None or not wanted:
+            return None
+        return self._as_order(self.broker.get_order_status(order_id), key)
+
+    def _out_of_date(self, code, key, day):
+        """An order ends with its day."""
+        self.warn('%s 在 %s 的一笔委托没有查清（key=%s），请与交割单核对' % (code, day, key))
 
     def _wait_for(self, style):
         """Seconds for the outcome; a limit order that has not filled soon rests."""

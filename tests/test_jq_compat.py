@@ -295,8 +295,9 @@ def test_parts_of_a_share_are_dropped_towards_nothing():
 @pytest.mark.parametrize('name, target', [('order_target', -100), ('order_target', -0.5), ('order_target_value', -1.0)])
 def test_a_negative_target_sells_nothing(sent, name, target):
     with trading() as strategy:
-        with pytest.raises(bq.BadRequest):
+        with pytest.raises(bq.BadRequest) as caught:
             strategy.namespace[name](CODE, target)
+        assert '目标不能是负数' in str(caught.value)
     assert sent == []
 
 
@@ -535,6 +536,39 @@ def test_while_there_is_a_doubt_nothing_more_is_ordered_of_that_security(monkeyp
                     strategy.namespace[name](CODE, 100)
             assert len(writes(sent)) == done and strategy.order(OTHER, 100).filled == 100
         assert strategy.order_target(CODE, 0) is None and len(writes(sent)) == done + 1
+
+
+def test_a_doubt_goes_on_in_the_next_task_and_ends_with_the_day(monkeypatch, sent):
+    with base.serving(FakeClock(MORNING)) as server:
+        first, later = Strategy(server.address), Strategy(server.address)
+        first.install()
+        with answering(monkeypatch, {'broker.place_order': lambda answer: dict(answer, order_id=None)}):
+            with pytest.raises(bq.OrderStateUnknown):
+                first.order(CODE, 100)
+        jq.uninstall_jq_compat()
+        kept = pickle.dumps(first.namespace[jq._JQ_DOUBTS])
+        assert b'jq_helper' not in kept
+        later.namespace[jq._JQ_DOUBTS] = pickle.loads(kept)
+        later.install()
+        later.context.current_dt += timedelta(minutes=30)
+        with answering(monkeypatch, {'broker.resolve_submission': lambda answer: {'submission_state': 'reconciling'}}):
+            with pytest.raises(bq.OrderStateUnknown):
+                later.order(CODE, 100)
+            assert len(writes(sent)) == 1
+            tomorrow = jq._jq_now() + timedelta(days=1)
+            monkeypatch.setattr(jq, '_jq_now', lambda: tomorrow)
+            assert later.order(CODE, 100).filled == 100 and len(writes(sent)) == 2
+        (warning,) = warnings()
+        assert writes(sent)[0]['idempotency_key'] in warning and jq._JQ_DOUBTS not in later.namespace
+
+
+def test_the_same_order_of_a_later_task_is_another_one(sent):
+    with base.serving(FakeClock(MORNING)) as server, cutting(server, 1, retries=0) as (strategy, proxy):
+        with pytest.raises(bq.OrderStateUnknown):
+            strategy.order(CODE, 300)
+        strategy.context.current_dt += timedelta(minutes=30)
+        assert strategy.order(CODE, 300).filled == 300 and len(strategy.get_orders()) == 2
+        assert jq._JQ_DOUBTS not in strategy.namespace
 
 
 def test_an_order_that_never_came_is_ordered_when_it_is_tried_again(monkeypatch):
