@@ -4596,13 +4596,20 @@ class DirectoryLock:
 def write_atomically(path, data):
     """The file holds either what it held or all of this, on disk when it returns."""
     fresh = path + '.new'
-    with open(fresh, 'wb') as file:
+    with successor(path, fresh, 'wb') as file:
         restrict_to_owner(fresh)
         file.write(data)
+    sync_directory(os.path.dirname(path) or '.')
+
+
+@contextlib.contextmanager
+def successor(path, fresh, mode, **how):
+    """The file `fresh` to write, which takes the place of `path` once all is in it and on disk."""
+    with open(fresh, mode, **how) as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
     _replace(fresh, path)
-    sync_directory(os.path.dirname(path) or '.')
 
 
 def _replace(fresh, path):
@@ -5878,11 +5885,8 @@ def _whole_file(path, encoding):
     """A text file to write, which stands at `path` once all is in it and on disk; on an error nothing changes there."""
     temporary = '%s.%s.tmp' % (path, uuid.uuid4().hex)
     try:
-        with open(temporary, 'x', encoding=encoding, newline='') as file:
+        with successor(path, temporary, 'x', encoding=encoding, newline='') as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        _replace(temporary, path)
     except OSError as error:
         raise _cannot_write(path, error)
     finally:
