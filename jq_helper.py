@@ -5898,7 +5898,7 @@ def _make_directory(path):
     try:
         os.makedirs(path or os.curdir, exist_ok=True)
     except FileExistsError:
-        raise ConfigError('%s 是一个文件，不是目录' % path, '换一个目录，或先移开这个文件')
+        raise ConfigError('写不了 %s：是一个文件，不是目录' % path, '换一个目录，或先移开这个文件')
     except OSError as error:
         raise _cannot_write(path, error)
 
