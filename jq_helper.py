@@ -3612,14 +3612,6 @@ def _no_short(target):
     return target
 
 
-def enable_profile():
-    """A switch of JoinQuant's own machines."""
-
-
-def disable_cache():
-    """A switch of JoinQuant's own machines."""
-
-
 VIEW_NAMES = ('get_price', 'history', 'attribute_history', 'get_bars', 'get_current_data', 'get_trade_days',
               'get_all_trade_days', 'get_all_securities', 'get_security_info', 'get_index_stocks', 'get_extras')
 SESSION_NAMES = ('run_daily', 'run_weekly', 'run_monthly', 'unschedule_all', 'set_option', 'set_benchmark',
@@ -3639,7 +3631,7 @@ PLAIN_NAMES = {item.__name__: item for item in (
     enable_profile, disable_cache,
     OrderCost, PerTrade, PriceRelatedSlippage, FixedSlippage, StepRelatedSlippage, MarketOrderStyle, LimitOrderStyle,
     OrderStatus, FutureDataError, DividendsEvent, ForcedLiquidationEvent, Order, Trade, Position, Portfolio,
-    enable_profile, disable_cache, normalize_code)}
+    normalize_code)}
 
 
 # ======================================================================================================
