@@ -3284,10 +3284,30 @@ class Session:
     def _note_lost_params(self):
         """What the strategy puts into g by itself, or put there in an earlier process, takes a parameter's place."""
         lost = [name for name, value in self.params.items() if repr(vars(self.g).get(name, value)) != repr(value)]
-        if lost:
-            self.messages.append("参数 %s 没有起作用：g 里是策略自己给的（或上次运行留下的）值；改用模块级常量，或写 "
-                                 "g.名称 = getattr(g, '名称', 默认值)" % '、'.join(lost))
-            self.log.add('system', 'warning', '%s', self.messages[-1])
+        halves = [name for name in lost if repr(self.strategy.namespace.get(name)) == repr(self.params[name])]
+        for name in halves:
+            self._note('参数 %s：模块里的 %s 已是 %s，但 g.%s 仍是策略自己给的（或上次运行留下的）%s' % (
+                name, name, brief(self.params[name]), name, brief(vars(self.g)[name])))
+        nothing = [name for name in lost if name not in halves]
+        if nothing:
+            self._note("参数 %s 没有起作用：g 里是策略自己给的（或上次运行留下的）值；改用模块级常量，或写 "
+                       "g.名称 = getattr(g, '名称', 默认值)" % '、'.join(nothing))
+
+    def _note(self, text):
+        self.messages.append(text)
+        self.log.add('system', 'warning', '%s', text)
+
+    def missing_hooks(self):
+        """Texts about what a strategy lacks that most have. Raises ConfigError where nothing of it would ever run."""
+        if not self.strategy.hook('initialize'):
+            if self._is_idle():
+                raise ConfigError('策略文件 %s 里没有 initialize，也没有 handle_data 等函数' % self.strategy.path,
+                                  '核对文件和函数名；定时任务在 initialize(context) 里用 run_daily 等登记')
+            return ['策略文件里没有 initialize：按默认设置运行']
+        return ['策略没有登记定时任务，也没有 handle_data 等函数：initialize 之后什么也不会运行'] if self._is_idle() else []
+
+    def _is_idle(self):
+        return not self.schedule.hooks and not self.schedule.has_tasks
 
     def begin_day(self, day):
         """What happens before a trade day's first task."""
@@ -3700,17 +3720,9 @@ class BacktestRun:
 
     def _note_hooks(self):
         """What of the strategy never runs here. Raises ConfigError where that is all of it."""
-        strategy, schedule, messages = self.session.strategy, self.session.schedule, self.session.messages
-        if strategy.hook('handle_tick'):
-            messages.append('回测里没有逐笔行情：handle_tick 不会运行，subscribe 不起作用')
-        idle = not schedule.hooks and not schedule.has_tasks
-        if not strategy.hook('initialize'):
-            if idle:
-                raise ConfigError('策略文件 %s 里没有 initialize，也没有 handle_data 等函数' % strategy.path,
-                                  '核对文件和函数名；定时任务在 initialize(context) 里用 run_daily 等登记')
-            messages.append('策略文件里没有 initialize：按默认设置运行')
-        elif idle:
-            messages.append('策略没有登记定时任务，也没有 handle_data 等函数：initialize 之后什么也不会运行')
+        if self.session.strategy.hook('handle_tick'):
+            self.session.messages.append('回测里没有逐笔行情：handle_tick 不会运行，subscribe 不起作用')
+        self.session.messages += self.session.missing_hooks()
 
     def _note_missing_minutes(self):
         codes = list(self.store.without_minutes)
@@ -4808,6 +4820,9 @@ class LiveSession(Session):
         """A hook of the start; its failure ends the run."""
         self._hook(name, always_stop=True)
 
+    def _is_idle(self):
+        return super()._is_idle() and not self.strategy.hook('handle_tick')
+
     def load(self, hooks, restore=lambda: None):
         """Session.start; what the module defines can be pickled, as it is found under the module's name."""
         def found():
@@ -5080,6 +5095,8 @@ class LiveRun:
             self._tell_of_changed_code()
             state.begin_hook(state.STARTING)
             session.hook('process_initialize')
+        for text in session.missing_hooks():
+            self.tell(text)
         session.settled()
         state.source = _digest(session.strategy.source)
         state.end_job(session.packed())
@@ -5087,6 +5104,9 @@ class LiveRun:
 
     def _tell_of_changed_code(self):
         """after_code_changed, which is done with on disk before what comes next."""
+        if self._code_changed and not self.session.strategy.hook('after_code_changed'):
+            self.tell('代码改过，但没有 after_code_changed：initialize 不重做，定时任务、g 和各项设置都还是原来的；'
+                      '要换，写 after_code_changed(context)，或换一个 --runtime-dir 从头开始')
         if self._code_changed:
             self.state.begin_hook(self.state.CHANGING)
             self.session.hook('after_code_changed')

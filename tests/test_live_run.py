@@ -192,6 +192,17 @@ def test_changed_code_is_told(tmp_path):
         lines = strategy_lines(it)
         assert [line.split(' at ')[0] for line in lines[2:]] == [
             'before', 'open 1', 'data', 'changed', 'process_initialize', 'noon 2', 'process_initialize', 'after']
+        assert not it.said('没有 after_code_changed')
+
+
+def test_changed_code_that_starts_nothing_anew_is_told_once(tmp_path):
+    with stage(tmp_path, MONDAY, '2025-03-03 12:00') as it:
+        it.run(it.strategy(HOOKS))
+        it.run(it.strategy(HOOKS.replace("'13:00'", "'14:00'")), '2025-03-03 12:10')
+        assert it.said('没有 after_code_changed：initialize 不重做')
+        it.run(it.strategy(HOOKS.replace("'13:00'", "'14:00'")), '2025-03-03 18:00')
+        assert len(it.said('没有 after_code_changed')) == 1
+        assert 'noon 2 at 2025-03-03 13:00:00' in strategy_lines(it)
 
 
 def rewritten(stage, change):
@@ -565,6 +576,49 @@ def test_parameters_that_nobody_reads_start_nothing(tmp_path):
         assert 'P' in caught.value.message and '可用：M、N' in caught.value.hint and not it.said('initialize')
         it.run(path, params={'N': 2, 'M': 3})
         assert strategy_lines(it) == ['N 2'] and it.said('参数 M 没有起作用')
+
+
+def test_a_parameter_that_changes_with_a_restart_is_told_as_it_is(tmp_path):
+    text = """
+    N = 1
+
+    def initialize(context):
+        g.K = g.K
+
+    def process_initialize(context):
+        log.info('%s %s %s', N, g.N, g.K)
+
+    def handle_data(context, data):
+        pass
+    """
+    with stage(tmp_path, '2025-03-03 16:00', '2025-03-03 16:10') as it:
+        it.run(it.strategy(text), params={'N': 2, 'K': 5})
+        it.run(it.strategy(text), '2025-03-03 16:20', params={'N': 3, 'K': 6})
+        assert strategy_lines(it) == ['2 2 5', '3 2 5']
+        assert it.said('参数 N：模块里的 N 已是 3，但 g.N 仍是策略自己给的（或上次运行留下的）2')
+        assert it.said('参数 K 没有起作用') and not it.said('参数 N 没有起作用') and not it.said('N、')
+
+
+def test_a_file_in_which_nothing_can_run_is_refused(tmp_path):
+    with stage(tmp_path, MONDAY) as it:
+        path = it.strategy('def initialise(context):\n    run_daily(initialise, "9:30")\n')
+        for _ in range(2):
+            with pytest.raises(bq.ConfigError) as caught:
+                it.run(path, '2025-03-03 16:00')
+            assert '没有 initialize，也没有 handle_data' in caught.value.message
+        it.run(it.strategy(HOOKS), '2025-03-03 18:00')
+        assert strategy_lines(it)[:1] == ['initialize'], 'what was refused counts as no start'
+
+
+@pytest.mark.parametrize('text, words', [
+    ('def initialise(context): pass\n\ndef handle_tick(context, tick): pass\n', '没有 initialize：按默认设置运行'),
+    ('def initialize(context): pass\n', '什么也不会运行'),
+    ('def initialize(context): pass\n\ndef handle_tick(context, tick): pass\n', '')])
+def test_hooks_that_are_missing_are_told(tmp_path, text, words):
+    with stage(tmp_path, MONDAY, '2025-03-03 08:10') as it:
+        it.run(it.strategy(text))
+        told = [line for line in it.lines if 'initialize' in line]
+        assert len(told) == bool(words) and all(words in line for line in told)
 
 
 def test_a_stop_before_the_beginning_starts_nothing(tmp_path):
