@@ -3923,8 +3923,10 @@ class RemoteBroker(BrokerInterface):
     """Orders of a strategy at the remote account.
 
     book: what must not be forgotten: new_key(what) -> key, on disk when it returns; close_key(key, order_id=None);
-    count_cancel() -> key; count_order(); day: whose tasks run; keys: key -> dict security, side, ...; own: order id ->
-    key, of today; is_own_key(key); orders, cancels: counts of today. remote: RemoteQmtBroker. log(level, text).
+    count_cancel(order_id, security) -> key; want_gone(order_id, security); undecided: order id -> security of what was
+    to be cancelled and may still be there; count_order(); day: whose tasks run; keys: key -> dict security, side, ...;
+    own: order id -> key, of today; is_own_key(key); orders, cancels: counts of today. remote: RemoteQmtBroker.
+    log(level, text).
     overview: (RemoteAccount, RemotePositions) as read last. A failing read is an error, never an empty
     account; an order whose outcome is unknown is never sent again.
     """
@@ -3934,7 +3936,7 @@ class RemoteBroker(BrokerInterface):
         self._remote, self._book, self._patience, self._terms = remote, book, patience, terms
         self.portfolio = RemotePortfolio(view.last_price, lambda text: log('warning', text), self.refresh)
         self.overview, self._fresh, self._puzzled = None, False, set()
-        self._seen, self._undecided = {}, {}  # order id -> Order of today; order id -> security: was to be cancelled
+        self._seen = {}  # order id -> Order of today
 
     # -- what it looks like ----------------------------------------------------------------------------------------
     def refresh(self):
@@ -3957,7 +3959,7 @@ class RemoteBroker(BrokerInterface):
 
     def begin_day(self, moment):
         self.view.move(moment)
-        self._seen, self._undecided = {}, {}
+        self._seen = {}
         return []
 
     def advance(self, moment):
@@ -4095,13 +4097,13 @@ class RemoteBroker(BrokerInterface):
         side = 'BUY' if amount > 0 else 'SELL'
         if any((item['security'], item['side']) == (code, side) for item in self._book.keys.values()):
             raise _Void('同一证券同一方向还有一笔委托结果未知，核对出来之前不再下单')
-        if code in self._undecided.values() and self._still_undecided(code):
+        if code in self._book.undecided.values() and self._still_undecided(code):
             raise _Void('这只证券有要撤而还没有撤掉的委托，之前不再下单')
 
     def _still_undecided(self, code):
         alive = self.open_orders()
-        self._undecided = {key: item for key, item in self._undecided.items() if key in alive}
-        return code in self._undecided.values()
+        self._book.undecided = {key: item for key, item in self._book.undecided.items() if key in alive}
+        return code in self._book.undecided.values()
 
     # -- limits: what cannot be computed does not pass -------------------------------------------------------------
     def _check_limits(self, code, amount, style, before):
@@ -4232,17 +4234,16 @@ class RemoteBroker(BrokerInterface):
         limit = self._terms.limits.cancels
         if limit is not None and self._book.cancels >= limit:
             self._log('warning', '没有撤委托 %s：今天已撤 %d 次，上限 %d' % (order_id, self._book.cancels, limit))
-            self._undecided[order.order_id] = order.security
+            self._book.want_gone(order.order_id, order.security)
             return None
-        key = self._book.count_cancel()
+        key = self._book.count_cancel(order.order_id, order.security)
         if self._terms.dry_run:
             self._log('info', '演练，没有发出：撤委托 %s' % order_id)
             return None
         return self._cancel(order, key)
 
     def _cancel(self, order, key):
-        """An order that was to go and is still there: until it is gone nothing new is ordered of its security."""
-        self._undecided[order.order_id] = order.security  # forgotten as soon as it is seen to be final
+        """Until it is seen to be gone nothing new is ordered of its security."""
         self.portfolio.outdated = True
         try:
             done = self._remote.cancel_order(order.order_id, idempotency_key=key)
@@ -4639,14 +4640,14 @@ class LiveState:
         ('version', STATE_VERSION), ('strategy', ''), ('source', ''), ('account', ''), ('dry_run', False),
         ('frequency', 'day'), ('run_id', ''), ('born', None), ('capital', None), ('returns', 0.0),
         ('returns_day', None), ('day', None), ('cursor', (-1,)), ('running', None), ('number', 0), ('orders', 0),
-        ('cancels', 0), ('keys', {}), ('own', {}), ('kept', {})])
+        ('cancels', 0), ('keys', {}), ('own', {}), ('kept', {}), ('undecided', {})])
     # without these something could be done twice or be forgotten; what else an older file lacks has its default
     ESSENTIAL = ('version', 'strategy', 'account', 'dry_run', 'frequency', 'run_id', 'born', 'day', 'cursor', 'running',
                  'number', 'orders', 'cancels', 'keys', 'own', 'kept')
 
     def __init__(self, directory, values):
         self._path = os.path.join(directory, STATE_FILE)
-        self.__dict__.update(self.FIELDS, keys=OrderedDict(), own={}, kept={})
+        self.__dict__.update(self.FIELDS, keys=OrderedDict(), own={}, kept={}, undecided={})
         self.__dict__.update(values)
 
     @classmethod
@@ -4696,7 +4697,7 @@ class LiveState:
     # -- days and jobs -----------------------------------------------------------------------------------------------
     def begin_day(self, day):
         self.day, self.cursor, self.running = day, (-1,), None
-        self.orders, self.cancels, self.own = 0, 0, {}
+        self.orders, self.cancels, self.own, self.undecided = 0, 0, {}, {}
         self.save()
 
     def begin_job(self, key):
@@ -4748,11 +4749,16 @@ class LiveState:
             self.own[order_id] = key
         self.save()
 
-    def count_cancel(self):
+    def count_cancel(self, order_id, security):
         self.cancels += 1
         key = self._next_key('c')
-        self.save()
+        self.want_gone(order_id, security)
         return key
+
+    def want_gone(self, order_id, security):
+        """An order that was to be cancelled; forgotten as soon as it is seen to be final."""
+        self.undecided[order_id] = security
+        self.save()
 
 
 def _packed(values, lost):

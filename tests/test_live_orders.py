@@ -512,6 +512,21 @@ def test_a_cancel_of_what_the_server_does_not_find_is_no_error(tmp_path):
         assert out_of(run) == [jq.OrderStatus.open, None] and it.said('没有撤成：没有委托')
 
 
+def test_an_undecided_cancel_is_remembered_by_the_next_process(tmp_path):
+    low = 'LimitOrderStyle(round(get_current_data()["%s"].last_price * 0.985, 2))' % A
+    text = tasks(at_0935='g.o = order("%s", 1000, %s)\ng.out += [cancel_order(g.o).status]' % (A, low),
+                 at_0940='g.out += [order("%s", 100)]' % A, at_1000='g.out += [order("%s", 100).filled]' % A)
+
+    def undecided(cancel, order_id, **kwargs):
+        it.clock.at(moment('2025-03-03 09:50'), lambda: cancel(order_id, **kwargs))
+        raise bq.OrderStateUnknown('柜台还没有结果', idempotency_key=kwargs['idempotency_key'])
+    with stage(tmp_path, START, '2025-03-03 09:38') as it:
+        path = it.strategy(text)
+        it.run(path, remote=Between(it.broker, cancel_order=undecided))
+        run = it.run(path, '2025-03-03 15:30')
+        assert out_of(run) == [jq.OrderStatus.open, None, 100] and it.said('有要撤而还没有撤掉的委托')
+
+
 # -- limits --------------------------------------------------------------------------------------------------------
 def limits(**given):
     return jq.RiskLimits(**dict(dict(order_value=None, orders=None, cancels=None, holdings=None), **given))

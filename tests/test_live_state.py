@@ -63,6 +63,14 @@ def test_what_an_older_file_lacks_has_its_default(tmp_path, monkeypatch):
     assert (again.number, again.newer) == (7, 'default')
 
 
+def test_a_state_without_the_cancels_that_are_open_has_none(tmp_path, monkeypatch):
+    with monkeypatch.context() as older:
+        older.setattr(jq.LiveState, 'FIELDS', OrderedDict(
+            item for item in jq.LiveState.FIELDS.items() if item[0] != 'undecided'))
+        state_in(tmp_path).save()
+    assert jq.LiveState.read(str(tmp_path)).undecided == {}
+
+
 def test_what_a_newer_program_wrote_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as newer:
         newer.setattr(jq.LiveState, 'FIELDS', OrderedDict(jq.LiveState.FIELDS, newer='default'))
@@ -114,7 +122,7 @@ def test_keys_are_never_given_out_twice(tmp_path):
     for number in range(3):
         for _ in range(3):
             keys.add(state.new_key({}))
-            keys.add(state.count_cancel())
+            keys.add(state.count_cancel('1', '000001.XSHE'))
         state = jq.LiveState.read(str(tmp_path))
         state.begin_day(DAY + timedelta(days=number + 1))
     assert len(keys) == 18 and all(state.is_own_key(key) for key in keys)
