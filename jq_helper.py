@@ -1919,7 +1919,7 @@ class DataView:
         last = min(bisect.bisect_right(self.store.calendar, end_ms) - 1, self.store.last_row)
         if last < 0:
             return self._empty(fields)
-        first = self._first_minute_row(last, start_ms, count)
+        first, back = self._first_minute_row(last, start_ms, count), BLOCK_DAYS
         while True:
             block = self.store.minutes(code, first, last)
             if block is None:
@@ -1927,7 +1927,7 @@ class DataView:
             rows = self._minute_rows(block, start_ms, end_ms, count, skip_paused)
             if count is None or _length(rows) >= count or first == 0 or self._is_before_listing(code, first):
                 break
-            first = max(0, first - BLOCK_DAYS)
+            first, back = max(0, first - back), back * 2  # all is read anew each time: in few, growing steps
         level = self._level(code, block, fq) if base is None else base
         return self._minute_columns(code, block, rows, fields, fill_paused, level)
 

@@ -96,6 +96,20 @@ def test_a_pool_may_hold_what_is_not_listed_yet(paper):
         view.get_security_info(new)
 
 
+def test_more_minutes_than_there_are_take_few_questions(tmp_path, monkeypatch):
+    days, asked = days_from('2020-01-02', 1000), []
+    made = MadeMarket(tmp_path)
+    made.daily(A, [day_row(day, 10.0) for day in days])
+    made.write_minutes(A, made.minutes(A, days[-1], {'09:31': (10, 10, 10, 10, 100)}))
+    with jq.opened_provider(made.source) as provider:
+        view = view_at(provider, days[-1] + ' 10:30')
+        get_price = type(provider).get_price
+        monkeypatch.setattr(type(provider), 'get_price',
+                            lambda self, *some, **how: asked.append(how) or get_price(self, *some, **how))
+        assert len(view.attribute_history(A, 500, '1m', ['close'])) == 60
+    assert len([how for how in asked if how.get('frequency') == '1m']) <= 6
+
+
 def test_labels_of_pools_that_change_every_day_are_not_kept_for_ever(real):
     view = view_at(real, '2018-03-15 09:30')
     fields = ['open', 'close', 'high', 'low', 'volume', 'money']
