@@ -4011,7 +4011,7 @@ def guessed_plan(code, before, reference):
 
     Stocks give tenths of a share, a tenth at the least; funds are split into whole ones. A smaller fall is all cash.
     """
-    rounding, step = instrument(code).tick / 2, _BONUS_STEPS.get(instrument(code).kind)
+    rounding, step = min(instrument(code).tick, reference) / 2, _BONUS_STEPS.get(instrument(code).kind)
     bonus = round(int((before / (reference - rounding) - 1) / step + 1e-9) * step, 6) if step else 0.0
     cash = before - reference * (1 + bonus)
     return bonus, 0.0 if bonus and cash <= rounding * (1 + bonus) + 1e-9 else cash
@@ -4145,6 +4145,8 @@ class _CsvDays(_CsvReader):
 
     def _check_prices(self, row):
         super()._check_prices(row)
+        if row.get('pre_close', 1.0) <= 0 and self.columns['close']:  # would pass for a dividend of all that it is worth
+            self.fail('pre_close 的值 %g 不是价格' % row['pre_close'], '写除权参考价，没有除权时是前收盘价')
         bonus, cash = (row.get(name, 0.0) for name in _CSV_PAID)
         if (bonus or cash) and self.columns['close']:
             expected = ex_reference(self.columns['close'][-1], bonus, cash)
@@ -11586,10 +11588,15 @@ class RemoteQmtProvider:
         """Dict last_price, high_limit, low_limit, paused, ... of now."""
         return self._connection.request('data.live_current', {'security': security})
 
+    @property
+    def gives_many_quotes(self):
+        """Whether the server can do get_live_currents in one request. Older ones cannot."""
+        return QUOTES_FEATURE in getattr(self._connection, 'ack', {}).get('features', ())
+
     def get_live_currents(self, securities):
         """{code: get_live_current} of those that have a quote; in one request where the server can do that."""
         codes, found = normalize_codes(securities), OrderedDict()
-        if QUOTES_FEATURE in getattr(self._connection, 'ack', {}).get('features', ()):
+        if self.gives_many_quotes:
             for start in range(0, len(codes), QUOTES_AT_ONCE):
                 found.update(self._quotes(codes[start:start + QUOTES_AT_ONCE]))
             return found

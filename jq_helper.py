@@ -4325,7 +4325,7 @@ class LiveStore(BarStore):
     # -- quotes ------------------------------------------------------------------------------------------------------
     def quote(self, code):
         """Row of the quote of now, at most a second old."""
-        if not self._has_quote(code):
+        if not self._has_quote(code) and self.provider.gives_many_quotes:
             watched = self.watched()
             if code in watched:
                 self.read_quotes(watched)

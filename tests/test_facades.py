@@ -178,6 +178,7 @@ def test_many_quotes_of_a_server_that_gives_one_at_a_time():
             raise bq.SecurityNotFound('没有')
         return {'last_price': 1.0}
     old = Answering([], answer)
+    assert not bq.RemoteQmtProvider(connection=old).gives_many_quotes
     assert bq.RemoteQmtProvider(connection=old).get_live_currents([CODE, '123456.XSHG']) == {CODE: {'last_price': 1.0}}
     assert [payload for _, payload in old.asked] == [{'security': CODE}, {'security': '123456.XSHG'}]
 

@@ -175,6 +175,17 @@ def test_quotes_of_what_is_held_and_watched_are_one_request(tmp_path):
         assert [name for name in provider.calls if 'live' in name] == ['get_live_currents']
 
 
+def test_a_server_that_gives_one_quote_at_a_time_is_asked_for_what_is_wanted_alone(tmp_path):
+    """Whoever orders would wait for all that is watched, each time that a second is over."""
+    with stage(tmp_path, '2025-03-03 10:00') as it:
+        provider = provider_of(it)
+        provider.gives_many_quotes = False
+        view = view_at(it, provider, '2025-03-03 10:00')
+        view.store.watched = lambda: [A, B, C]
+        assert view.store.quote(A)['sid'] == A
+        assert [name for name in provider.calls if 'live' in name] == ['get_live_current']
+
+
 def test_a_large_universe_is_not_asked_for_each_second(tmp_path):
     text = """
         def initialize(context):

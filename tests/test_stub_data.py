@@ -833,6 +833,23 @@ def test_csv_plans_that_are_not_for_ten_shares(tmpdir, paid):
     assert '第 3 行' in str(caught.value) and '每 10 股' in caught.value.hint
 
 
+@pytest.mark.parametrize('pre_close', ['0', '-9.5'])
+def test_csv_references_are_prices(tmpdir, pre_close):
+    """In the first row it does not matter; later it would be a dividend of all that the share is worth."""
+    text = 'date,open,close,high,low,volume,money,pre_close\n2024-06-03,10,10,10,10,9,90,0\n' \
+        '2024-06-04,9,9,9,9,9,81,%s\n'
+    assert write(tmpdir, '600000.XSHG_1d.csv', text % '9').dividends('600000.XSHG', TODAY)
+    with pytest.raises(bq.ConfigError) as caught:
+        write(tmpdir, '600000.XSHG_1d.csv', text % pre_close)
+    assert '第 3 行' in str(caught.value)
+
+
+@pytest.mark.parametrize('reference', [0.001, 0.004, 0.005, 0.01])
+def test_plans_of_the_smallest_prices(reference):
+    bonus, cash = bq.guessed_plan('600000.XSHG', 0.02, reference)
+    assert 0 <= bonus <= 0.02 / (reference / 2) and 0 <= cash <= 0.02
+
+
 def test_csv_minutes_alone_make_days(tmpdir):
     data = data_at(datetime(2024, 6, 5, 10), write(tmpdir, '600000.XSHG_1m.csv', MINUTES))
     table = ask(data, '600000.XSHG', count=2, fq=None, fields=['open', 'close', 'high', 'low', 'volume', 'pre_close'])
