@@ -4145,7 +4145,7 @@ class _CsvDays(_CsvReader):
 
     def _check_prices(self, row):
         super()._check_prices(row)
-        if row.get('pre_close', 1.0) <= 0 and self.columns['close']:  # would pass for a dividend of all that it is worth
+        if row.get('pre_close', 1.0) <= 0 and self.columns['close']:  # it would pass for a dividend
             self.fail('pre_close 的值 %g 不是价格' % row['pre_close'], '写除权参考价，没有除权时是前收盘价')
         bonus, cash = (row.get(name, 0.0) for name in _CSV_PAID)
         if (bonus or cash) and self.columns['close']:

@@ -4182,8 +4182,10 @@ class RemoteBroker(BrokerInterface):
 
     def _accepted(self, row, what):
         """The RemoteOrder of an answer that leaves out what was ordered, or of which only the order id is clear."""
+        what = dict(what, is_buy=what['side'] == 'BUY')
+        told = {name: value for name, value in row.items() if value is not None and name != 'is_buy'}
         try:
-            return RemoteOrder(dict(what, **{name: value for name, value in row.items() if value is not None}))
+            return RemoteOrder(dict(what, **told))
         except ProtocolError as error:
             self._log('error', '委托 %s 已报，其余回答看不懂：%s' % (printable(row['order_id']), error.message))
             return RemoteOrder(dict(what, order_id=row['order_id'], status='submitted'))
@@ -4438,11 +4440,11 @@ class LiveStore(BarStore):
         if self.live_row is None:
             return super().minutes(code, first, last)
         past = None
-        with self._until(self.live_row - 1):
-            if first < self.live_row and self.live_row:
+        if first < self.live_row:
+            with self._until(self.live_row - 1):
                 past = super().minutes(code, first, min(last, self.live_row - 1))
-        if last < self.live_row:
-            return past
+            if past is None or last < self.live_row:
+                return past
         return self._join(code, past, self._minutes_today(code))
 
     def _minutes_today(self, code):
@@ -7762,16 +7764,32 @@ def _refuse_hidden(namespace, originals):
     """Raises ConfigError where a function of JoinQuant's would trade on its account behind our back."""
     values = list(namespace.items()) + list(getattr(namespace.get('g'), '__dict__', {}).items())
     hidden = [name for name, value in values if not name.startswith('__')
-              and any(_Same(part) in originals for part in _parts(value, namespace))]
+              and _hides(value, originals, namespace)]
     if hidden:
         raise ConfigError('策略的 %s 里存着聚宽自己的下单函数，接管不了' % '、'.join(sorted(set(hidden))),
                           '改成在函数里直接写 order(...)，不要放进容器、默认参数、闭包、partial、类或对象里')
+
+
+def _hides(value, originals, namespace):
+    """Whether one of these functions is inside a value, however deep. g's own attributes can be replaced."""
+    seen, waiting = {id(namespace.get('g'))}, [value]
+    while waiting:
+        outer = waiting.pop()
+        if id(outer) not in seen:
+            seen.add(id(outer))
+            parts = [part for part in _parts(outer, namespace) if not isinstance(part, (str, int, float))]
+            if any(_Same(part) in originals for part in parts):
+                return True
+            waiting += parts
+    return False
 
 
 def _parts(value, namespace):
     """What a value of the strategy's own keeps inside, where nobody can put anything else."""
     if isinstance(value, functools.partial):
         return (value.func,) + value.args + tuple(value.keywords.values())
+    if isinstance(value, (staticmethod, classmethod)):
+        return (value.__func__,)
     if isinstance(value, types.FunctionType):
         return _parts_of_function(value) if value.__globals__ is namespace else ()
     if (value if isinstance(value, type) else type(value)).__module__ == namespace.get('__name__'):

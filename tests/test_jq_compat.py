@@ -917,7 +917,8 @@ def test_what_joinquant_itself_is_made_of_is_left_alone():
     'hidden = [order]', 'hidden = {"buy": order_value}', 'import functools\nhidden = functools.partial(order, CODE)',
     'def hidden(send=order_target):\n    pass', 'def hidden(*, send=cancel_order):\n    pass',
     'class hidden:\n    send = get_trades', 'hidden = {1: (order,)}[1]', 'g.hidden = [inout_cash]',
-    'make = lambda send: lambda: send(CODE, 100)\nhidden = make(order)',
+    'make = lambda send: lambda: send(CODE, 100)\nhidden = make(order)', 'hidden = {"buy": [(CODE, order)]}',
+    'class hidden:\n    send = staticmethod(order)', 'class hidden:\n    def go(self, send=order):\n        pass',
     'class Trader:\n    def __init__(self, send):\n        self.send = send\nhidden = Trader(order)'])
 def test_a_function_that_hides_where_it_cannot_be_replaced_is_refused(text, sent):
     strategy = Strategy(('127.0.0.1', 1), source=SOURCE + 'CODE = %r\n' % CODE + text)
@@ -949,6 +950,21 @@ inner = empty()
         strategy.namespace['__builtins__'] = dict(vars(builtins), order=joinquant.order)
         assert strategy.install() and strategy.order(CODE, 100).filled == 100
         jq.uninstall_jq_compat()
+
+
+def test_what_is_made_of_itself_or_of_much_hides_nothing():
+    source = SOURCE + """
+kept = [1]
+g.kept = {'itself': kept}
+kept.append(g.kept)
+class Node:
+    pass
+first = last = Node()
+for _ in range(5000):
+    last.next = last = Node()
+"""
+    with base.serving(FakeClock(MORNING)) as server:
+        assert Strategy(server.address, source=source).install()
 
 
 def test_trades_can_be_chosen():

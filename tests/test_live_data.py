@@ -205,6 +205,20 @@ def test_many_bars_ask_for_their_quotes_at_once(tmp_path):
         assert [name for name in provider.calls if 'live' in name] == ['get_live_currents']
 
 
+def test_today_s_minutes_alone_do_not_pass_for_all_that_were_asked_for(tmp_path):
+    def without_history(read, *args, **kwargs):
+        if kwargs.get('frequency') == '1m' and kwargs['start_date'] < moment('2025-03-03 00:00'):
+            raise bq.DataUnavailable('没有下载')
+        return read(*args, **kwargs)
+    with stage(tmp_path, '2025-03-03 10:00') as it:
+        view = view_at(it, provider_of(it, get_price=without_history), '2025-03-03 10:00')
+        assert len(view.get_price(A, start_date='2025-03-03 09:30', frequency='1m')) == 30
+        for ask in (lambda: view.get_price(A, count=100, frequency='1m'), lambda: view.history(100, '1m', 'close', [A]),
+                    lambda: view.get_price(A, start_date='2025-02-28 14:00', frequency='1m')):
+            with pytest.raises(bq.DataUnavailable, match='没有分钟线'):
+                ask()
+
+
 @pytest.mark.parametrize('dt', [None, ''])
 def test_a_quote_that_does_not_say_of_when_it_is_is_stale(tmp_path, dt):
     with stage(tmp_path, '2025-03-03 10:00') as it:

@@ -324,6 +324,16 @@ def test_an_answer_that_names_only_the_order_is_the_order(tmp_path, left):
         assert bool(it.said('其余回答看不懂')) == (len(left) == 1)
 
 
+@pytest.mark.parametrize('odd', [{'side': 'buy'}, {'side': None, 'order_type': 99}, {'side': 'SELL', 'is_buy': False}])
+def test_which_side_was_ordered_is_known_whatever_the_answer_says(tmp_path, odd):
+    def oddly(place, *args, **kwargs):
+        return dict(dict(place(*args, **kwargs), is_buy=None), **odd)
+    with stage(tmp_path, START, END) as it:
+        text = tasks(at_0935='g.o = order("%s", 300)' % A)
+        run = it.run(it.strategy(text), remote=Between(it.broker, place_order=oddly))
+        assert run.session.g.o.is_buy and run.session.g.o.filled == 300
+
+
 def test_an_answer_that_says_filled_is_filled(tmp_path):
     text = tasks(at_0935='g.o = order("%s", 300)' % A)
     with stage(tmp_path, START, END) as it:
