@@ -77,7 +77,7 @@ from bullet_qmt import (
     bars_elapsed, brief, calendar_groups, check_span, has_panel, numbers_are_labels, sync_directory, ways,
     check_choice, check_flag, check_moment, check_number, check_text, check_whole, combine, connect, factor_at,
     factor_ranges, format_table, from_ms, instrument, load_settings, lot_problem, normalize_code, normalize_codes,
-    open_service, optional_import, order_style, parse_bool, parse_data_source, parse_frequency, parse_host,
+    on_tick, open_service, optional_import, order_style, parse_bool, parse_data_source, parse_frequency, parse_host,
     parse_moment, parse_order_id, parse_text, parse_token, price_limits, printable, protect_price, qmt_code, real,
     restrict_to_owner, round_lot, round_to_tick, rule_trade_day, scale, text_width, to_ms, tradable, trade_fees, whole,
     windows_from_end)
@@ -118,10 +118,10 @@ def _agreed(**named):
 
 
 def _price(value, name):
-    """A positive price in yuan; None stays None."""
+    """A positive price in yuan; None stays None. What binary fractions add goes: 10.02 + 0.01 is 10.03."""
     if value is None:
         return None
-    price = check_number(value, name, 0, MAX_PRICE)
+    price = round(check_number(value, name, 0, MAX_PRICE), 6)
     if price <= 0:
         raise BadRequest('%s 应大于 0' % name, '市价单不要给出价格')
     return price
@@ -2555,6 +2555,8 @@ class SimulatedBroker(BrokerInterface):
         try:
             code = self._known(security)
             amount = self._sized(code, amount, style)
+            if self.view.minute < _LEFTOVERS:  # later ones are the next day's, whose limits are not known yet
+                self._check_limit(code, style)
         except (_Void, DataUnavailable) as reason:
             self._log('warning', '%s 下单 %s 股没有成立：%s' % (printable(str(security)), amount, reason))
             return None
@@ -2623,29 +2625,53 @@ class SimulatedBroker(BrokerInterface):
         """Whole shares that can be had: cut to cash or to what can be sold, then to lots. Negative to sell."""
         self._check_style(code, style)
         if amount > 0:
-            affordable = self._affordable(code, style)
-            lots = round_lot(code, min(amount, affordable))
-            if not lots:
-                raise _Void('可用资金 %.2f 元按 %g 元够买 %d 股，最少申报 %d 股' % (
-                    self.portfolio.available_cash, self._reference(code, style), affordable, instrument(code).lot))
-            return lots
+            return self._bought(code, amount, style)
         held = self.portfolio.positions[code] if code in self.portfolio.positions else None
         closeable = held.closeable_amount if held else 0
         wanted = min(-amount, closeable)
         lots = wanted if wanted == closeable else round_lot(code, wanted)
+        if not closeable:
+            raise _Void('可卖 0 股（持有 %d，今天买入 %d，挂单占用 %d）' % (
+                (held.amount, held.today_amount, held.locked_amount) if held else (0, 0, 0)))
         if not lots:
-            raise _Void('可卖 %d 股（持有 %d，今天买入 %d，挂单占用 %d），不是清仓时最少申报 %d 股' % (
-                (closeable,) + ((held.amount, held.today_amount, held.locked_amount) if held else (0, 0, 0))
-                + (instrument(code).lot,)))
+            raise _Void('不到最小申报数量 %d 股，零股只能在卖出全部可卖的 %d 股时一并卖出' % (
+                instrument(code).lot, closeable))
         return -lots
+
+    def _bought(self, code, amount, style):
+        """Whole lots of at most so many shares that the cash pays for. Raises _Void where that is none."""
+        lot = instrument(code).lot
+        if amount < lot:
+            raise _Void('不到最小申报数量 %d 股' % lot)
+        affordable = self._affordable(code, style)
+        if affordable < lot:
+            raise _Void('资金不足：可用 %.2f 元，按 %g 元和费用够买 %d 股，最少申报 %d 股' % (
+                self.portfolio.available_cash, self._reference(code, style), affordable, lot))
+        return round_lot(code, min(amount, affordable))
 
     def _check_style(self, code, style):
         if instrument(code).board == 'star' and _style_kind(style) == 'market' and style.limit_price is None:
-            raise _Void('科创板的市价委托要给出保护价 MarketOrderStyle(价格)')
+            raise _Void('科创板的市价委托要给出保护价（买入的最高价、卖出的最低价），例如 MarketOrderStyle(%g)' % (
+                self.view.last_price(code) or 50))
+
+    def _check_limit(self, code, style):
+        """Raises _Void for a limit price that the exchange refuses. Adjusted prices of the past have no tick."""
+        if _style_kind(style) == 'market' or self.options.match_by_signal:
+            return
+        price, tick = style.limit_price, instrument(code).tick
+        if self.options.use_real_price and not on_tick(price, tick):
+            raise _Void('价格 %r 不是最小变动价位 %g 的整数倍，例如 %g' % (price, tick, round_to_tick(price, tick)))
+        slack = 1e-6 if self.options.use_real_price else tick
+        high, low = self.view.limits(code)
+        if price > high + slack or price < low - slack:  # limits that cannot be told are those of the matching
+            raise _Void('价格 %g 在今天的跌停价 %g 与涨停价 %g 之外' % (price, low, high))
 
     def _reference(self, code, style):
-        """The price that cash is judged at: before slippage."""
-        return style.limit_price if _style_kind(style) == 'limit' else self.view.last_price(code)
+        """The price that cash is judged at: the limit, or what a market order fills at. Cash never goes below 0."""
+        if _style_kind(style) == 'limit':
+            return style.limit_price
+        last = self.view.last_price(code)
+        return self.costs.slipped(code, last, True) if last > 0 else 0.0
 
     def _affordable(self, code, style):
         """Shares that the available cash pays for, commission included."""
@@ -2803,10 +2829,19 @@ class SimulatedBroker(BrokerInterface):
                 self._finish(order, OrderStatus.canceled, order.message or '到收盘没有成交')
             elif order.status is OrderStatus.new:
                 self._unlock(order)
-                if self.view.is_paused(order.security):
-                    self._finish(order, OrderStatus.canceled, '停牌')
+                problem = self._refusal_at_open(order)
+                if problem:
+                    self._finish(order, OrderStatus.canceled, problem)
                 elif self._affords(order):
                     self._try(order)
+
+    def _refusal_at_open(self, order):
+        if self.view.is_paused(order.security):
+            return '停牌'
+        try:
+            return self._check_limit(order.security, order.style)
+        except _Void as reason:
+            return str(reason)
 
     def _affords(self, order):
         """A buy that waited is cut to the cash at the price of now: it was judged at that of the day before."""
@@ -2814,7 +2849,7 @@ class SimulatedBroker(BrokerInterface):
             lots = round_lot(order.security, min(order.amount, self._affordable(order.security, order.style)))
             if not lots:
                 self._finish(order, OrderStatus.canceled, '资金不足：可用 %.2f 元，开盘时的价格 %g 元，要买 %d 股' % (
-                    self.portfolio.available_cash, self.view.last_price(order.security), order.amount))
+                    self.portfolio.available_cash, self._reference(order.security, order.style), order.amount))
             elif lots < order.amount:
                 self._log('warning', '%s 的委托 %d 按开盘的价格只够买 %d 股' % (order.security, order.order_id, lots))
                 order.amount = lots
@@ -4074,7 +4109,7 @@ class RemoteBroker(BrokerInterface):
         return placed
 
     _known, _sized, _check_style = SimulatedBroker._known, SimulatedBroker._sized, SimulatedBroker._check_style
-    _affordable = SimulatedBroker._affordable
+    _bought, _affordable = SimulatedBroker._bought, SimulatedBroker._affordable
 
     def _reference(self, code, style):
         """What a buy keeps of the cash: at market the worst price that it may fill at."""

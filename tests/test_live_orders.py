@@ -110,7 +110,7 @@ def test_buys_are_cut_to_what_the_cash_pays_for_at_worst(tmp_path):
 
 
 @pytest.mark.parametrize('call, words', [
-    ('order("%s", 50)' % A, '最少申报 100 股'), ('order("%s", -100)' % A, '可卖 0 股'),
+    ('order("%s", 50)' % A, '不到最小申报数量 100 股'), ('order("%s", -100)' % A, '可卖 0 股'),
     ('order("123456.XSHG", 100)', '没有成立'), ('order("688981.XSHG", 200)', '保护价'),
     ('order("%s", 100, LimitOrderStyle(0.5))' % A, '被拒绝')])
 def test_what_comes_to_nothing_is_none_and_a_line(tmp_path, call, words):
