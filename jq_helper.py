@@ -8383,7 +8383,7 @@ class JqTrading:
         except OrderStateUnknown as error:
             if error.idempotency_key is not None and error.idempotency_key == self._broker.last_key:
                 doubts = self._namespace.setdefault(_JQ_DOUBTS, {})
-                doubts[code] = error.idempotency_key, call, str(_jq_now().date())
+                doubts.setdefault(code, (error.idempotency_key, call, str(_jq_now().date())))  # or the one from before
             raise
 
     def _tried_before(self, code, call):

@@ -571,6 +571,18 @@ def test_the_same_order_of_a_later_task_is_another_one(sent):
         assert jq._JQ_DOUBTS not in strategy.namespace
 
 
+@pytest.mark.parametrize('other', [-100, 300])
+def test_another_order_that_a_doubt_refuses_is_not_taken_for_the_one_in_doubt(monkeypatch, sent, other):
+    with trading() as strategy:
+        with answering(monkeypatch, {'broker.place_order': lambda answer: dict(answer, order_id=None),
+                                     'broker.resolve_submission': lambda answer: {'submission_state': 'reconciling'}}):
+            for amount in (100, other):
+                with pytest.raises(bq.OrderStateUnknown):
+                    strategy.order(CODE, amount)
+        assert strategy.order(CODE, 100).amount == 100 and len(writes(sent)) == 1
+        assert strategy.order(CODE, 300).amount == 300 and len(writes(sent)) == 2
+
+
 def test_an_order_that_never_came_is_ordered_when_it_is_tried_again(monkeypatch):
     with trading() as strategy:
         with monkeypatch.context() as patch:
