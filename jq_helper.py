@@ -3183,6 +3183,7 @@ class StrategyFile:
         try:
             known, open_ended = _readable_params(ast.parse(self.source), os.path.dirname(self.path))
             known |= self._constants()
+            useful = known - self._overwritten()
         except (SyntaxError, ValueError):  # load() will say where
             return []
         unread = '、'.join(name for name in names if name not in known)
@@ -3191,7 +3192,18 @@ class StrategyFile:
         if open_ended:
             return ['参数 %s 没有出现在策略文件里，可能没有人读它：核对名称' % unread]
         raise ConfigError('策略 %s 没有用到参数 %s' % (self.name, unread),
-                          '参数是策略文件里的模块级常量或 g.名称；可用：%s' % ('、'.join(sorted(known)) or '没有'))
+                          '参数是策略文件里的模块级常量或 g.名称；可用：%s' % ('、'.join(sorted(useful)) or '没有'))
+
+    def refuse_overwritten(self, names):
+        """Raises ConfigError for parameters whose place initialize takes: all their values would be one."""
+        with contextlib.suppress(SyntaxError, ValueError):  # load() will say where
+            lost = '、'.join(name for name in names if name in self._overwritten())
+            if lost:
+                raise ConfigError('参数 %s 不起作用：策略的 initialize 自己给了 g.%s' % (lost, lost.split('、')[0]),
+                                  "改用模块级常量，或写 g.名称 = getattr(g, '名称', 默认值)")
+
+    def _overwritten(self):
+        return _given_by_initialize(ast.parse(self.source)) - self._constants()
 
     def _is_remote(self, name):
         """Whether the strategy took this name from here, where it means the remote account."""
@@ -3246,6 +3258,27 @@ def _readable_params(tree, directory):
     passed_on = sum(map(_is_g, nodes)) > len(of_g) + len(told)
     beside = any(_is_beside(node, directory) for node in imports)
     return set(of_g + told + imported) - {'*'}, passed_on or beside or '__dict__' in of_g
+
+
+def _given_by_initialize(tree):
+    """Names of g that initialize, or a function that it calls, gives a value whatever they were before."""
+    functions = {node.name: node.body for node in tree.body if isinstance(node, ast.FunctionDef)}
+    given, names = set(), ['initialize']
+    for name in names:
+        for node in functions.pop(name, ()):
+            if isinstance(node, ast.Assign):
+                given |= _given_anew(node)
+            elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+                names.append(getattr(node.value.func, 'id', None))
+    return given - set(map(_name_asked_of_g, ast.walk(tree)))
+
+
+def _given_anew(node):
+    """Names of g that an assignment gives a value in which they do not stand."""
+    targets = [part for target in node.targets for part in getattr(target, 'elts', [target])]
+    given, read = ({part.attr for part in parts if isinstance(part, ast.Attribute) and _is_g(part.value)}
+                   for parts in (targets, ast.walk(node.value)))
+    return given - read
 
 
 def _module_level(node):
@@ -3794,7 +3827,7 @@ class BacktestRun:
 def _nearest_days(days, start, end):
     """What could have been asked for instead."""
     if not days:
-        return '行情来源没有交易日'
+        return '行情来源在 %s 之前没有交易日' % (end + timedelta(1))
     if start > days[-1] or end < days[0]:
         return '行情%s' % ('到 %s 为止' % days[-1] if start > days[-1] else '从 %s 开始' % days[0])
     place = bisect.bisect_left(days, start)
@@ -7313,6 +7346,7 @@ def _check_grid(order, points, strategy, dask):
     if twice:
         raise ConfigError('--param 与 --grid 都给出了 %s' % '、'.join(twice), '只留其中一个')
     strategy.check_params(list(order.params) + list(points[0]))
+    strategy.refuse_overwritten(points[0])
     if dask is None:
         with opened_provider(order.provider, order.config) as source:
             source.get_trade_days(count=1)

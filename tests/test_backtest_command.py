@@ -216,8 +216,23 @@ def test_a_parameter_that_the_strategy_overwrites_is_told(capsys, tmp_path):
     path = written(tmp_path, 'def initialize(context):\n    g.N = 5\n')
     code, out, _ = run(capsys, path, '--param', 'N=6', *SPAN)
     assert code == 0 and '参数 N 没有起作用' in out
-    code, out, _ = run(capsys, path, '--grid', 'N=6,7', *SPAN)
-    assert code == 0 and out.count('参数 N 没有起作用') == 1
+    code, out, err = run(capsys, path, '--grid', 'N=6,7', *SPAN)
+    assert code == bq.Exit.USAGE and '参数 N 不起作用' in err and not out
+    code, _, err = run(capsys, path, '--grid', 'M=6,7', *SPAN)
+    assert code == bq.Exit.USAGE and err.rstrip().endswith('可用：没有')
+
+
+@pytest.mark.parametrize('body, refused', [
+    ('g.N = 5', True), ('g.M, g.N = 4, 5', True), ('set_params()\ndef set_params():\n    g.N = 5', True),
+    ("g.N = getattr(g, 'N', 5)", False), ("if not hasattr(g, 'N'):\n        g.N = 5", False), ('g.N = int(g.N)', False),
+    ('g.N += 1', False), ('g.N = N\nN = 5', False), ('pass\ndef trade(context):\n    g.N = 5', False)])
+def test_a_grid_over_what_initialize_gives_is_refused(tmp_path, body, refused):
+    strategy = jq.StrategyFile(written(tmp_path, 'def initialize(context):\n    %s\n' % body))
+    if refused:
+        with pytest.raises(bq.ConfigError):
+            strategy.refuse_overwritten(['N'])
+    else:
+        strategy.refuse_overwritten(['N'])
 
 
 def test_ctrl_c_leaves_a_report(capsys, tmp_path):
