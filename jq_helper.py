@@ -3535,25 +3535,39 @@ class Session:
         return os.path.join(os.path.dirname(self.strategy.path), path)
 
     # -- orders --------------------------------------------------------------------------------------------------
-    def order(self, security, amount, style=None, side='long', pindex=0, close_today=False):
+    # `script`: what orders of scripts have and those of a strategy do not; refused with what to write instead.
+    def order(self, security, amount, style=None, side='long', pindex=0, close_today=False, **script):
         """An Order, filled or not; None where it came to nothing. amount negative to sell."""
+        _refuse_script_arguments(script)
         return self._place(*_order_arguments(security, amount, style, side, pindex, close_today))
 
-    def order_value(self, security, value, style=None, side='long', pindex=0, close_today=False):
+    def order_value(self, security, value, style=None, side='long', pindex=0, close_today=False, **script):
+        _refuse_script_arguments(script)
         style = _order_style_of(style, side, pindex, close_today)
         value = _yuan(value)
         shares = self._shares_for(security, abs(value), style)
         return None if shares is None else self._place(security, shares if value > 0 else -shares, style)
 
-    def order_target(self, security, amount, style=None, side='long', pindex=0, close_today=False):
+    def order_percent(self, security, percent, *how, **more):
+        """order_value() of a fraction (-1 to 1) of the total value."""
+        return self.order_value(security, _fraction(percent, -1) * self.context.portfolio.total_value, *how, **more)
+
+    def order_target(self, security, amount, style=None, side='long', pindex=0, close_today=False, **script):
+        _refuse_script_arguments(script)
         style = _order_style_of(style, side, pindex, close_today)
         return self._target(security, _no_short(_whole_shares(amount)), style)
 
-    def order_target_value(self, security, value, style=None, side='long', pindex=0, close_today=False):
+    def order_target_value(self, security, value, style=None, side='long', pindex=0, close_today=False, **script):
+        _refuse_script_arguments(script)
         style = _order_style_of(style, side, pindex, close_today)
         value = _no_short(_yuan(value))
         shares = self._shares_for(security, value, style)
         return None if shares is None else self._target(security, shares, style)
+
+    def order_target_percent(self, security, percent, *how, **more):
+        """order_target_value() of a fraction (0 to 1) of the total value."""
+        value = _fraction(percent, 0) * self.context.portfolio.total_value
+        return self.order_target_value(security, value, *how, **more)
 
     def batch_submit_orders(self, orders):
         """[dict of order()'s arguments]: all or none, if it is known beforehand. List of Orders, or of Nones."""
@@ -3632,6 +3646,8 @@ def benchmark_weights(security):
 def _order_style_of(style, side, pindex, close_today):
     """An order style object; a bare number is a limit price."""
     _refuse_futures(side, pindex, close_today)
+    if side not in (None, 'long'):
+        raise BadRequest('side 不认识：%s' % brief(side), "只做多头，side 是 'long' 或不写；卖出的数量、金额为负")
     if style is None:
         return MarketOrderStyle()
     if isinstance(style, (int, float)) and not isinstance(style, bool):
@@ -3641,6 +3657,12 @@ def _order_style_of(style, side, pindex, close_today):
         raise BadRequest('style 不认识：%s' % brief(style), '用 MarketOrderStyle() 或 LimitOrderStyle(价格)')
     price = _style_price(style)
     return MarketOrderStyle(price) if kind == 'market' else LimitOrderStyle(float(price))
+
+
+def _refuse_script_arguments(given):
+    if given:
+        raise BadRequest('策略里的委托没有参数 %s' % '、'.join(sorted(given)), '限价写 LimitOrderStyle(价格) 或直接写价格作第三个'
+                         '参数；等结果不用写：回测当场撮合，实盘见 --order-wait')
 
 
 def _recorded(value, name):
@@ -3705,8 +3727,8 @@ VIEW_NAMES = ('get_price', 'history', 'attribute_history', 'get_bars', 'get_curr
 SESSION_NAMES = ('run_daily', 'run_weekly', 'run_monthly', 'unschedule_all', 'set_option', 'set_benchmark',
                  'set_universe', 'set_slippage', 'set_order_cost', 'set_commission', 'record', 'inout_cash',
                  'subscribe', 'unsubscribe', 'unsubscribe_all', 'send_message', 'read_file', 'write_file', 'order',
-                 'order_value', 'order_target', 'order_target_value', 'batch_submit_orders', 'cancel_order',
-                 'get_open_orders', 'get_orders', 'get_trades')
+                 'order_value', 'order_percent', 'order_target', 'order_target_value', 'order_target_percent',
+                 'batch_submit_orders', 'cancel_order', 'get_open_orders', 'get_orders', 'get_trades')
 def enable_profile():
     """JoinQuant times the lines of a strategy that says so; here it runs without."""
 

@@ -111,6 +111,35 @@ def trade(context):
     assert len(result.trades) == len(DAYS) and wire.sent == []
 
 
+def test_percents_are_of_the_run_s_total_value(tmp_path, market, wire):
+    result = play(tmp_path, market, '''
+from jq_helper import *
+
+
+def initialize(context):
+    run_daily(trade, '9:30')
+
+
+def trade(context):
+    if not context.portfolio.positions:
+        order_percent('%(code)s', 0.1, LimitOrderStyle(10.5))
+        order_target_percent('%(code)s', 0.5)
+''' % {'code': A})
+    assert [row['amount'] for row in result.trades] == [9500, 40400] and wire.sent == []
+
+
+@pytest.mark.parametrize('call, said', [
+    ('order(A, 100, price=11.5, wait_timeout=10)', '没有参数 price、wait_timeout'),
+    ('order_target_value(A, 100, price=11.5)', '没有参数 price'), ('order_percent(A, 0.1, price=11.5)', 'LimitOrderStyle'),
+    ('order(A, 100, None, "SELL")', 'side 不认识'), ('order(A, 100, 10.5, 10)', 'side 不认识'),
+    ('order_percent(A, 1.5)', 'percent')])
+def test_what_only_scripts_write_is_refused_with_what_to_write(tmp_path, market, wire, call, said):
+    text = 'from jq_helper import *\nA = "%s"\n\n\ndef initialize(context):\n    %s\n' % (A, call)
+    with pytest.raises(jq.StrategyError, match=said) as caught:
+        play(tmp_path, market, text)
+    assert caught.value.__cause__.code == 'BAD_REQUEST' and wire.sent == []
+
+
 def test_a_client_that_was_kept_from_before_orders_nothing(tmp_path, market, wire, helper):
     helper('kept', 'import jq_helper\nbroker = jq_helper.get_broker_client()\n')
     importlib.import_module('kept')
