@@ -3328,7 +3328,7 @@ class Session:
         self.strategy, self.store, self.run_params, self.params = strategy, store, run_params, dict(params or {})
         self.on_error, self.messages, self.records = on_error, [], []
         self.g, self.options, self.costs = GlobalVariables(), Options(), TradingCosts()
-        self.log = StrategyLog(write, lambda: self.view.now)
+        self.log = StrategyLog(write, self._log_time)
         self.view = self.VIEW(store, self.options, lambda text: self.log.add('history', 'warning', text))
         self.view.move(datetime.combine(run_params.start_date, time()))
         self.broker = broker_of(self)
@@ -3411,6 +3411,9 @@ class Session:
 
     def end(self):
         self._hook('on_strategy_end')
+
+    def _log_time(self):
+        return self.view.now
 
     def _sync(self):
         context, view = self.context, self.view
@@ -4414,6 +4417,9 @@ class LiveStore(BarStore):
         self._days, self._minutes, self._infos, self._today_factors, self._lacking = {}, {}, {}, {}, {}
         self._quotes, self._todays, self._joined, self._read_at = {}, {}, {}, {}
 
+    def wall_time(self):
+        return self._clock.now()
+
     # -- quotes ------------------------------------------------------------------------------------------------------
     def quote(self, code):
         """Row of the quote of now, at most a second old."""
@@ -4918,6 +4924,10 @@ class LiveSession(Session):
         """A hook of the start; its failure ends the run."""
         self._hook(name, always_stop=True)
 
+    def _log_time(self):
+        """What the clock says, whatever the time is that the task was meant for."""
+        return self.store.wall_time().replace(microsecond=0)
+
     def _is_idle(self):
         return super()._is_idle() and not self.strategy.hook('handle_tick')
 
@@ -5198,7 +5208,16 @@ class LiveRun:
         session.settled()
         state.source = _digest(session.strategy.source)
         state.end_job(session.packed())
-        self.tell('已就绪；要停止：Ctrl-C，或在 %s 里放一个名为 stop 的文件' % self.plan.runtime_dir)
+        self.tell('已就绪；%s；要停止：Ctrl-C，或在 %s 里放一个名为 stop 的文件' % (self._coming(), self.plan.runtime_dir))
+
+    def _coming(self):
+        """When the next task runs."""
+        now, schedule, today = self.clock.now(), self.session.schedule, self.state.day
+        for day in self.session.store.days[bisect.bisect_left(self.session.store.days, today):]:
+            for job in schedule.walk(day, after=self.state.cursor if day == today else (-1,)):
+                if day > today or self._agenda.reason_to_skip(job, day, now) is None:
+                    return '下一个任务：%s %s %s' % (day, _clock_time(job.key), _name_of(job))
+        return '%d 天之内没有任务' % DAYS_AHEAD
 
     def _tell_of_changed_code(self):
         """after_code_changed, which is done with on disk before what comes next."""
@@ -5371,11 +5390,8 @@ class LiveRun:
     # -- jobs --------------------------------------------------------------------------------------------------------
     def _handle(self, job, now):
         day = self.state.day
-        reason = self._agenda.reason_to_skip(job, day, now)
-        if reason is not None:
-            self.tell('跳过 %s 的 %s：%s' % (_clock_time(job.key), _name_of(job), reason))
-            self.state.cursor = job.key
-            return
+        if self._agenda.reason_to_skip(job, day, now) is not None:
+            return self._skip(day, now)
         if not self._prepare():
             return
         instant, now = instant_of(job, day), self.clock.now()
@@ -5386,6 +5402,23 @@ class LiveRun:
             self.tell('%s 的 %s 晚了 %d 秒' % (_clock_time(job.key), _name_of(job), (now - instant).total_seconds()))
         self.state.begin_job(job.key)
         self._fire(lambda: self.session.fire(job, max(instant, minute)))
+
+    def _skip(self, day, now):
+        """All that is too late up to the next job that is not; one line for each function and kind of reason."""
+        skipped = OrderedDict()
+        for job in self.session.schedule.walk(day, after=self.state.cursor):
+            reason = self._agenda.reason_to_skip(job, day, now)
+            if reason is None:
+                break
+            skipped.setdefault((_name_of(job), reason.partition(' ')[0]), []).append((job.key, reason))
+            self.state.cursor = job.key
+        for (name, _), items in skipped.items():
+            (first, reason), (last, _) = items[0], items[-1]
+            if len(items) > 1:
+                self.tell('跳过 %s 到 %s 的 %s，共 %d 次：%s' % (
+                    _clock_time(first), _clock_time(last), name, len(items), reason))
+            else:
+                self.tell('跳过 %s 的 %s：%s' % (_clock_time(first), name, reason))
 
     def _fire(self, call):
         """Whatever happens in it, what the strategy has become is kept."""

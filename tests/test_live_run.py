@@ -2,6 +2,7 @@
 import contextlib
 import os
 import types
+from datetime import timedelta
 
 import pytest
 
@@ -100,6 +101,53 @@ def test_a_late_start_skips_what_is_too_late(tmp_path):
         lines = strategy_lines(it)
         assert 'before at 2025-03-03 09:36:00' in lines and not [line for line in lines if line.startswith('open')]
         assert it.said('跳过 09:30 的 at_open：晚了 360 秒')
+
+
+def test_minutes_that_are_too_late_are_told_in_one_line(tmp_path):
+    text = """
+    def initialize(context):
+        run_daily(each, 'every_bar')
+        run_daily(other, '10:00')
+
+    def each(context):
+        log.info('each at %s', context.current_dt)
+
+    def other(context):
+        pass
+    """
+    with stage(tmp_path, '2025-03-03 10:09:30', '2025-03-03 10:10:30') as it:
+        it.run(it.strategy(text), frequency='minute')
+        assert [line.split(' ', 2)[2] for line in it.said('跳过')] == [
+            '跳过 09:30 到 10:04 的 each，共 35 次：晚了 2370 秒，超过 300 秒',
+            '跳过 10:00 的 other：晚了 570 秒，超过 300 秒', '跳过 10:05 到 10:08 的 each，共 4 次：有更近的一次']
+        assert strategy_lines(it) == ['each at 2025-03-03 10:09:00', 'each at 2025-03-03 10:10:00']
+
+
+@pytest.mark.parametrize('start, task, coming', [
+    ('2025-03-02 12:00', '9:30', '2025-03-03 09:30 trade'), ('2025-03-03 08:00', '9:30', '2025-03-03 09:30 trade'),
+    ('2025-03-03 09:36', '9:30', '2025-03-04 09:30 trade'), ('2025-03-07 20:00', '14:50', '2025-03-10 14:50 trade')])
+def test_when_it_is_ready_it_tells_what_comes_next(tmp_path, start, task, coming):
+    text = 'def initialize(context):\n    run_daily(trade, %r)\n\ndef trade(context):\n    pass\n' % task
+    with stage(tmp_path, start, start[:-2] + '55') as it:
+        it.run(it.strategy(text))
+        assert it.said('已就绪；下一个任务：%s；' % coming)
+
+
+def test_when_nothing_comes_next_that_is_told(tmp_path):
+    with stage(tmp_path, MONDAY, '2025-03-03 08:10') as it:
+        it.run(it.strategy('def initialize(context):\n    pass\n'))
+        assert it.said('已就绪；40 天之内没有任务；')
+
+
+def test_lines_of_the_log_bear_the_time_of_the_clock(tmp_path):
+    text = HOOKS + "\n\ndef at_open(context):\n    order('000001.XSHE', 100)\n    log.info('at_open %s', context.current_dt)\n"
+    with stage(tmp_path, MONDAY, '2025-03-03 09:35') as it:
+        def slow(method, *args, **kwargs):
+            it.clock.set(it.clock.now() + timedelta(seconds=75))
+            return method(*args, **kwargs)
+        it.run(it.strategy(text), remote=Between(it.broker, place_order=slow))
+        assert it.said('at_open 2025-03-03 09:30:00')[0].startswith('2025-03-03 09:31:15 - INFO')
+        assert it.said('委托号')[0].startswith('2025-03-03 09:31:15 - INFO')
 
 
 def test_a_clock_that_goes_back_repeats_nothing(tmp_path):
