@@ -4018,8 +4018,8 @@ class RemoteBroker(BrokerInterface):
     book: what must not be forgotten: new_key(what) -> key, on disk when it returns; close_key(key, order_id=None);
     count_cancel(order_id, security) -> key; want_gone(order_id, security); undecided: order id -> security of what was
     to be cancelled and may still be there; count_order(); day: whose tasks run; keys: key -> dict security, side, ...;
-    own: order id -> key, of today; is_own_key(key); orders, cancels: counts of today. remote: RemoteQmtBroker.
-    log(level, text).
+    own: order id -> key, of today; unfinished: of these order id -> dict security, side, ... until finish(order_id);
+    is_own_key(key); orders, cancels: counts of today. remote: RemoteQmtBroker. log(level, text).
     overview: (RemoteAccount, RemotePositions) as read last. A failing read is an error, never an empty
     account; an order whose outcome is unknown is never sent again.
     """
@@ -4070,9 +4070,14 @@ class RemoteBroker(BrokerInterface):
         """An order that the broker's list lacks (yet) is what was seen of it last, and never gone."""
         found = [RemoteOrder(row) for row in rows if self._is_own(row)]
         orders = OrderedDict((row.order_id, self._order_of(row)) for row in found)
+        for order_id, what in self._book.unfinished.items():
+            if order_id not in orders and order_id not in self._seen:  # an earlier process placed it
+                row = RemoteOrder(dict(what, order_id=order_id, order_time=what.get('time'), status='submitted'))
+                self._order_of(row, _style_kept(what))
         for order_id in [order_id for order_id in self._seen if order_id not in orders]:
-            orders[order_id] = self._seen[order_id]
-            self._puzzle(order_id, None, '委托 %s 不在服务端的委托列表里，按上次看到的算' % order_id)
+            order = orders[order_id] = self._seen[order_id]
+            self._puzzle(order_id, None, '委托 %s（%s）不在服务端的委托列表里，按上次看到的算；请在 QMT 里核对' % (
+                order_id, _text_of_order(order)))
         return orders
 
     def trades(self):
@@ -4098,6 +4103,8 @@ class RemoteBroker(BrokerInterface):
         order.status, order.message = self._status_of(row), row.status_msg
         if order.is_buy:
             order.avg_cost = row.price
+        if row.final:
+            self._book.finish(row.order_id)
         return order
 
     def _status_of(self, row):
@@ -4237,7 +4244,7 @@ class RemoteBroker(BrokerInterface):
         side, is_market = 'BUY' if amount > 0 else 'SELL', _style_kind(style) == 'market'
         now = self._patience.clock.now()
         what = OrderedDict(security=code, side=side, amount=abs(amount))
-        key = self._book.new_key(OrderedDict(what, time=now, style=_style_text(style)))
+        key = self._book.new_key(OrderedDict(what, time=now, style=_style_kind(style), order_price=style.limit_price))
         self.portfolio.outdated = True
         try:
             row = self._remote.place_order(
@@ -4296,8 +4303,8 @@ class RemoteBroker(BrokerInterface):
             order = self._seen_again(order)
         level = 'warning' if order.status in (OrderStatus.rejected, OrderStatus.canceled) else 'info'
         self._log(level, '%s：委托号 %s，状态 %s，成交 %d 股，均价 %g%s' % (
-            _order_text(order.security, order.amount if order.is_buy else -order.amount, style), order.order_id,
-            order.status, order.filled, order.price, row.status_msg and '（%s）' % printable(row.status_msg)))
+            _text_of_order(order), order.order_id, order.status, order.filled, order.price,
+            row.status_msg and '（%s）' % printable(row.status_msg)))
         return order
 
     def _void(self, key, error):
@@ -4343,7 +4350,9 @@ class RemoteBroker(BrokerInterface):
         try:
             done = self._remote.cancel_order(order.order_id, idempotency_key=key)
             text = '已撤' if done else '没有撤成，已是最终状态'
-            order.status = OrderStatus.canceled if done else order.status
+            if done:
+                order.status = OrderStatus.canceled
+                self._book.finish(order.order_id)
         except (OrderRejected, OrderNotFound) as error:
             text = '没有撤成：%s' % error.message
         except OrderStateUnknown as error:
@@ -4374,6 +4383,17 @@ def _style_text(style):
     if _style_kind(style) == 'limit':
         return '限价 %g' % price
     return '市价' if price is None else '市价（保护价 %g）' % price
+
+
+def _style_kept(what):
+    """Of what a book has of an order; an older program wrote no price."""
+    if what.get('style') == 'limit':
+        return LimitOrderStyle(what['order_price'])
+    return MarketOrderStyle(what.get('order_price'))
+
+
+def _text_of_order(order):
+    return _order_text(order.security, order.amount if order.is_buy else -order.amount, order.style)
 
 
 def _order_text(code, amount, style):
@@ -4738,14 +4758,14 @@ class LiveState:
         ('version', STATE_VERSION), ('strategy', ''), ('source', ''), ('account', ''), ('dry_run', False),
         ('frequency', 'day'), ('run_id', ''), ('born', None), ('capital', None), ('returns', 0.0),
         ('returns_day', None), ('day', None), ('cursor', (-1,)), ('running', None), ('number', 0), ('orders', 0),
-        ('cancels', 0), ('keys', {}), ('own', {}), ('kept', {}), ('undecided', {})])
+        ('cancels', 0), ('keys', {}), ('own', {}), ('kept', {}), ('undecided', {}), ('unfinished', {})])
     # without these something could be done twice or be forgotten; what else an older file lacks has its default
     ESSENTIAL = ('version', 'strategy', 'account', 'dry_run', 'frequency', 'run_id', 'born', 'day', 'cursor', 'running',
                  'number', 'orders', 'cancels', 'keys', 'own', 'kept')
 
     def __init__(self, directory, values):
         self._path = os.path.join(directory, STATE_FILE)
-        self.__dict__.update(self.FIELDS, keys=OrderedDict(), own={}, kept={}, undecided={})
+        self.__dict__.update(self.FIELDS, keys=OrderedDict(), own={}, kept={}, undecided={}, unfinished={})
         self.__dict__.update(values)
 
     @classmethod
@@ -4795,7 +4815,7 @@ class LiveState:
     # -- days and jobs -----------------------------------------------------------------------------------------------
     def begin_day(self, day):
         self.day, self.cursor, self.running = day, (-1,), None
-        self.orders, self.cancels, self.own, self.undecided = 0, 0, {}, {}
+        self.orders, self.cancels, self.own, self.undecided, self.unfinished = 0, 0, {}, {}, {}
         self.save()
 
     def begin_job(self, key):
@@ -4842,10 +4862,14 @@ class LiveState:
 
     def close_key(self, key, order_id=None):
         """Its outcome is certain; order_id: of the order that it made."""
-        del self.keys[key]
+        what = self.keys.pop(key)
         if order_id is not None:
-            self.own[order_id] = key
+            self.own[order_id], self.unfinished[order_id] = key, what
         self.save()
+
+    def finish(self, order_id):
+        """It has a final status; written with what comes next, as the broker's list shows it again until then."""
+        self.unfinished.pop(order_id, None)
 
     def count_cancel(self, order_id, security):
         self.cancels += 1
@@ -5194,6 +5218,8 @@ class LiveRun:
         self._resume()
         if state.day <= now.date():
             self._begin_day(now.date(), now)
+        if state.unfinished:
+            session.broker.orders()  # says which of them the broker's list lacks
         if self.stopping():
             return
         if self._is_new:

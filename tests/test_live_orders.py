@@ -380,6 +380,34 @@ def test_an_order_that_the_list_does_not_show_yet_is_there(tmp_path):
         assert out_of(run) == [1, 1, None, 1] and len(it.said('不在服务端的委托列表里')) == 1
 
 
+def test_an_order_of_an_earlier_process_that_the_list_lacks_is_told_and_there(tmp_path):
+    low = 'LimitOrderStyle(round(get_current_data()["%s"].last_price * 0.985, 2))' % A
+    text = tasks(at_0935='order("%s", 100)\norder("%s", 300, %s)' % (B, A, low),
+                 at_1000='g.out += [repr(item) for item in get_open_orders().values()]\n'
+                         'g.out.append(order_target("%s", 500))' % A)
+    with stage(tmp_path, START, '2025-03-03 09:50') as it:
+        run = it.run(it.strategy(text))
+        order_id, = run.state.unfinished
+        it.run(it.strategy(text), '2025-03-03 09:55')
+        assert not it.said('不在服务端的委托列表里')
+        forgetful = Between(it.broker, get_orders=lambda read: [])
+        forgetful.changes['cancel_order'] = refusing(bq.OrderNotFound('没有'))
+        run = it.run(it.strategy(text), '2025-03-03 10:10', remote=forgetful)
+        told, = [line for line in it.said('不在服务端的委托列表里') if order_id in line]
+        assert '买入 %s 300 股 限价' % A in told and it.lines.index(told) < it.lines.index(it.said('已就绪')[2])
+        shown, none = out_of(run)
+        assert order_id in shown and 'amount=300' in shown and none is None, 'bought beside it nothing is'
+        assert len(it.broker.get_orders()) == 2
+        assert it.run(it.strategy(text), '2025-03-04 09:00', remote=forgetful).state.unfinished == {}
+        assert len(it.said('不在服务端的委托列表里')) == 2, 'of the day that it is of alone'
+
+
+def refusing(error):
+    def call(method, *args, **kwargs):
+        raise error
+    return call
+
+
 def test_a_machine_that_sleeps_in_a_task_orders_nothing_on_another_day(tmp_path):
     text = tasks(at_0935='g.out += [order("%s", 100)]' % A)
     with stage(tmp_path, START, '2025-03-04 09:30') as it:

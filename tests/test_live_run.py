@@ -140,7 +140,11 @@ def test_when_nothing_comes_next_that_is_told(tmp_path):
 
 
 def test_lines_of_the_log_bear_the_time_of_the_clock(tmp_path):
-    text = HOOKS + "\n\ndef at_open(context):\n    order('000001.XSHE', 100)\n    log.info('at_open %s', context.current_dt)\n"
+    text = HOOKS + """
+def at_open(context):
+    order('000001.XSHE', 100)
+    log.info('at_open %s', context.current_dt)
+"""
     with stage(tmp_path, MONDAY, '2025-03-03 09:35') as it:
         def slow(method, *args, **kwargs):
             it.clock.set(it.clock.now() + timedelta(seconds=75))
