@@ -4201,8 +4201,9 @@ class RemoteBroker(BrokerInterface):
             raise _Void('这只证券有要撤而还没有撤掉的委托，之前不再下单')
 
     def _still_undecided(self, code):
-        alive = self.open_orders()
-        self._book.undecided = {key: item for key, item in self._book.undecided.items() if key in alive}
+        orders = self.orders()  # what the list does not show is not gone
+        self._book.undecided = {key: item for key, item in self._book.undecided.items()
+                                if key not in orders or orders[key].status in ALIVE}
         return code in self._book.undecided.values()
 
     # -- limits: what cannot be computed does not pass -------------------------------------------------------------

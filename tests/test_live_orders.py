@@ -551,6 +551,7 @@ def test_a_cancel_of_what_the_server_does_not_find_is_no_error(tmp_path):
 
 
 def test_an_undecided_cancel_is_remembered_by_the_next_process(tmp_path):
+    """Also while the list does not show the order."""
     low = 'LimitOrderStyle(round(get_current_data()["%s"].last_price * 0.985, 2))' % A
     text = tasks(at_0935='g.o = order("%s", 1000, %s)\ng.out += [cancel_order(g.o).status]' % (A, low),
                  at_0940='g.out += [order("%s", 100)]' % A, at_1000='g.out += [order("%s", 100).filled]' % A)
@@ -559,9 +560,10 @@ def test_an_undecided_cancel_is_remembered_by_the_next_process(tmp_path):
         it.clock.at(moment('2025-03-03 09:50'), lambda: cancel(order_id, **kwargs))
         raise bq.OrderStateUnknown('柜台还没有结果', idempotency_key=kwargs['idempotency_key'])
     with stage(tmp_path, START, '2025-03-03 09:38') as it:
-        path = it.strategy(text)
+        path, empty = it.strategy(text), Between(it.broker, get_orders=lambda read: [])
         it.run(path, remote=Between(it.broker, cancel_order=undecided))
-        run = it.run(path, '2025-03-03 15:30')
+        it.clock.at(moment('2025-03-03 09:41'), empty.changes.clear)
+        run = it.run(path, '2025-03-03 15:30', remote=empty)
         assert out_of(run) == [jq.OrderStatus.open, None, 100] and it.said('有要撤而还没有撤掉的委托')
 
 
