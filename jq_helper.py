@@ -8533,15 +8533,14 @@ class JqTrading:
 
     def _await_time(self):
         """Until context.current_dt is now. Raises BadRequest, before anything is sent, where the task is not of now."""
-        lag_s = None if self._lag_s is None else self._lag()
-        if lag_s is None:
-            return
-        if abs(lag_s) > self._lag_s:
-            raise BadRequest('context.current_dt 是 %s，与现在相差 %d 秒，没有下单' % (self.context.current_dt, lag_s),
-                             '这是补跑的任务，或任务运行得太久；上限是 install_jq_compat 的 max_lag=%g' % self._lag_s)
-        while lag_s < 0:
-            _jq_wait(-lag_s)
+        while self._lag_s is not None:
             lag_s = self._lag()
+            if abs(lag_s) > self._lag_s:
+                raise BadRequest('context.current_dt 是 %s，与现在相差 %d 秒，没有下单' % (self.context.current_dt, lag_s),
+                                 '这是补跑的任务，或任务运行得太久；上限是 install_jq_compat 的 max_lag=%g' % self._lag_s)
+            if lag_s >= 0:
+                return
+            _jq_wait(-lag_s)
 
     def _lag(self):
         """Seconds since context.current_dt."""

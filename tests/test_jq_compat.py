@@ -689,6 +689,17 @@ def test_an_order_of_a_task_that_began_early_waits_for_its_time(sent, monkeypatc
         assert len(slept) == done and len(writes(sent)) == 2
 
 
+def test_a_clock_that_is_set_back_while_an_order_waits_ends_the_wait(sent, monkeypatch):
+    now = [datetime(2024, 1, 8, 9, 29)]
+    monkeypatch.setattr(jq, '_jq_now', lambda: now[0])
+    monkeypatch.setattr(jq, '_jq_wait', lambda seconds: now.insert(0, datetime(2024, 1, 8, 8, 0)))
+    with trading(max_lag=300) as strategy:
+        strategy.context.current_dt = datetime(2024, 1, 8, 9, 30)
+        with pytest.raises(bq.BadRequest):
+            strategy.order(CODE, 100)
+        assert sent == []
+
+
 @pytest.mark.parametrize('moment', [None, '2024-01-08', 5])
 def test_a_context_without_a_time_orders_nothing(sent, moment):
     with trading(max_lag=300) as strategy:
