@@ -231,7 +231,9 @@ class Task:
         if self.now is not None:
             sys.modules.update(KEPT)
             import jq_helper
-            jq_helper._jq_now, jq_helper.LIMIT_WAIT_S = lambda: self.now, 0.1
+            told = [self.now - timedelta(minutes=2)]  # JoinQuant begins early
+            jq_helper._jq_now, jq_helper.LIMIT_WAIT_S = lambda: told[-1], 0.1
+            jq_helper._jq_wait = lambda seconds: told.append(told[-1] + timedelta(seconds=seconds))
             self.context.current_dt = self.now
             self.context.previous_date = self.now.date() - timedelta(1)
             if self.task is None:
