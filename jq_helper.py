@@ -2898,7 +2898,8 @@ class SimulatedBroker(BrokerInterface):
             if self._goes_ex(code):
                 day = self.view.now.date()
                 for row in self.view.store.provider.get_split_dividend(code, day, day):
-                    events.append(self._pay(self.portfolio.positions[code], row))
+                    if code in self.portfolio.positions:  # an earlier row may have merged all of it away
+                        events.append(self._pay(self.portfolio.positions[code], row))
         return events
 
     def _goes_ex(self, code):
@@ -3732,6 +3733,8 @@ SESSION_NAMES = ('run_daily', 'run_weekly', 'run_monthly', 'unschedule_all', 'se
                  'subscribe', 'unsubscribe', 'unsubscribe_all', 'send_message', 'read_file', 'write_file', 'order',
                  'order_value', 'order_percent', 'order_target', 'order_target_value', 'order_target_percent',
                  'batch_submit_orders', 'cancel_order', 'get_open_orders', 'get_orders', 'get_trades')
+
+
 def enable_profile():
     """JoinQuant times the lines of a strategy that says so; here it runs without."""
 

@@ -684,6 +684,24 @@ def test_shares_that_are_merged_away(market, tmp_path):
     assert result.equity[-1] == pytest.approx(1000000 - 10010 - 5) and any('不足 1 股' in line for line in lines)
 
 
+def test_what_is_merged_away_gets_nothing_of_a_second_plan_of_the_day(market, tmp_path, monkeypatch):
+    market.daily(B, [day_row(DAYS[0], 10.0), day_row(DAYS[1], 10.0), day_row(DAYS[2], 20000.0, pre_close=20000.0)])
+    events = [dict(security=B, date=DAYS[2], security_type='stock', scale_factor=scale, bonus_pre_tax=cash, per_base=10)
+              for scale, cash in ((0.0005, 0.0), (1.0, 5.0))]
+    with jq.opened_provider(market.source) as provider:
+        monkeypatch.setattr(type(provider), 'get_split_dividend', lambda self, code, start, end: events)
+        result, lines = run(tmp_path, PLAIN + '''
+    def begin(context):
+        run_daily(trade, '9:30')
+
+    def trade(context):
+        if not g.seen:
+            g.seen.append(order('%s', 1000))
+    ''' % B, provider, DAYS[0], DAYS[2])
+    assert [row['amount'] for row in result.positions] == [1000, 1000] and only(result.dividends)['shares'] == -1000
+    assert result.equity[-1] == pytest.approx(1000000 - 10010 - 5) and any('不足 1 股' in line for line in lines)
+
+
 def test_without_real_prices_the_account_lives_on_adjusted_ones(market, tmp_path):
     market.daily(B, [day_row(DAYS[0], 10.0), day_row(DAYS[1], 5.0, pre_close=5.0), day_row(DAYS[2], 5.0)])
     result, _ = run(tmp_path, '''
