@@ -3932,7 +3932,8 @@ class _CsvMarket(_StubMarket):
         return _stub_info(_stub_profile(code), from_ms(self._columns(code)['time'][0]).date())
 
     def members(self, code, day):
-        raise DataUnavailable('目录 %s 里没有指数 %s 的成份股' % (self.directory, code), '成份股不在行情文件里')
+        raise DataUnavailable('目录 %s 里没有指数 %s 的成份股' % (self.directory, code),
+                              '行情文件里没有成份股：策略里自己写明代码的列表，或用 qmt-remote 的行情')
 
     def is_trade_day(self, day):
         """The files decide as far as they reach, the rule of the paper exchange beyond."""
@@ -10972,7 +10973,8 @@ class RemoteQmtConnection(PushingConnection):
             if self._fatal is not None:
                 raise error_from_wire(self._fatal.to_wire())  # a new one for each: tracebacks are not shared
             if self._stop.is_set():
-                raise ConnectionLost('连接已关闭', '新建一个连接', retryable=False, broker_called=False)
+                raise ConnectionLost('连接已关闭', '新建一个连接；模块的 get_price 等先再调用 set_data_provider()',
+                                     retryable=False, broker_called=False)
             if self._thread is None:
                 raise ConnectionLost('连接没有打开', '先调用 start()', retryable=False, broker_called=False)
             self._calls[call.id] = call
@@ -11855,10 +11857,13 @@ class RemoteQmtBroker:
         return status in ('canceled', 'partly_canceled')
 
     def resolve_submission(self, idempotency_key, write_action='broker.place_order', request_payload=None,
-                           order_id=None):
-        """What became of a write: dict with submission_state accepted, rejected, reconciling or submit_unknown."""
+                           order_id=None, abandon_unseen=None):
+        """What became of a write: dict with submission_state accepted, rejected, reconciling or submit_unknown.
+
+        abandon_unseen=True: an order's key that never came is void from now on.
+        """
         payload = {'idempotency_key': idempotency_key, 'write_action': write_action,
-                   'request_payload': request_payload or {}, 'order_id': order_id}
+                   'request_payload': request_payload or {}, 'order_id': order_id, 'abandon_unseen': abandon_unseen}
         return self._ask('broker.resolve_submission', _given_values(**payload))
 
     def wait_order(self, idempotency_key, timeout_s=60.0):
@@ -12424,13 +12429,27 @@ _OUTCOMES = {'accepted': '已到柜台', 'rejected': '没有成立', 'reconcilin
 
 def run_resolve(args):
     """What became of an order or a cancel: OK, FAILED or UNKNOWN."""
+    if args.cancel and args.abandon:
+        raise ConfigError('撤单的 key 不能作废', '去掉 --cancel 或 --abandon；撤单用同一个 key 重发不会撤两次')
     with _broker(args) as broker:
-        answer = broker.resolve_submission(args.key, CANCEL if args.cancel else PLACE)
+        answer = broker.resolve_submission(args.key, CANCEL if args.cancel else PLACE,
+                                           abandon_unseen=args.abandon or None)
     state, message = answer.get('submission_state'), answer.get('status_msg')
     print('%s%s' % (_OUTCOMES.get(state, state), '：%s' % message if message else ''))
     if answer.get('resolved_result'):
         _print_rows([answer['resolved_result']], _ORDER_COLUMNS)
+    if answer.get('seen') is False:
+        print('建议：%s' % _about_unseen(args), file=sys.stderr)
     return {'accepted': Exit.OK, 'rejected': Exit.FAILED}.get(state, Exit.UNKNOWN)
+
+
+def _about_unseen(args):
+    spelling = '检查 key 的拼写（下单、撤单时打印的那个）和服务端、账户是不是当时的'
+    if args.cancel:
+        return spelling + '；确认没有发出过，就再撤一次'
+    if args.abandon:
+        return spelling + '；还不能作废：柜台当日的委托没有到齐，稍后再试'
+    return spelling + '；确认没有发出过，加上 --abandon 让它作废，再用新的 key 下单'
 
 
 def run_call(args):
@@ -12648,7 +12667,8 @@ COMMANDS = OrderedDict([
     ('cancel', (run_cancel, '撤单', ('client',), [_argument('order_id', metavar='ORDER_ID', help='委托号'), _IDEMPOTENCY])),
     ('resolve', (run_resolve, '查询一个 idempotency_key 的委托或撤单的结果', ('client',), [
         _argument('key', metavar='KEY', help='下单时打印的 idempotency_key'),
-        _argument('--cancel', action='store_true', help='这个 key 是撤单的')])),
+        _argument('--cancel', action='store_true', help='这个 key 是撤单的'),
+        _argument('--abandon', action='store_true', help='服务端没有收到过的委托就此作废，迟到的也不会提交')])),
     ('backtest', (run_backtest, '回测一个聚宽策略', ('client',), [
         _argument('strategy', metavar='FILE', help='策略文件'),
         _argument('--start', required=True, metavar='DATE', help='开始日期'),

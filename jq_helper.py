@@ -3769,7 +3769,7 @@ class BacktestRun:
         run_params = RunParams(start, end, 'full_backtest', frequency)
         self.session = Session(strategy, self.store, run_params, self._broker, params, write, on_error)
         self.day_rows, self.position_rows, self._worthless, self.finished = [], [], set(), False
-        if (end - self.days[-1]).days > 15:
+        if _ends_early(self.store.days, end, today or end):
             self.session.messages.append('行情到 %s 为止，之后的日期没有回测' % self.days[-1])
 
     def _broker(self, session):
@@ -3850,6 +3850,12 @@ class BacktestRun:
             share = weight / math.fsum(weights.values())
             total = [value + share * close / before for value, close in zip(total, self._of_days(block, closes))]
         return total
+
+
+def _ends_early(days, end, today):
+    """Whether the provider's last day is before the last one over that was asked for. days: also those after `end`."""
+    later = (days[-1] + timedelta(number) for number in range(1, (min(end, today - timedelta(1)) - days[-1]).days + 1))
+    return any(map(rule_trade_day, later)) or (end - days[-1]).days > 15
 
 
 def _nearest_days(days, start, end):
@@ -5134,6 +5140,9 @@ LivePlan = namedtuple('LivePlan', 'path frequency params terms late_limit_s over
                                   'account patience_s')
 
 
+_RUN_MODES = {True: '演练（--dry-run）', False: '真实委托'}
+
+
 class LiveRun:
     """A strategy on the wall clock, from its start or from where an earlier process left it, until it is stopped.
 
@@ -5196,10 +5205,11 @@ class LiveRun:
     def _own(self, state, strategy):
         """The state, if it is that of this run: another strategy's or account's would order what is not meant."""
         for name, ours, what in (('strategy', strategy.path, '策略'), ('account', self.plan.account, '账户'),
-                                 ('dry_run', self.plan.terms.dry_run, '演练'), ('frequency', self.plan.frequency, '频率')):
+                                 ('dry_run', self.plan.terms.dry_run, '方式'), ('frequency', self.plan.frequency, '频率')):
             if getattr(state, name) != ours:
+                theirs, ours = (_RUN_MODES.get(value, brief(value)) for value in (getattr(state, name), ours))
                 raise ConfigError('运行目录 %s 属于另一次运行：%s是 %s，不是 %s' % (
-                    self.plan.runtime_dir, what, brief(getattr(state, name)), brief(ours)), '换一个 --runtime-dir')
+                    self.plan.runtime_dir, what, theirs, ours), '换一个 --runtime-dir')
         if not state.kept and state.number:
             raise ConfigError('上次 initialize 没有做完就结束了，而它已经下过单：不会重做一遍', '核对账户和委托，再换一个 --runtime-dir')
         if state.has_ordered_in(state.STARTING) and state.source == _digest(strategy.source):
@@ -7339,7 +7349,7 @@ def run_backtest_command(order, screen):
     Raises BulletError: before the run, or once what was run of it is shown and written.
     """
     names, failure = [name + '.csv' for name in CSV_NAMES] * order.csv + ['report.html'] * order.html, None
-    with _output_directory(order, names) as directory:
+    with _output_directory(order, names, screen.say) as directory:
         try:
             result = backtest(order.path, order.start, order.end, order.cash, order.frequency, order.benchmark,
                               order.provider, order.params, order.on_error, screen.line, screen.progress, order.config)
@@ -7350,7 +7360,7 @@ def run_backtest_command(order, screen):
         finally:
             screen.finish()
         metrics = compute_metrics(result)
-        for line in summary_lines(result, metrics):
+        for line in summary_lines(result, metrics) if result.days or failure is None else ():
             screen.say(line)
         if isinstance(failure, StrategyError):
             screen.say('\n策略出错（%s）：\n%s' % (
@@ -7410,8 +7420,10 @@ def run_grid_command(order, points, screen, dask=None):
     """Runs all points at once and shows them, the best returns first; the exit code. Ctrl-C keeps what is done."""
     strategy = StrategyFile(order.path)
     _check_grid(order, points, strategy, dask)
-    with _output_directory(order, ['grid.csv'] * order.csv) as directory, _grid_executor(dask) as (executor, stop):
+    names = ['grid.csv'] * order.csv
+    with _output_directory(order, names, screen.say) as directory, _grid_executor(dask) as (executor, stop):
         done, code = OrderedDict(), 0
+        screen.say('参数扫描：%d 组，每完成一组显示一行' % len(points))
         try:
             for number, figures in _grid_figures(executor, order, strategy.source, points, stop):
                 done[number] = figures
@@ -7420,6 +7432,8 @@ def run_grid_command(order, points, screen, dask=None):
             code = 130
             _end_points(stop)
         rows = [(points[number], done[number]) for number in sorted(done, key=lambda number: _grid_rank(done[number]))]
+        if not rows:
+            screen.say('没有走完：%d 组里一组也没有完成' % len(points))
         written = _show_grid(order, directory, rows, len(points), screen) if rows else True
     return code or int(not written or any(figures['error'] for _, figures in rows))
 
@@ -7536,10 +7550,10 @@ def _grid_table(rows):
 
 # -- what is left behind -------------------------------------------------------------------------------------------
 @contextlib.contextmanager
-def _output_directory(order, names):
+def _output_directory(order, names, say):
     """Where these files will be written, there and tried out before the run; None for no files. Removed if left empty.
 
-    Without --output a new one for each run. Raises ConfigError.
+    Without --output a new one for each run; says where earlier results will be replaced. Raises ConfigError.
     """
     if not names:
         yield None
@@ -7548,6 +7562,8 @@ def _output_directory(order, names):
     directory = order.output or _new_directory(_default_directory(order))
     _make_directory(directory)
     _try_to_write(directory, names)
+    if any(os.path.exists(os.path.join(directory, name)) for name in names):
+        say('结果目录 %s 里已有结果，将被这次的替换（要留下就换一个 --output）' % directory)
     try:
         yield directory
     finally:

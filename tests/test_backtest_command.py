@@ -57,6 +57,32 @@ def test_what_is_not_wanted_is_not_written(capsys, tmp_path):
     assert code == 0 and not os.path.exists('here/report.html') and os.path.exists('here/trades.csv')
 
 
+def test_a_strategy_that_does_not_load_shows_no_table(capsys, tmp_path):
+    for text in ('def initialize(context)\n    pass\n', 'import talib_is_missing\n'):
+        code, out, _ = run(capsys, written(tmp_path, text), '--output', 'here', *SPAN)
+        assert code == 1 and out.lstrip().startswith('策略出错') and 'Error' in out and not os.path.exists('here')
+
+
+def test_what_an_output_directory_had_is_replaced_and_that_is_said(capsys, tmp_path):
+    path = written(tmp_path, 'def handle_data(context, data): pass\n')
+    assert '将被这次的替换' not in run(capsys, path, '--output', 'here', '--no-html', *SPAN)[1]
+    assert run(capsys, path, '--output', 'here', '--no-html', *SPAN)[1].startswith('结果目录 here 里已有结果，将被这次的替换')
+
+
+def test_a_sweep_that_ends_before_its_first_point_says_so(capsys, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+        yield
+    monkeypatch.setattr(jq, '_grid_figures', interrupted)
+    code, out, _ = run(capsys, strategy_path('moving_average'), '--grid', 'FAST=3,5', *SPAN)
+    assert code == bq.Exit.INTERRUPTED and '参数扫描：2 组' in out and '2 组里一组也没有完成' in out
+
+
+def test_members_of_an_index_are_in_no_file_and_that_has_a_way_out(capsys, tmp_path):
+    path = written(tmp_path, 'def handle_data(context, data):\n    get_index_stocks("000300.XSHG")\n')
+    assert '写明代码的列表' in run(capsys, path, '--no-html', '--no-csv', *SPAN)[1]
+
+
 def test_parameters_cash_benchmark(capsys, tmp_path):
     code, out, _ = run(capsys, strategy_path('moving_average'), '--param', 'FAST=3', '--param', 'SLOW=9', '--cash',
                        '500000', '--benchmark', '000938.XSHE', '--output', 'here', *SPAN)

@@ -134,8 +134,14 @@ def test_what_became_of_a_key(run, server):
     run('order', CODE, 'buy', '100', '--market', '--key', 'asked-about')
     code, out, _ = run('resolve', 'asked-about')
     assert code == bq.Exit.OK and '已到柜台' in out and CODE in out
-    code, out, _ = run('resolve', 'never-used')
-    assert code == bq.Exit.UNKNOWN and '没有收到' in out
+    code, out, err = run('resolve', 'never-used')
+    assert code == bq.Exit.UNKNOWN and '没有收到' in out and '拼写' in err and '--abandon' in err
+    err = run('resolve', 'never-used', '--cancel')[2]
+    assert '再撤一次' in err and '--abandon' not in err
+    assert run('resolve', 'never-used', '--cancel', '--abandon')[0] == bq.Exit.USAGE
+    code, out, _ = run('resolve', 'never-used', '--abandon')
+    assert code == bq.Exit.FAILED and '已作废' in out
+    assert run('order', CODE, 'buy', '100', '--market', '--key', 'never-used')[0] == bq.Exit.FAILED
     run('order', CODE, 'buy', '150', '--market', '--key', 'refused')
     assert run('resolve', 'refused')[0] == bq.Exit.FAILED
     assert run('resolve', 'asked-about', '--cancel')[0] == bq.Exit.UNKNOWN

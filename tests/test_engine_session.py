@@ -404,6 +404,9 @@ def test_arguments_that_cannot_be(market, tmp_path, change, word):
 def test_a_span_beyond_the_data_says_so(tmp_path):
     result, _ = run(tmp_path, 'def initialize(context): pass', REAL, '2020-04-01', '2020-06-30')
     assert str(result.days[-1]) == '2020-04-10' and any('2020-04-10' in text for text in result.messages)
+    for end, told in (('2020-04-12', False), ('2020-04-13', True)):  # Sunday, Monday
+        result, _ = run(tmp_path, 'def initialize(context): pass', REAL, '2020-04-01', end)
+        assert any('行情到 2020-04-10 为止' in text for text in result.messages) == told
 
 
 def test_without_pandas_there_is_one_clear_error(market, tmp_path, monkeypatch):

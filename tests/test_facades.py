@@ -270,6 +270,10 @@ def test_a_new_provider_replaces_and_closes_the_old_one(environment, server):
     old = bq.set_data_provider('qmt-remote')
     new = bq.set_data_provider(host=server.address[0], port=server.address[1], token=TOKEN)
     assert bq.get_data_provider() is new
+    new.close()
+    with pytest.raises(bq.ConnectionLost) as caught:
+        bq.get_price(CODE, count=1)
+    assert 'set_data_provider' in caught.value.hint
     with pytest.raises(bq.ConnectionLost):
         old.get_last_price(CODE)
 

@@ -482,8 +482,9 @@ def test_a_clock_that_goes_back_keeps_the_overviews(tmp_path):
 def test_a_directory_belongs_to_one_run(tmp_path, other):
     with stage(tmp_path, MONDAY, '2025-03-03 09:10') as it:
         it.run(it.strategy(HOOKS))
-        with pytest.raises(bq.ConfigError, match='属于另一次运行'):
+        with pytest.raises(bq.ConfigError, match='属于另一次运行') as caught:
             it.run(it.strategy(HOOKS), **other)
+        assert 'dry_run' not in other or '方式是 真实委托，不是 演练（--dry-run）' in caught.value.message
         with pytest.raises(bq.ConfigError, match='属于另一次运行'):
             it.run(it.strategy(HOOKS, 'other.py'))
 
