@@ -3823,7 +3823,7 @@ class BacktestRun:
     def _note_missing_minutes(self):
         codes = list(self.store.without_minutes)
         if codes:
-            self.session.messages.append('%s 等 %d 个证券没有分钟线，或有些日子没有：那时盘中的最新价按当日开盘价，挂着的限价单按当日的最高最低价撮合' % (
+            self.session.messages.append('%s 等 %d 个证券没有分钟线，或有些日子没有：那时盘中的最新价按当日开盘价，挂着的限价单只在收盘时撮合一次，之前撤掉的没有成交' % (
                 codes[0], len(codes)))
 
     def closes(self, code):

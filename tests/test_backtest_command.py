@@ -121,6 +121,7 @@ def test_a_failing_strategy_says_where_and_leaves_its_days(capsys, tmp_path):
     ([strategy_path('moving_average'), '--grid', 'FAST=5,'] + SPAN, '空的或重复'),
     ([strategy_path('moving_average'), '--grid', 'FAST=5,5'] + SPAN, '空的或重复'),
     ([strategy_path('moving_average'), '--start', '2030-01-01', '--end', '2030-01-07'] + SPAN[4:], '到 2020-04-10 为止'),
+    ([strategy_path('moving_average'), '--start', '1990-01-01', '--end', '1990-02-02'] + SPAN[4:], '1990-02-03 之前没有'),
     ([strategy_path('moving_average'), '--benchmark', 'foo:bar'] + SPAN, 'foo:bar'),
     ([strategy_path('moving_average'), '--benchmark', 'foo:bar', '--grid', 'FAST=1,2'] + SPAN, 'foo:bar'),
     ([strategy_path('moving_average'), '--benchmark', '000905.XSHG'] + SPAN, '000905.XSHG'),

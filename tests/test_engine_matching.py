@@ -414,6 +414,19 @@ def test_a_day_without_minutes_among_those_that_have_them_is_matched_as_a_whole(
     assert any('有些日子没有' in text for text in result.messages)
 
 
+@pytest.mark.parametrize('placed, cancelled, filled', [
+    ('9:30', '15:30', 100), ('9:30', '14:50', 0), ('9:31', '15:30', 0), ('9:31', '14:50', 0)])
+def test_without_minutes_a_resting_order_is_matched_at_the_close_alone(market, tmp_path, placed, cancelled, filled):
+    """The day goes down to 9.70 and closes at 10.00."""
+    result, _ = play(market, tmp_path, '''
+    def begin(context):
+        run_daily(lambda context: g.seen.append(order('%s', 100, LimitOrderStyle(9.8))), '%s')
+        run_daily(lambda context: cancel_order(g.seen[-1]), '%s')
+    ''' % (B, placed, cancelled), days=1)
+    assert only(result.orders)['filled'] == filled
+    assert any('只在收盘时撮合一次' in text for text in result.messages)
+
+
 def test_a_day_without_minutes_is_matched_once(market, tmp_path):
     """One hundredth of 1000000 shares, and no more of them at 15:30 and 16:00."""
     result, _ = play(market, tmp_path, '''
