@@ -626,7 +626,7 @@ def test_parameters_that_nobody_reads_start_nothing(tmp_path):
         path = it.strategy('N = 1\ndef initialize(context):\n    g.M = 1\n    log.info("N %d", N)\n')
         with pytest.raises(bq.ConfigError) as caught:
             it.run(path, params={'P': 2})
-        assert 'P' in caught.value.message and '可用：M、N' in caught.value.hint and not it.said('initialize')
+        assert 'P' in caught.value.message and '可用：N' == caught.value.hint[-4:] and not it.said('initialize')
         it.run(path, params={'N': 2, 'M': 3})
         assert strategy_lines(it) == ['N 2'] and it.said('参数 M 没有起作用')
 
