@@ -3174,6 +3174,13 @@ class StrategyFile:
         self.namespace.update({name: value for name, value in (params or {}).items()
                                if name in self.namespace and (name not in names or name in self._constants())})
 
+    def check_syntax(self):
+        """Raises StrategyError. Nothing of it runs."""
+        try:
+            compile(self.source, self.path, 'exec')
+        except (SyntaxError, ValueError) as error:  # ValueError: a NUL
+            raise self.error(error) from error
+
     def _constants(self):
         """Names that the module itself gives a value."""
         return {node.id for node in _module_level(ast.parse(self.source))
@@ -5148,10 +5155,11 @@ class LiveRun:
 
     provider: RemoteQmtProvider; remote: RemoteQmtBroker; clock: now(), monotonic(), wait(seconds, event).
     stopping(): whether somebody wants the end. say(text): lines of the engine; write(line): the strategy's log.
+    is_linked(): whether the connection stands.
     """
 
     def __init__(self, plan, provider, remote, clock, stopping=lambda: False, write=lambda line: None,
-                 say=lambda text: None):
+                 say=lambda text: None, is_linked=lambda: True):
         self.plan, self.clock, self._write, self._say = plan, clock, SteadyLines(write), SteadyLines(say)
         self._stop_path, self._asked_to_stop = os.path.join(plan.runtime_dir, STOP_FILE), stopping
         self._event = threading.Event()
@@ -5162,6 +5170,7 @@ class LiveRun:
         # when something comes again, by the clock that nobody sets
         self._resolve_at = self._calendar_at = self._retry_at = self._account_at = self._overview_at = -math.inf
         self._close_shown, self._worried, self._idle_s = None, None, 0.0
+        self._is_linked, self._lost_at = is_linked, None  # the latter: since when the connection is lost
 
     def stopping(self):
         return self._asked_to_stop() or os.path.exists(self._stop_path)
@@ -5315,6 +5324,7 @@ class LiveRun:
     # -- the loop ----------------------------------------------------------------------------------------------------
     def _step(self):
         """One thing that is due, or the wait for the next one."""
+        self._watch_link()
         now = self.clock.now()
         if not self._is_day_begun(now):
             return self._wait(self._idle_s)
@@ -5332,6 +5342,16 @@ class LiveRun:
         if seconds > 0:
             self.clock.wait(seconds, self._event)
         self._event.clear()
+
+    def _watch_link(self):
+        """Who watches is told, also while there is nothing to ask the server."""
+        is_linked, now_s = self._is_linked(), self.clock.monotonic()
+        if not is_linked and self._lost_at is None:
+            self._lost_at = now_s
+            self.tell('与服务端的连接断了，正在自动重连')
+        elif is_linked and self._lost_at is not None:
+            self.tell('与服务端的连接恢复了，断了约 %d 秒' % math.ceil(now_s - self._lost_at))
+            self._lost_at = None
 
     def _look_around(self, now):
         """What is no job of the strategy."""
@@ -5561,6 +5581,18 @@ LiveOrder = namedtuple('LiveOrder', 'path frequency params config runtime_dir dr
 def run_live_command(order, screen, stopping):
     """Runs a strategy on the account until stopping(); the exit code: 0, 1 where the strategy failed."""
     make_private_directory(order.runtime_dir)
+    try:
+        StrategyFile(order.path).check_syntax()
+        _run_live(order, screen, stopping)
+    except StrategyError as error:
+        screen.say('\n策略出错（%s）：\n%s' % (
+            '没有行号' if error.line is None else '第 %d 行' % error.line,
+            '\n'.join(map(printable, error.text.splitlines()))))
+        return 1
+    return 0
+
+
+def _run_live(order, screen, stopping):
     config, account = dict(order.config), {}
     for name in ('account_key', 'sub_account'):
         account[name] = config.pop(name, None)
@@ -5570,16 +5602,8 @@ def run_live_command(order, screen, stopping):
                                                                             order.limits),
                         order.late_limit_s, order.overview_minutes, order.on_error, order.runtime_dir,
                         _account_name(remote), 60.0)
-        run = LiveRun(plan, RemoteQmtProvider(connection=connection), remote, LiveClock(), stopping, screen.line,
-                      screen.say)
-        try:
-            run.run()
-        except StrategyError as error:
-            screen.say('\n策略出错（%s）：\n%s' % (
-                '没有行号' if error.line is None else '第 %d 行' % error.line,
-                '\n'.join(map(printable, error.text.splitlines()))))
-            return 1
-    return 0
+        LiveRun(plan, RemoteQmtProvider(connection=connection), remote, LiveClock(), stopping, screen.line, screen.say,
+                lambda: connection.connected).run()
 
 
 def _account_name(remote):

@@ -162,6 +162,24 @@ def test_a_failing_strategy_shows_its_line(server, tmp_path):
     assert 'jq_helper.py' not in done.stdout
 
 
+def test_a_file_that_is_no_python_connects_to_nothing(server, tmp_path):
+    written(tmp_path, 'def initialize(context):\n    g.x = = 1\n')
+    done = run(command(tmp_path, '--port', '9'), env=environment(server), cwd=str(tmp_path))
+    assert done.returncode == 1 and '策略出错（第 2 行）' in done.stdout and 'SyntaxError' in done.stdout
+    assert '账户' not in done.stdout and '拒绝连接' not in done.stdout
+
+
+def test_a_server_that_goes_and_comes_back_is_told_to_who_watches(tmp_path):
+    with serving() as first, live(first, tmp_path, BUYING, '--dry-run') as process:
+        process.line_with('已就绪')
+        first.close()
+        process.line_with('与服务端的连接断了，正在自动重连')
+        with serving(port=first.address[1]):
+            process.line_with('与服务端的连接恢复了，断了约 [1-9][0-9]* 秒')
+            process.interrupt()
+            assert process.wait() == 0, process.story()
+
+
 def test_the_log_goes_to_a_file_and_on(server, tmp_path):
     for _ in range(2):
         with live(server, tmp_path, BUYING, '--dry-run', '--log', 'own.log') as process:
