@@ -7667,6 +7667,7 @@ _JQ_REFUSED = ('batch_submit_orders', 'inout_cash', 'transfer_cash', 'set_subpor
                'marginsec_direct_refund', 'purchase', 'redeem')
 _JQ_MODULES = ('jqdata', 'kuanke', 'kuanke.user_space_api')  # where strategies and their modules have these from
 _JQ_DOUBTS = 'jq_helper_doubts'  # the strategy's global for orders in doubt, which JoinQuant keeps for the next task
+JQ_TRY_S = 5.0  # what a start spends on finding out whether the account is there
 _MISSING = object()
 _jq_install = None  # the JqInstall of this process
 
@@ -7701,7 +7702,8 @@ def install_jq_compat(namespace, context=None, host=None, token=None, port=58620
     In a backtest, and in runs of our own, it does nothing and returns False. In simulated trading it returns True, and
     from then on order, order_value, order_target, order_target_value, cancel_order, get_open_orders, get_orders and
     get_trades in `namespace`, context.portfolio and context.subportfolios are the remote account's, with JoinQuant's
-    signatures and results. Nothing is sent yet. wait_timeout: seconds that an order waits for its outcome.
+    signatures and results. The account is asked for once: a wrong token or account is an error, a line that is down a
+    warning. wait_timeout: seconds that an order waits for its outcome.
     starting_cash (yuan): what portfolio.returns is measured from. cache_seconds: how old a reading of the account may
     be; orders end it. max_lag: seconds between context.current_dt and now beyond which nothing is ordered, as a task
     that JoinQuant makes up for later would trade on yesterday's reasons; within them an order waits for that time, as
@@ -7784,12 +7786,13 @@ def _is_own(function, namespace, code):
 
 
 def _installed(settings, own, namespace, context):
-    """The JqInstall of this process with these settings, made if there is none. Connects to nothing."""
+    """The JqInstall of this process with these settings, made and tried if there is none."""
     global _jq_install
     if _jq_install is None:
         if len(getattr(context, 'subportfolios', ())) > 1:
             raise JqNotSupported('不支持多个子账户（subportfolios）', '去掉 set_subportfolios，只用一个股票账户')
         _jq_install = JqInstall(settings, own, namespace)
+        _jq_install.try_line()
     elif not _jq_install.has(settings, own):
         raise ConfigError('install_jq_compat 已用别的设置安装过', '先调用 uninstall_jq_compat()')
     return _jq_install
@@ -7815,6 +7818,16 @@ class JqInstall:
 
     def has(self, settings, own):
         return self._settings == (settings, own)
+
+    def try_line(self):
+        """What no later attempt would mend is told now. A line that is down may be back when something is ordered."""
+        try:
+            self.trading.broker._ask('broker.account', JQ_TRY_S)
+        except BulletError as error:
+            if not error.retryable:
+                self.close()
+                raise
+            self.trading.warn('远程账户现在读不到，用到时再试：%s' % error.message)
 
     def take_over(self, namespace, context):
         """All or nothing: without the context, or where a function of JoinQuant's hides, none is changed."""

@@ -65,11 +65,12 @@ def nothing_stays(monkeypatch):
 
 @pytest.fixture
 def sent(monkeypatch):
-    """(action, payload) of every request."""
+    """(action, payload) of every request, but for the one that an install tries the line with."""
     requests, request = [], bq.ShortConnection.request
 
     def recorded(self, action, payload=None, timeout=None):
-        requests.append((action, payload))
+        if timeout != jq.JQ_TRY_S:
+            requests.append((action, payload))
         return request(self, action, payload, timeout)
     monkeypatch.setattr(bq.ShortConnection, 'request', recorded)
     return requests
@@ -151,6 +152,28 @@ def test_a_wrong_setting_installs_nothing(changes):
         strategy.install(**changes)
     assert jq._jq_install is None and jq._clients is None
     assert strategy.context.portfolio.total_value == 77 and not isinstance(strategy.order, jq.JqFunction)
+
+
+@pytest.mark.parametrize('changes, error', [({'token': 'another'}, bq.AuthFailed),
+                                            ({'account_key': 'other'}, bq.AccountNotFound)])
+def test_what_no_later_attempt_would_mend_is_an_error_at_once(changes, error):
+    with base.serving(FakeClock(MORNING)) as server:
+        strategy = Strategy(server.address)
+        before = dict(strategy.namespace)
+        with pytest.raises(error):
+            strategy.install(**changes)
+        assert strategy.namespace == before and jq._clients is None and jq._jq_install is None
+        assert strategy.install() is True and warnings() == []
+
+
+def test_a_line_that_is_down_is_a_warning_and_tried_again_when_needed():
+    with base.serving(FakeClock(MORNING)) as server:
+        address = server.address
+    strategy = Strategy(address, retries=0)
+    assert strategy.install() is True and strategy.install() is True
+    assert len(warnings()) == 1 and '用到时再试' in warnings()[0]
+    with base.serving(FakeClock(MORNING), port=address[1]):
+        assert strategy.context.portfolio.total_value == 1000000
 
 
 def test_unknown_settings_are_type_errors():
