@@ -71,9 +71,9 @@ from decimal import Decimal
 from time import monotonic
 
 from bullet_qmt import (
-    BAR_MINUTES, BEIJING, FINAL_STATUSES, BadRequest, BulletError, Clock, ConfigError, DataUnavailable, LazyModule,
-    LocalConnection, NotSupported, OrderNotFound, OrderRejected, OrderStateUnknown, ProtocolError, RemoteQmtBroker,
-    RemoteQmtProvider, SecurityNotFound, ShortConnection, account_overview, as_shown,
+    BAR_MINUTES, BEIJING, FINAL_STATUSES, BadRequest, BulletError, Clock, ConfigError, ConnectionLost, LazyModule,
+    DataUnavailable, LocalConnection, NotSupported, OrderNotFound, OrderRejected, OrderStateUnknown, ProtocolError,
+    RemoteQmtBroker, RemoteQmtProvider, SecurityNotFound, ShortConnection, account_overview, as_shown,
     bars_elapsed, brief, calendar_groups, check_span, has_panel, numbers_are_labels, sync_directory, ways,
     check_choice, check_flag, check_moment, check_number, check_text, check_whole, combine, connect, factor_at,
     factor_ranges, format_table, from_ms, instrument, load_settings, lot_problem, normalize_code, normalize_codes,
@@ -5308,12 +5308,15 @@ class LiveRun:
         """Open orders are left as they are, and listed."""
         self.tell('正在停止')
         try:
-            orders = self.session.broker.open_orders()
+            if not self._is_linked():  # who stops it does not wait for a line that is down
+                raise ConnectionLost('与服务端的连接断了')
+            for order in self.session.broker.open_orders().values():
+                self.tell('未完成的委托，没有撤：%r' % order)
         except BulletError as error:
             self.tell('未完成的委托读不到：%s' % error.message)
-            orders = {}
-        for order in orders.values():
-            self.tell('未完成的委托，没有撤：%r' % order)
+            for order_id, what in self.state.unfinished.items():
+                self.tell('上次看到时没有完成的委托 %s：%s %s %s 股' % (
+                    order_id, what['side'], what['security'], what['amount']))
         for key, what in self.state.keys.items():
             self.tell('结果未知的委托 key=%s：%s %s %s 股' % (key, what['side'], what['security'], what['amount']))
         self.tell('已停止，状态在 %s' % self.plan.runtime_dir)

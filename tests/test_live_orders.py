@@ -732,6 +732,30 @@ def test_a_server_that_restarts_is_found_again(tmp_path):
         servers[-1].close()
 
 
+def test_a_stop_does_not_wait_for_a_line_that_is_down(tmp_path):
+    low = 'LimitOrderStyle(round(get_current_data()["%s"].last_price * 0.985, 2))' % A
+    with stage(tmp_path, START, '2025-03-03 09:50') as it:
+        remote = Between(it.broker)
+        run = it.make(it.strategy(tasks(at_0935='order("%s", 300, %s)' % (A, low))), remote=remote)
+        run._is_linked = lambda: it.clock.now() < moment('2025-03-03 09:50')
+        it.clock.at(moment('2025-03-03 09:49'), remote.calls.clear)
+        run.run()
+        order_id, = run.state.unfinished
+        assert it.said('上次看到时没有完成的委托 %s：BUY %s 300 股' % (order_id, A)) and 'get_orders' not in remote.calls
+
+
+def test_a_lost_line_and_its_return_are_told_once(tmp_path):
+    with stage(tmp_path, START, '2025-03-03 16:00') as it:
+        run = it.make(it.strategy(tasks(at_0935='pass')))
+        lost, back = moment('2025-03-03 10:00'), moment('2025-03-03 10:01')
+        for at in (lost, back):
+            it.clock.at(at, lambda: None)
+        run._is_linked = lambda: not lost <= it.clock.now() < back
+        run.run()
+        assert [line.split(' ', 1)[1] for line in it.said('与服务端的连接')] == [
+            '10:00:00 与服务端的连接断了，正在自动重连', '10:01:00 与服务端的连接恢复了，断了约 60 秒']
+
+
 def test_on_a_day_without_trading_an_order_is_the_broker_s_to_refuse(tmp_path):
     saturday = '2025-03-01'
     text = ('def initialize(context):\n'
