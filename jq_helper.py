@@ -5266,7 +5266,7 @@ class LiveRun:
             for job in schedule.walk(day, after=self.state.cursor if day == today else (-1,)):
                 if day > today or self._agenda.reason_to_skip(job, day, now) is None:
                     return '下一个任务：%s %s %s' % (day, _clock_time(job.key), _name_of(job))
-        return '%d 天之内没有任务' % DAYS_AHEAD
+        return '%d 天之内没有定时任务' % DAYS_AHEAD
 
     def _tell_of_changed_code(self):
         """after_code_changed, which is done with on disk before what comes next."""

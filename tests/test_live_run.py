@@ -136,7 +136,7 @@ def test_when_it_is_ready_it_tells_what_comes_next(tmp_path, start, task, coming
 def test_when_nothing_comes_next_that_is_told(tmp_path):
     with stage(tmp_path, MONDAY, '2025-03-03 08:10') as it:
         it.run(it.strategy('def initialize(context):\n    pass\n'))
-        assert it.said('已就绪；40 天之内没有任务；')
+        assert it.said('已就绪；40 天之内没有定时任务；')
 
 
 def test_lines_of_the_log_bear_the_time_of_the_clock(tmp_path):
