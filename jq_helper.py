@@ -77,7 +77,7 @@ from bullet_qmt import (
     bars_elapsed, brief, calendar_groups, check_span, has_panel, numbers_are_labels, sync_directory, ways,
     check_choice, check_flag, check_moment, check_number, check_text, check_whole, combine, connect, factor_at,
     factor_ranges, format_table, from_ms, instrument, load_settings, lot_problem, normalize_code, normalize_codes,
-    on_tick, open_service, optional_import, order_style, parse_bool, parse_data_source, parse_frequency, parse_host,
+    open_service, optional_import, order_style, parse_bool, parse_data_source, parse_frequency, parse_host,
     parse_moment, parse_order_id, parse_text, parse_token, price_limits, printable, protect_price, qmt_code, real,
     restrict_to_owner, round_lot, round_to_tick, rule_trade_day, scale, text_width, to_ms, tradable, trade_fees, whole,
     windows_from_end)
@@ -2555,8 +2555,6 @@ class SimulatedBroker(BrokerInterface):
         try:
             code = self._known(security)
             amount = self._sized(code, amount, style)
-            if self.view.minute < _LEFTOVERS:  # later ones are the next day's, whose limits are not known yet
-                self._check_limit(code, style)
         except (_Void, DataUnavailable) as reason:
             self._log('warning', '%s 下单 %s 股没有成立：%s' % (printable(str(security)), amount, reason))
             return None
@@ -2654,24 +2652,9 @@ class SimulatedBroker(BrokerInterface):
             raise _Void('科创板的市价委托要给出保护价（买入的最高价、卖出的最低价），例如 MarketOrderStyle(%g)' % (
                 self.view.last_price(code) or 50))
 
-    def _check_limit(self, code, style):
-        """Raises _Void for a limit price that the exchange refuses. Adjusted prices of the past have no tick."""
-        if _style_kind(style) == 'market' or self.options.match_by_signal:
-            return
-        price, tick = style.limit_price, instrument(code).tick
-        if self.options.use_real_price and not on_tick(price, tick):
-            raise _Void('价格 %r 不是最小变动价位 %g 的整数倍，例如 %g' % (price, tick, round_to_tick(price, tick)))
-        slack = 1e-6 if self.options.use_real_price else tick
-        high, low = self.view.limits(code)
-        if price > high + slack or price < low - slack:  # limits that cannot be told are those of the matching
-            raise _Void('价格 %g 在今天的跌停价 %g 与涨停价 %g 之外' % (price, low, high))
-
     def _reference(self, code, style):
-        """The price that cash is judged at: the limit, or what a market order fills at. Cash never goes below 0."""
-        if _style_kind(style) == 'limit':
-            return style.limit_price
-        last = self.view.last_price(code)
-        return self.costs.slipped(code, last, True) if last > 0 else 0.0
+        """The price that cash is judged at: before slippage, as JoinQuant does it, so that cash may end below 0."""
+        return style.limit_price if _style_kind(style) == 'limit' else self.view.last_price(code)
 
     def _affordable(self, code, style):
         """Shares that the available cash pays for, commission included."""
@@ -2829,19 +2812,10 @@ class SimulatedBroker(BrokerInterface):
                 self._finish(order, OrderStatus.canceled, order.message or '到收盘没有成交')
             elif order.status is OrderStatus.new:
                 self._unlock(order)
-                problem = self._refusal_at_open(order)
-                if problem:
-                    self._finish(order, OrderStatus.canceled, problem)
+                if self.view.is_paused(order.security):
+                    self._finish(order, OrderStatus.canceled, '停牌')
                 elif self._affords(order):
                     self._try(order)
-
-    def _refusal_at_open(self, order):
-        if self.view.is_paused(order.security):
-            return '停牌'
-        try:
-            return self._check_limit(order.security, order.style)
-        except _Void as reason:
-            return str(reason)
 
     def _affords(self, order):
         """A buy that waited is cut to the cash at the price of now: it was judged at that of the day before."""
