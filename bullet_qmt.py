@@ -12127,9 +12127,10 @@ def _looks_like_option(text):
 
 def _is_number(text):
     try:
-        return bool(text) and float(text) is not None
+        float(text)
     except ValueError:
         return False
+    return True
 
 
 def _nearest(name, known):

@@ -2913,6 +2913,11 @@ class SimulatedBroker(BrokerInterface):
 # ======================================================================================================
 # 14. STRATEGY - a strategy's file: its names, the modules it may import, its log, its errors
 # ======================================================================================================
+def printable_lines(text):
+    """Text whose lines are kept and whose control characters are not."""
+    return '\n'.join(map(printable, str(text).splitlines()))
+
+
 class StrategyError(Exception):
     """A strategy failed. text: its own traceback; line: of its file, or None; result: of the run so far, or None.
 
@@ -2923,6 +2928,12 @@ class StrategyError(Exception):
         super().__init__(text)
         self.text, self.line, self.result = text, line, None
         self.summary = problem if line is None else '第 %d 行 %s' % (line, problem)
+
+    @property
+    def report(self):
+        """What a terminal shows of it."""
+        where = '没有行号' if self.line is None else '第 %d 行' % self.line
+        return '\n策略出错（%s）：\n%s' % (where, printable_lines(self.text))
 
 
 class Options:
@@ -3157,13 +3168,13 @@ class StrategyFile:
 
     def _constants(self):
         """Names that the module itself gives a value."""
-        return {node.id for node in _module_level(ast.parse(self.source))
+        return {node.id for node in _module_level(_parsed(self.source))
                 if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
 
     def check_params(self, names):
         """Refuses parameters that nobody reads; a text about those of which that cannot be told. Raises ConfigError."""
         try:
-            known, open_ended = _readable_params(ast.parse(self.source), os.path.dirname(self.path))
+            known, open_ended = _readable_params(_parsed(self.source), os.path.dirname(self.path))
             known |= self._constants()
             useful = known - self._overwritten()
         except (SyntaxError, ValueError):  # load() will say where
@@ -3185,7 +3196,7 @@ class StrategyFile:
                                   "改用模块级常量，或写 g.名称 = getattr(g, '名称', 默认值)")
 
     def _overwritten(self):
-        return _given_by_initialize(ast.parse(self.source)) - self._constants()
+        return _given_by_initialize(_parsed(self.source)) - self._constants()
 
     def _is_remote(self, name):
         """Whether the strategy took this name from here, where it means the remote account."""
@@ -3227,6 +3238,12 @@ def _old_pandas_hint(error, problem, frames):
     if isinstance(error, AttributeError) and gone and gone.group(1) in _GONE_FROM_PANDAS:
         return '新的 pandas 里没有 %s，改用 %s' % (gone.group(1), _GONE_FROM_PANDAS[gone.group(1)])
     return ''
+
+
+@functools.lru_cache(maxsize=4)
+def _parsed(source):
+    """The tree of a strategy's text, to be looked at only. Raises SyntaxError, ValueError."""
+    return ast.parse(source)
 
 
 def _readable_params(tree, directory):
@@ -5217,8 +5234,12 @@ class LiveRun:
             self._begin_day(now.date(), now)
         if state.unfinished:
             session.broker.orders()  # says which of them the broker's list lacks
-        if self.stopping():
-            return
+        if not self.stopping():
+            self._begin_strategy()
+
+    def _begin_strategy(self):
+        """A new one is initialized; another goes on with what was kept of it."""
+        session, state = self.session, self.state
         if self._is_new:
             session.load(('initialize', 'process_initialize'))
         else:
@@ -5562,9 +5583,7 @@ def run_live_command(order, screen, stopping):
         StrategyFile(order.path).check_syntax()
         _run_live(order, screen, stopping)
     except StrategyError as error:
-        screen.say('\n策略出错（%s）：\n%s' % (
-            '没有行号' if error.line is None else '第 %d 行' % error.line,
-            '\n'.join(map(printable, error.text.splitlines()))))
+        screen.say(error.report)
         return 1
     return 0
 
@@ -7315,11 +7334,6 @@ def _span_of_seconds(seconds):
     return '%d:%02d' % (minutes, seconds) if minutes < 60 else '%d:%02d:%02d' % (minutes // 60, minutes % 60, seconds)
 
 
-def printable_lines(text):
-    """Text whose lines are kept and whose control characters are not."""
-    return '\n'.join(map(printable, str(text).splitlines()))
-
-
 def parse_params(texts):
     """['fast=5', 'name=abc'] -> OrderedDict; numbers, True, False and None as such. Raises ConfigError."""
     params = OrderedDict()
@@ -7364,8 +7378,7 @@ def run_backtest_command(order, screen):
         for line in summary_lines(result, metrics) if result.days or failure is None else ():
             screen.say(line)
         if isinstance(failure, StrategyError):
-            screen.say('\n策略出错（%s）：\n%s' % (
-                '没有行号' if failure.line is None else '第 %d 行' % failure.line, printable_lines(failure.text)))
+            screen.say(failure.report)
         written = _write_results(order, directory, result, metrics, screen.say) if directory and result.days else True
     if isinstance(failure, BulletError):
         raise failure
