@@ -191,6 +191,11 @@ def epoch_seconds(moment):
     return int(moment.replace(tzinfo=BEIJING).timestamp())
 
 
+def unix_ms(moment):
+    """Naive Beijing datetime -> Unix time in whole milliseconds, as the two ends of a line compare their clocks."""
+    return (moment.replace(tzinfo=BEIJING) - datetime(1970, 1, 1, tzinfo=timezone.utc)) // timedelta(milliseconds=1)
+
+
 _MOMENT = re.compile(
     r'(\d{4})(?:-(\d{1,2})-(\d{1,2})|/(\d{1,2})/(\d{1,2})|(\d\d)(\d\d))'
     r'(?:[ T]?(\d{1,2}):?(\d\d)(?::?(\d\d)(?:\.(\d{1,9}))?)?)?\s*(Z|[+-]\d\d:?\d\d)?', re.ASCII)
@@ -9847,7 +9852,7 @@ class Session:
                               BATCH_TICK_FEATURE in self.features)
         self.send({'type': 'handshake_ack', 'session_id': self.id, 'keepalive': KEEPALIVE_S, 'protocol': PROTOCOL,
                    'features': self.service.scopes + sorted(self.features),
-                   'journal_id': self.service.desk.journal.id})
+                   'journal_id': self.service.desk.journal.id, 'server_time': unix_ms(self.service.clock.now())})
         if SETTLED_EVENT in self.features:
             self.service.hear(self, self._defaults)
         LOG.info('客户端登录：%s 会话 %s', self.address, self.id)
@@ -10393,13 +10398,17 @@ WRITE_MARGIN_S = 30.0       # what a write may take beside waiting for its outco
 
 
 class Endpoint:
-    """Where a server is and how to get in: dial() gives a logged-in channel."""
+    """Where a server is and how to get in: dial() gives a logged-in channel.
 
-    def __init__(self, host, port, token, tls_cert=None, connect_timeout=10.0):
+    clock_skew_s: see BaseConnection; measured by each login.
+    """
+
+    def __init__(self, host, port, token, tls_cert=None, connect_timeout=10.0, clock=None):
         if not isinstance(token, str) or not token:
             raise ConfigError('缺少口令', '给出 ' + ways('token'))
         self.host, self.port, self.tls_cert, self.connect_timeout = host, int(port), tls_cert, connect_timeout
         self._token, self.is_far = token, False
+        self._clock, self.clock_skew_s, self.clock_skew_error_s = clock or Clock(), None, None
         self._tls = self._tls_context() if tls_cert else None
 
     def __repr__(self):
@@ -10420,14 +10429,25 @@ class Endpoint:
             channel.write_frame({'type': 'handshake', 'token': self._token, 'protocol': PROTOCOL,
                                  'features': CLIENT_FEATURES})
             ack = self._read_ack(channel, timeout_s)
+            round_trip_s = time.perf_counter() - begun
+            self._compare_clocks(ack.get('server_time'), round_trip_s)
             ack['features'] = feature_names(ack.get('features'))
             channel.binary = BINARY_FEATURE in ack['features']
             channel.decode = decode_sound if channel.binary else decode_lenient  # a server of this kind sends no NaN
-            self.is_far = self._is_far(channel, time.perf_counter() - begun)
+            self.is_far = self._is_far(channel, round_trip_s)
             return channel, ack
         except BaseException:
             channel.close()
             raise
+
+    def _compare_clocks(self, server_ms, round_trip_s):
+        """The server told its time between question and answer: the middle is wrong by half of that at most."""
+        if not isinstance(server_ms, int) or isinstance(server_ms, bool):  # an older server, or one of another kind
+            self.clock_skew_s = self.clock_skew_error_s = None
+            return
+        now_ms = unix_ms(self._clock.now())
+        self.clock_skew_s = (server_ms - now_ms) / 1000.0 + round_trip_s / 2
+        self.clock_skew_error_s = round_trip_s / 2
 
     def packs(self, compress):
         """Whether long answers are worth packing on the way from there."""
@@ -10767,7 +10787,19 @@ class BaseConnection:
 
     request(action, payload=None, timeout=None, on_progress=None) -> payload of the answer, or a BulletError.
     on_progress(figures): what a long task tells of itself meanwhile; its time counts anew from there.
+    clock_skew_s: the server's clock minus this machine's at the newest login, in seconds, right to clock_skew_error_s;
+    both None before the first login and with servers that do not tell their time.
     """
+
+    endpoint = None
+
+    @property
+    def clock_skew_s(self):
+        return self.endpoint and self.endpoint.clock_skew_s
+
+    @property
+    def clock_skew_error_s(self):
+        return self.endpoint and self.endpoint.clock_skew_error_s
 
     def start(self):
         return self
@@ -10874,11 +10906,12 @@ class RemoteQmtConnection(PushingConnection):
     PARK_S = 0.002  # how long after a call the keeper leaves the reading to the next one
 
     def __init__(self, host, port, token, tls_cert=None, request_timeout=60.0, connect_timeout=10.0,
-                 heartbeat_s=None, backoff_s=(0.2, 30.0), tls_enabled=None, compress='auto'):
+                 heartbeat_s=None, backoff_s=(0.2, 30.0), tls_enabled=None, compress='auto', clock=None):
         super().__init__('%s:%s' % (host, port))
         if tls_enabled and not tls_cert:
             raise ConfigError('TLS 需要 tls_cert', '把服务端的证书文件拷到本机，用 tls_cert 指向它')
-        self.endpoint, self.compress = Endpoint(host, port, token, tls_cert, connect_timeout), check_compress(compress)
+        self.endpoint = Endpoint(host, port, token, tls_cert, connect_timeout, clock)
+        self.compress = check_compress(compress)
         self.request_timeout, self._heartbeat_s, self._backoff = request_timeout, heartbeat_s, backoff_s
         self.ack = {}
         self._lock = threading.Lock()  # guards all of the next two lines
@@ -11318,8 +11351,9 @@ class ShortConnection(BaseConnection):
     KEEP_S = 30.0  # the server gives up who is silent for twice as long
 
     def __init__(self, host, port, token, tls_cert=None, request_timeout=60.0, connect_timeout=10.0, retries=2,
-                 retry_interval=0.5, compress='auto'):
-        self.endpoint, self.compress = Endpoint(host, port, token, tls_cert, connect_timeout), check_compress(compress)
+                 retry_interval=0.5, compress='auto', clock=None):
+        self.endpoint = Endpoint(host, port, token, tls_cert, connect_timeout, clock)
+        self.compress = check_compress(compress)
         self.request_timeout, self.retries, self.retry_interval = request_timeout, retries, retry_interval
         self._pause, self._lock = threading.Event(), threading.Lock()
         self._kept, self._closed = None, False  # kept: (channel, handshake_ack, until when, process) of the last call
@@ -11435,6 +11469,7 @@ class LocalConnection(PushingConnection):
     """
 
     ended = False
+    clock_skew_s = clock_skew_error_s = 0.0  # one machine
 
     def __init__(self, service):
         super().__init__('local')
@@ -11484,15 +11519,18 @@ def client_settings(config=None, **given):
 _CONFIG_NAMES = {'sub_account_id': 'sub_account'}
 
 
-def connect(host=None, port=None, token=None, tls_cert=None, rpc_timeout=None, compress=None):
-    """A started RemoteQmtConnection; what is not given comes from QMT_SERVER_* in the environment or .env."""
+def connect(host=None, port=None, token=None, tls_cert=None, rpc_timeout=None, compress=None, clock=None):
+    """A started RemoteQmtConnection; what is not given comes from QMT_SERVER_* in the environment or .env.
+
+    clock: whose time clock_skew_s compares with the server's; the machine's if not given.
+    """
     return _connected(client_settings(host=host, port=port, token=token, tls_cert=tls_cert, rpc_timeout=rpc_timeout,
-                                      compress=compress))
+                                      compress=compress), clock)
 
 
-def _connected(settings):
+def _connected(settings, clock=None):
     return RemoteQmtConnection(settings.host, settings.port, settings.token, settings.tls_cert,
-                               request_timeout=settings.rpc_timeout, compress=settings.compress).start()
+                               request_timeout=settings.rpc_timeout, compress=settings.compress, clock=clock).start()
 
 
 class SecurityInfo(dict):

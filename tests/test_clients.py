@@ -5,12 +5,13 @@ import queue
 import socket
 import struct
 import threading
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import pytest
 
 import bullet_qmt as bq
-from tests.base import TOKEN, long_client, read_raw, send_raw, serving, server_settings, short_client
+from tests.base import (
+    TOKEN, long_client, login_raw, raw_socket, read_raw, send_raw, serving, server_settings, short_client)
 from tests.fakes import FakeClock
 from tests.resources import becomes
 
@@ -1006,3 +1007,43 @@ def test_each_caller_gets_an_error_of_its_own():
 @pytest.mark.parametrize('value, beat', [(1e300, 300), (float('inf'), 300), (-1, 10), ('x', 10), (True, 10)])
 def test_an_absurd_keepalive_of_the_server_is_bounded(value, beat):
     assert bq._keepalive({'keepalive': value}) / 2.0 == beat
+
+
+# -- the clocks of both ends ------------------------------------------------------------------------------------------
+@KINDS
+@pytest.mark.parametrize('ahead_s', [0, 3, -200, 3600])
+def test_a_client_measures_how_far_the_servers_clock_is_from_its_own(kind, ahead_s):
+    noon = datetime(2026, 7, 20, 12, 0, 0)
+    ours = FakeClock(noon)
+    with serving(FakeClock(noon + timedelta(seconds=ahead_s))) as server, client_of(kind, server, clock=ours) as client:
+        client.request('admin.health')
+        assert abs(client.clock_skew_s - ahead_s) <= client.clock_skew_error_s + 0.001  # whole milliseconds travel
+
+
+def test_each_login_measures_anew_and_nothing_is_known_before():
+    theirs, ours = FakeClock(datetime(2026, 7, 20, 12)), FakeClock(datetime(2026, 7, 20, 12))
+    with serving(theirs) as server, contextlib.closing(short_client(server, clock=ours)) as client:
+        assert client.clock_skew_s is None and client.clock_skew_error_s is None
+        client.request('admin.health')
+        assert abs(client.clock_skew_s) <= client.clock_skew_error_s + 0.001
+        ours.step(-90)  # somebody sets this machine's clock back
+        client.endpoint.dial()[0].close()
+        assert abs(client.clock_skew_s - 90) <= client.clock_skew_error_s + 0.001
+
+
+def test_the_servers_time_is_unix_time():
+    with serving(FakeClock(datetime(2026, 7, 20, 12))) as server, raw_socket(server) as sock:
+        assert login_raw(sock)['server_time'] == 1784520000000  # date -u -d '2026-07-20 04:00' +%s
+
+
+@KINDS
+@pytest.mark.parametrize('time', [None, '1784520000000', True, 1.5, [], {}])
+def test_a_server_that_does_not_tell_its_time_leaves_it_open(kind, time):
+    with scripted(acks=[ack(server_time=time)]) as server, client_of(kind, server) as client:
+        client.request('admin.health')
+        assert client.clock_skew_s is None and client.clock_skew_error_s is None
+
+
+def test_one_process_has_one_clock():
+    with bq.LocalConnection(bq.open_service(server_settings())) as client:
+        assert client.clock_skew_s == client.clock_skew_error_s == 0.0
