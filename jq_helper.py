@@ -205,7 +205,10 @@ def _rows(answer, what):
 # 2. STYLES - MarketOrderStyle, LimitOrderStyle, and what an order call says beside its amount
 # ======================================================================================================
 class MarketOrderStyle:
-    """At market. limit_price: the worst price to fill at; None leaves it to the server's rules."""
+    """At market. limit_price: the worst price to fill at; None leaves it to the server's rules.
+
+    In strategies it counts on STAR alone, as on JoinQuant: counted_style().
+    """
 
     def __init__(self, limit_price=None):
         self.limit_price = self.price = limit_price
@@ -2666,20 +2669,38 @@ class SimulatedBroker(BrokerInterface):
         return max(0, int(min(by_rate, by_minimum) + 1e-6))
 
     def _try(self, order):
-        """At once, all or nothing: what cannot be filled is cancelled at market and rests at a limit."""
+        """At once, what can be had: the rest is cancelled at market and rests at a limit."""
+        problem = self._fill_at_once(order)
+        if not order.remaining:
+            return
+        if order.limit is None:
+            self._finish(order, OrderStatus.canceled, problem)
+            return
+        order.message, order.resting_since = problem, self.view.now_ms
+        if not order.filled:
+            order.status = OrderStatus.open
+            self._lock(order)
+
+    def _fill_at_once(self, order):
+        """What stands in the way of the rest, or None. Each order has a share of the day's volume of its own."""
         code = order.security
         problem = self._unpriced(code)
-        if problem is None and self.options.match_by_signal and order.limit is not None:
+        if problem is not None:
+            return problem
+        if self.options.match_by_signal and order.limit is not None:
             return self._fill(order, order.amount, order.limit, self.view.now)
-        if problem is None:
-            price = self.costs.slipped(code, self.view.last_price(code), order.is_buy)
-            problem = self._problem(order, price)
-            if problem is None:
-                return self._fill(order, order.amount, price, self.view.now)
-        if order.limit is None:
-            return self._finish(order, OrderStatus.canceled, problem)
-        order.status, order.message, order.resting_since = OrderStatus.open, problem, self.view.now_ms
-        return self._lock(order)
+        price = self.costs.slipped(code, self.view.last_price(code), order.is_buy)
+        problem = self._problem(order, price)
+        return self._fill_share(order, price) if problem is None else problem
+
+    def _fill_share(self, order, price):
+        """Why there is a rest, or None. Not rounded to lots, as JoinQuant has it."""
+        volume = self.view.day_value(order.security, 'volume')
+        amount = min(order.amount, self._share_of(volume))
+        if amount:
+            self._fill(order, amount, price, self.view.now)
+        return None if amount == order.amount else '数量 %d 大于当日成交量 %.0f 股的 %g 倍' % (
+            order.amount, volume, self.options.order_volume_ratio)
 
     def _unpriced(self, code):
         """Why there is nothing to fill at, or None."""
@@ -2688,7 +2709,7 @@ class SimulatedBroker(BrokerInterface):
         return None if self.view.last_price(code) > 0 else '没有价格'
 
     def _problem(self, order, price):
-        """Why an order does not fill at this price, or None."""
+        """Why nothing of an order fills at this price, or None."""
         worst = order.limit if order.limit is not None else order.style.limit_price
         if worst is not None and (price > worst + 1e-9 if order.is_buy else price < worst - 1e-9):
             return '价格 %g 不在委托价 %g 以内' % (price, worst)
@@ -2698,9 +2719,6 @@ class SimulatedBroker(BrokerInterface):
         if price >= high - 1e-9 if order.is_buy else price <= low + 1e-9:
             return '涨停，买不到：成交价要 %g，涨停价 %g' % (price, high) if order.is_buy else (
                 '跌停，卖不掉：成交价要 %g，跌停价 %g' % (price, low))
-        volume = self.view.day_value(order.security, 'volume')
-        if order.amount > self._share_of(volume):
-            return '数量 %d 大于当日成交量 %.0f 股的 %g 倍' % (order.amount, volume, self.options.order_volume_ratio)
         return None
 
     def _share_of(self, volume):
@@ -2836,13 +2854,21 @@ class SimulatedBroker(BrokerInterface):
         hits = sorted(((ms, order.order_id, order, volume) for order in resting
                        for ms, volume in self._hits(order, until_ms)), key=lambda hit: hit[:2])
         for ms, _, order, volume in hits:
-            amount = min(order.remaining, self._share_of(volume))
-            if amount and order.status in ALIVE:
-                self._fill(order, amount, order.limit, from_ms(ms))
+            if order.status in ALIVE:
+                self._fill_at_limit(order, volume, from_ms(ms))
         for order in resting:
             # Without minutes the day as a whole is matched, once, at its end.
             if until_ms % _DAY_MS >= _CLOSE_MINUTE * 60000 or self.view.has_minutes(order.security):
                 order.resting_since = max(order.resting_since, until_ms)
+
+    def _fill_at_limit(self, order, volume, moment):
+        """Of a bar that went through the limit: the order's share of it."""
+        amount = min(order.remaining, self._share_of(volume))
+        if amount < order.remaining:
+            order.message = '%s 的 K 线成交 %.0f 股，它的 %g 倍不够成交剩余的 %d 股' % (
+                moment.strftime('%H:%M'), volume, self.options.order_volume_ratio, order.remaining)
+        if amount:
+            self._fill(order, amount, order.limit, moment)
 
     def _hits(self, order, until_ms):
         """[(ms, volume)] of the bars that go through the order's limit."""
@@ -3334,6 +3360,7 @@ class Session:
         self.context = Context(run_params, self.broker.portfolio)
         self.schedule = Schedule(store.days, run_params.start_date, run_params.frequency)
         self.benchmark, self._at = None, -1  # the minute of the job that runs
+        self._told_of_price = False
         self._unit = '1d' if run_params.frequency == 'day' else '1m'
         self._sync()
 
@@ -3576,7 +3603,8 @@ class Session:
         if not isinstance(orders, (list, tuple)):
             raise BadRequest('batch_submit_orders 的参数应为委托的列表，收到 %s' % brief(orders), _BATCH_HINT)
         self._check_run()
-        return self.broker.place_all([_batch_element(number, each) for number, each in enumerate(orders, 1)])
+        checked = [_batch_element(number, each) for number, each in enumerate(orders, 1)]
+        return self.broker.place_all([(code, amount, self._style_for(code, style)) for code, amount, style in checked])
 
     def cancel_order(self, order):
         """The Order, or None if it is not open."""
@@ -3607,7 +3635,16 @@ class Session:
     def _place(self, security, amount, style):
         """0 shares are no order, and no fault worth a line."""
         self._check_run()
-        return self.broker.place(security, amount, style) if amount else None
+        return self.broker.place(security, amount, self._style_for(security, style)) if amount else None
+
+    def _style_for(self, security, style):
+        """The price of a market order counts on STAR alone, as JoinQuant has it; elsewhere it is said once not to."""
+        counted = counted_style(security, style)
+        if counted is not style and not self._told_of_price:
+            self._told_of_price = True
+            self.log.add('order', 'warning', '%s 是市价委托，MarketOrderStyle 里的价格只对科创板起作用，这里不起作用；要限定价格写 '
+                         'LimitOrderStyle(价格)', security)
+        return counted
 
     def _shares_for(self, security, value, style):
         """Shares worth so much at the limit, at market at the last price; None without a price."""
@@ -3643,6 +3680,16 @@ def benchmark_weights(security):
     if not math.fsum(weights.values()) > 0:
         raise BadRequest('基准的权重之和应大于 0，得到 %s' % brief(given), "例如 {'000300.XSHG': 0.5, '000905.XSHG': 0.5}")
     return weights
+
+
+def counted_style(security, style):
+    """`style`, or a market order without its price where JoinQuant gives that price no effect: all but STAR."""
+    if _style_kind(style) != 'market' or getattr(style, 'limit_price', None) is None:
+        return style
+    try:
+        return style if instrument(normalize_code(security)).board == 'star' else MarketOrderStyle()
+    except SecurityNotFound:
+        return style
 
 
 def _order_style_of(style, side, pindex, close_today):
@@ -8529,6 +8576,7 @@ class JqTrading:
         code = _jq_order_code(security, style, side, pindex, close_today)
         self._await_time()
         call = name, how_much, _style_kind(style), getattr(style, 'limit_price', None), str(self.context.current_dt)
+        style = counted_style(code, style)
         with self._writing(), self._noting_doubt(code, call):
             try:
                 return self._tried_before(code, call) or self._placed(getattr(self.broker, name)(

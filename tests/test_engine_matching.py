@@ -249,7 +249,41 @@ def test_star_needs_a_protection_price_and_two_hundred_shares(market, tmp_path):
     assert any('例如 MarketOrderStyle(10)' in line for line in lines) and only(result.trades)['amount'] == 201
 
 
-def test_the_whole_day_s_volume_is_the_most_at_once(market, tmp_path):
+@pytest.mark.parametrize('price', [9.0, 10.0, 999])
+@pytest.mark.parametrize('code', [A, ETF])
+def test_elsewhere_the_price_of_a_market_order_has_no_effect(market, tmp_path, code, price):
+    """JoinQuant: the protection price of a market order is that of STAR, and void for other securities."""
+    result, lines = play(market, tmp_path, '''
+    def begin(context):
+        run_daily(trade, '9:30')
+
+    def trade(context):
+        bought = [order('{0}', 100, MarketOrderStyle({1})), order_value('{0}', 1500, MarketOrderStyle({1})),
+                  order_target('{0}', 900, MarketOrderStyle({1})),
+                  order_target_value('{0}', 15000, MarketOrderStyle({1}))]
+        bought += batch_submit_orders([dict(security='{0}', amount=100, style=MarketOrderStyle({1}))])
+        assert all(str(each.status) == 'held' and each.style.limit_price is None for each in bought)
+    '''.format(code, price), days=1)
+    assert len(result.trades) == 5 and sum('只对科创板起作用' in line for line in lines) == 1
+
+
+@pytest.mark.parametrize('price, amount, filled', [
+    (10.01, 300, 300), (10.0, 300, 0), (9.99, -300, 300), (10.0, -300, 0)])
+def test_on_star_it_is_the_worst_price(market, tmp_path, price, amount, filled):
+    """With the slippage a buy fills at 10.01 and a sale at 9.99."""
+    result, lines = play(market, tmp_path, '''
+    def begin(context):
+        set_option('t0_mode', True)
+        run_daily(trade, '9:30')
+
+    def trade(context):
+        order('%s', 400, MarketOrderStyle(11))
+        assert order('%s', %d, MarketOrderStyle(%r)).filled == %d
+    ''' % (STAR, STAR, amount, price, filled), days=1)
+    assert not [line for line in lines if '只对科创板起作用' in line]
+
+
+def test_the_share_of_the_day_s_volume_is_the_most_at_once(market, tmp_path):
     result, _ = play(market, tmp_path, '''
     def begin(context):
         set_option('order_volume_ratio', 0.01)
@@ -257,10 +291,13 @@ def test_the_whole_day_s_volume_is_the_most_at_once(market, tmp_path):
 
     def trade(context):
         assert order('%s', 10000).status == OrderStatus.held
-        assert order('%s', 10100).status == OrderStatus.canceled
-        assert order('%s', 10100, LimitOrderStyle(10.5)).status == OrderStatus.open
+        market, limit = order('%s', 10100), order('%s', 10100, LimitOrderStyle(10.5))
+        assert (market.status, market.filled) == (OrderStatus.canceled, 10000)
+        assert (limit.status, limit.filled, limit.price) == (OrderStatus.filled, 10000, 10.01)
+        assert list(get_open_orders()) == [limit.order_id]
     ''' % (B, B, B), days=1)
-    assert [row['filled'] for row in result.orders] == [10000, 0, 10000]  # the rest of the last one never comes
+    assert [(row['filled'], row['status']) for row in result.orders] == [
+        (10000, 'held'), (10000, 'canceled'), (10100, 'held')]  # the rest of the last one comes with the day's bar
 
 
 def limit_day(market, opened):

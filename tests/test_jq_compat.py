@@ -213,6 +213,14 @@ def test_a_context_that_cannot_be_taken_over_leaves_the_functions_alone():
     assert jq._jq_install is None and jq._clients is None and not isinstance(strategy.order, jq.JqFunction)
 
 
+@pytest.mark.parametrize('code, style', [
+    (CODE, {'type': 'market'}), (STAR, {'type': 'market', 'protect_price': 9999.0})])
+def test_the_price_of_a_market_order_is_that_of_star_alone(code, style, sent):
+    with trading() as strategy:
+        strategy.order(code, 200, joinquant.MarketOrderStyle(9999.0))
+    assert [payload['style'] for payload in writes(sent)] == [style]
+
+
 # -- what is not supported -----------------------------------------------------------------------------------------
 @pytest.mark.parametrize('name', ORDERS)
 @pytest.mark.parametrize('how', [

@@ -63,6 +63,22 @@ def test_a_market_order_is_final_when_it_comes_back(tmp_path):
         assert run.state.own == {row['order_id']: row['idempotency_key']} and not run.state.keys
 
 
+def test_the_price_of_a_market_order_binds_on_star_alone(tmp_path):
+    """A price far from the market: JoinQuant gives it no effect on other boards, and the server bounds the order."""
+    star = '688981.XSHG'
+    text = tasks(at_0935='g.out += [order("%s", 100, MarketOrderStyle(1)), order("%s", 200, MarketOrderStyle(1))]' % (
+        A, star))
+    with stage(tmp_path, START, END) as it:
+        sent, remote = [], Between(it.broker)
+        remote.changes['place_order'] = lambda place, code, side, amount, style, *args, **more: (
+            sent.append((code, style)) or place(code, side, amount, style, *args, **more))
+        run = it.run(it.strategy(text), remote=remote)
+        assert sent[0] == (A, {'type': 'market'})
+        assert out_of(run)[0].status == jq.OrderStatus.held and out_of(run)[0].filled == 100
+        assert out_of(run)[1] is None or out_of(run)[1].filled == 0
+        assert [style for code, style in sent[1:]] in ([], [{'type': 'market', 'protect_price': 1.0}])
+
+
 def test_a_limit_order_rests_and_is_cancelled(tmp_path):
     text = tasks(at_0935='price = round(get_current_data()["%s"].last_price * 0.985, 2)\n'
                          'g.o = order("%s", 1000, LimitOrderStyle(price))\n'
