@@ -21,19 +21,20 @@ Trade:
 Contents, each section using only those above it:
 
      1. COMPAT              version and platform branches, Beijing time, text that lines up
-     2. ERRORS              one tree, stable codes, checks of values
-     3. OPTIONS             each declared once; .env files; accounts
-     4. MARKET RULES        codes, lots, price steps, limits, cage, fees, sessions
-     5. RECORDS             Account Position Order Trade Tick, Table, account overview
-     6. WIRE                framing, JSON, binary tables, Channel
-     7. ADAPTER CONTRACT    DataAdapter, BrokerAdapter; history in JoinQuant's semantics
-     8. STUB ADAPTER        a paper exchange
-     9. QMT ADAPTER         xtquant at arm's length
-    10. ORDER DESK          journal, idempotency, sub-accounts, limits, waiting
-    11. SERVER              gate, sessions, action table, tick hub
-    12. CLIENTS             RemoteQmtConnection, ShortConnection, LocalConnection
-    13. FACADES             RemoteQmtProvider, RemoteQmtBroker, get_price and its sisters
-    14. COMMAND LINE        main(argv)
+     2. TOOLS               threads and queues: pools, mailboxes, signals, lines for a console or a file
+     3. ERRORS              one tree, stable codes, checks of values
+     4. OPTIONS             each declared once; .env files; accounts
+     5. MARKET RULES        codes, lots, price steps, limits, cage, fees, sessions
+     6. RECORDS             Account Position Order Trade Tick, Table, account overview
+     7. WIRE                framing, JSON, binary tables, Channel
+     8. ADAPTER CONTRACT    DataAdapter, BrokerAdapter; history in JoinQuant's semantics
+     9. STUB ADAPTER        a paper exchange
+    10. QMT ADAPTER         xtquant at arm's length
+    11. ORDER DESK          journal, idempotency, sub-accounts, limits, waiting
+    12. SERVER              gate, sessions, action table, tick hub
+    13. CLIENTS             RemoteQmtConnection, ShortConnection, LocalConnection
+    14. FACADES             RemoteQmtProvider, RemoteQmtBroker, get_price and its sisters
+    15. COMMAND LINE        main(argv)
 
 Errors, all BulletError with code, message, hint, retryable:
 
@@ -403,6 +404,34 @@ def is_tls_eof(error):
         isinstance(error, ssl.SSLEOFError) or 'unexpected eof' in str(error).lower())
 
 
+def restrict_to_owner(path):
+    """A file with account data is for its owner alone. Windows keeps the folder's access list."""
+    if not IS_WINDOWS:
+        os.chmod(path, 0o600)
+
+
+def sync_directory(path):
+    """A file's new name is on disk when this returns. Windows keeps names by itself."""
+    if not IS_WINDOWS:
+        directory = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+SIGNAL_NAMES = ('SIGINT', 'SIGTERM', 'SIGBREAK', 'SIGHUP')
+
+
+def stop_signals():
+    """Names of the signals that end a program: of the keyboard, of a service manager, of a window that is closed."""
+    names = [name for name in SIGNAL_NAMES if hasattr(signal, name)]
+    return [name for name in names if name != 'SIGHUP' or signal.getsignal(signal.SIGHUP) == signal.SIG_DFL]  # nohup
+
+
+# ======================================================================================================
+# 2. TOOLS - threads and queues: pools, mailboxes, signals, lines for a console or a file
+# ======================================================================================================
 class JobThreads:
     """Daemon threads made as needed, at most `limit`, that take jobs from one queue.
 
@@ -510,51 +539,37 @@ class Mailbox:
 
 
 class StopSignal:
-    """Ctrl-C, SIGTERM and Ctrl-Break as something that the main thread waits for.
+    """What ends a program from outside, as something to wait for. reason: what was given, None while nothing was.
 
     A handler runs between any two steps of the main thread, so it may take no lock: it sets a flag, and the
     interpreter itself writes to the socket on which wait() sleeps. Windows wakes up from that as well.
     """
 
+    SPOKEN = {'SIGINT': 'Ctrl-C', 'SIGBREAK': 'Ctrl-Break，或窗口被关闭', 'SIGHUP': 'SIGHUP，终端已关闭'}
+
     def __init__(self):
         self._read, self._write = socket.socketpair()
         self._write.setblocking(False)
-        self._given = False
+        self.reason = None
 
     def install(self):
         """In the main thread."""
         signal.set_wakeup_fd(self._write.fileno())
-        for name in ('SIGINT', 'SIGTERM', 'SIGBREAK'):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), self._handle)
+        for name in stop_signals():
+            signal.signal(getattr(signal, name), self._handle)
         return self
 
     def _handle(self, number, frame):
-        self._given = True
+        name = next(name for name in SIGNAL_NAMES if getattr(signal, name, None) == number)
+        self.reason = self.reason or self.SPOKEN.get(name, name)
 
     def wait(self, timeout_s=None):
-        """Whether it was given in time."""
-        return self._given or wait_for_socket(self._read, timeout_s) or self._given
-
-
-def restrict_to_owner(path):
-    """A file with account data is for its owner alone. Windows keeps the folder's access list."""
-    if not IS_WINDOWS:
-        os.chmod(path, 0o600)
-
-
-def sync_directory(path):
-    """A file's new name is on disk when this returns. Windows keeps names by itself."""
-    if not IS_WINDOWS:
-        directory = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        """Whether it was given in time. In any thread."""
+        return self.reason is not None or wait_for_socket(self._read, timeout_s) or self.reason is not None
 
 
 # ======================================================================================================
-# 2. ERRORS - one tree; a stable English code, a Chinese message, a remedy
+# 3. ERRORS - one tree; a stable English code, a Chinese message, a remedy
 # ======================================================================================================
 class BulletError(Exception):
     """Base of every error of this toolkit.
@@ -739,7 +754,7 @@ def brief(value, maximum=60):
 
 
 # ======================================================================================================
-# 3. OPTIONS - each declared once: flag, environment name, default, parser, help
+# 4. OPTIONS - each declared once: flag, environment name, default, parser, help
 # ======================================================================================================
 AccountSpec = namedtuple('AccountSpec', 'key account_id account_type data_path session_id auto_subscribe')
 SubAccountSpec = namedtuple('SubAccountSpec', 'name account_key limit')
@@ -1119,7 +1134,7 @@ def check_server_settings(settings):
 
 
 # ======================================================================================================
-# 4. MARKET RULES - codes, lots, price steps, limits, cage, fees, sessions. Pure functions
+# 5. MARKET RULES - codes, lots, price steps, limits, cage, fees, sessions. Pure functions
 # ======================================================================================================
 # code:    canonical JoinQuant code.          kind: stock etf lof index bond (convertible) repo other.
 # board:   main star chinext bse, '' for what is not a stock.
@@ -1440,7 +1455,7 @@ def rule_trade_day(day):
 
 
 # ======================================================================================================
-# 5. RECORDS - what travels: account, position, order, trade, tick; and Table, columns of arrays
+# 6. RECORDS - what travels: account, position, order, trade, tick; and Table, columns of arrays
 # ======================================================================================================
 RAW_STATUS = {48: 'new', 49: 'submitted', 50: 'open', 51: 'canceling', 52: 'canceling', 53: 'partly_canceled',
               54: 'canceled', 55: 'filling', 56: 'filled', 57: 'rejected', 255: 'submit_unknown'}
@@ -1879,7 +1894,7 @@ def _percent(part, whole_value):
 
 
 # ======================================================================================================
-# 6. WIRE - framing, JSON, binary tables; one codec and one channel for both sides
+# 7. WIRE - framing, JSON, binary tables; one codec and one channel for both sides
 # ======================================================================================================
 # A frame is a 4-byte big-endian word and a body. The low 30 bits of the word are the length of the body; a plain frame
 # has no other bit set, its body is UTF-8 JSON, one object, at most 32 MiB, and at most 4 KiB until the login is done.
@@ -2755,7 +2770,7 @@ def tls_handshake(sock, timeout_s):
 
 
 # ======================================================================================================
-# 7. ADAPTER CONTRACT - what a source of data and a broker must provide; history in JoinQuant's semantics
+# 8. ADAPTER CONTRACT - what a source of data and a broker must provide; history in JoinQuant's semantics
 # ======================================================================================================
 ADAPTERS = {}  # name -> factory(settings, clock) -> Backend
 
@@ -3476,7 +3491,7 @@ def _align(columns, times, fields):
 
 
 # ======================================================================================================
-# 8. STUB ADAPTER - a paper exchange: market data (synthetic or CSV), clock, matching, ledger
+# 9. STUB ADAPTER - a paper exchange: market data (synthetic or CSV), clock, matching, ledger
 # ======================================================================================================
 # Two sources of bars, `_SyntheticMarket` and `_CsvMarket`, stand behind one `StubData`. Each knows whole days; only
 # StubData knows what time it is, and shows of the running day what has happened. Prices are counted in whole ticks
@@ -5166,7 +5181,7 @@ ADAPTERS['stub'] = open_stub
 
 
 # ======================================================================================================
-# 9. QMT ADAPTER - xtquant at arm's length: guarded calls with deadlines, connection keeper, code and status maps
+# 10. QMT ADAPTER - xtquant at arm's length: guarded calls with deadlines, connection keeper, code and status maps
 # ======================================================================================================
 Vendor = namedtuple('Vendor', 'xtdata xttrader xttype')
 _VENDOR_HINT = ('在装有 QMT 的 Windows 上用 64 位 CPython 3.6 到 3.13 运行：pip install xtquant，或用 QMT 自带的 Python；'
@@ -7533,7 +7548,7 @@ ADAPTERS['qmt'] = open_qmt
 
 
 # ======================================================================================================
-# 10. ORDER DESK - the journal, idempotency, sub-accounts, limits, waiting. The one way to the broker
+# 11. ORDER DESK - the journal, idempotency, sub-accounts, limits, waiting. The one way to the broker
 # ======================================================================================================
 Route = namedtuple('Route', 'key broker sub')  # account key, BrokerAdapter, SubAccountSpec or None
 
@@ -8934,7 +8949,7 @@ def _cancel_wire(order, entry):
 
 
 # ======================================================================================================
-# 11. SERVER - gate, sessions, action table, event hub
+# 12. SERVER - gate, sessions, action table, event hub
 # ======================================================================================================
 ACCESS_LOG = logging.getLogger('bullet_qmt.access')
 LOGIN_TIMEOUT_S = 10.0
@@ -10384,7 +10399,7 @@ def serve(settings, clock=None):
 
 
 # ======================================================================================================
-# 12. CLIENTS - RemoteQmtConnection (long, reconnecting, pushing), ShortConnection (per call), LocalConnection
+# 13. CLIENTS - RemoteQmtConnection (long, reconnecting, pushing), ShortConnection (per call), LocalConnection
 # ======================================================================================================
 WRITES = {'broker.place_order': 'place', 'broker.cancel_order': 'cancel'}
 # An empty list would mark the peer's copy-and-paste helper, which reads tables differently.
@@ -11504,7 +11519,7 @@ class LocalConnection(PushingConnection):
 
 
 # ======================================================================================================
-# 13. FACADES - RemoteQmtProvider, RemoteQmtBroker, connect(), set_data_provider, get_price
+# 14. FACADES - RemoteQmtProvider, RemoteQmtBroker, connect(), set_data_provider, get_price
 # ======================================================================================================
 def client_settings(config=None, **given):
     """Client options: arguments > config > environment and .env > defaults. Unknown names are refused."""
@@ -12012,7 +12027,7 @@ get_live_current = _provider_call('get_live_current')
 
 
 # ======================================================================================================
-# 14. COMMAND LINE - main(argv). Only here is anything printed or exited
+# 15. COMMAND LINE - main(argv). Only here is anything printed or exited
 # ======================================================================================================
 class Exit(enum.IntEnum):
     """Exit codes of the command line."""
@@ -12226,7 +12241,9 @@ def run_server(args):
     stop = StopSignal().install()
     server = serve(settings)
     try:
-        announce(server, settings, made_token, stop)
+        late = announce(server, settings, made_token, stop)
+        threading.Thread(target=tell_late_accounts, args=(server.service, late, stop), name='overviews',
+                         daemon=True).start()
         stop.wait()
     finally:
         print('正在停止 ...', flush=True)
@@ -12266,22 +12283,41 @@ class _LogFormatter(logging.Formatter):
 
 
 def announce(server, settings, made_token, stop):
-    """Where it serves and as whom, what is dangerous about it, and what the accounts hold."""
+    """Where it serves and as whom, what is dangerous about it, what the accounts hold; those that do not tell yet.
+
+    Whoever reads a pipe sees each part when it is so.
+    """
     print('bullet-qmt %s 服务端已启动：%s（%s，%s）' % (
         __version__, host_and_port(*server.address), settings.server_type, 'TLS' if server.tls else '明文'))
     print('服务：%s；账户：%s%s' % (
         '、'.join(server.service.scopes) or '（全部关闭）', '、'.join(server.service.backend.brokers),
-        _sub_account_list(settings)))
+        _sub_account_list(settings)), flush=True)
     if made_token:
-        print('口令（随机生成，只显示这一次）：%s' % settings.token)
+        print('口令（随机生成，只显示这一次）：%s' % settings.token, flush=True)
     for line in safety_warnings(settings):
         print('\n!!! 警告：%s\n' % line, file=sys.stderr, flush=True)
     deadline, keys = time.monotonic() + OVERVIEW_WAIT_S, list(server.service.backend.brokers)
-    for key in keys:
-        if keys != ['default']:
-            print('\n账户 %s' % key)
-        print(_overview_or_reason(server.service, key, deadline, stop), flush=True)
+    late = [key for key in keys if not _show_account(server.service, key, deadline, stop)]
     print('按 Ctrl-C 停止。', flush=True)
+    return late
+
+
+def _show_account(service, key, deadline, stop, tells_reason=True):
+    """Whether there is nothing more to wait for: its overview is shown, or the reason why there will be none."""
+    text, is_final = _overview_or_reason(service, key, deadline, stop)
+    title = '' if list(service.backend.brokers) == ['default'] else '\n账户 %s\n' % key
+    if is_final or tells_reason:
+        print('%s%s' % (title, text), flush=True)
+    return is_final
+
+
+LATE_LOOK_S = 2.0  # between looks at accounts that could not be read at the start
+
+
+def tell_late_accounts(service, keys, stop):
+    """Shows each of them once it can be read."""
+    while keys and not stop.wait(LATE_LOOK_S):
+        keys = [key for key in keys if not _show_account(service, key, -math.inf, stop, tells_reason=False)]
 
 
 def _sub_account_list(settings):
@@ -12293,12 +12329,15 @@ OVERVIEW_WAIT_S = 10.0  # for figures that are still on their way; the server se
 
 
 def _overview_or_reason(service, key, deadline, stop):
+    """(text, whether it is the last word)."""
     while True:
         try:
-            return service.desk.overview({'account_key': key})[0]
+            return service.desk.overview({'account_key': key})[0], True
         except BulletError as error:
-            if not error.retryable or time.monotonic() > deadline or stop.wait(0.5):
-                return '账户 %s 暂时读不到：%s' % (key, error)
+            if not error.retryable:
+                return '账户 %s 读不到：%s' % (key, error), True
+            if time.monotonic() > deadline or stop.wait(0.5):
+                return '账户 %s 暂时读不到，读到后再显示：%s' % (key, error), False
 
 
 def safety_warnings(settings):

@@ -468,3 +468,57 @@ def test_the_template_is_written_to_a_new_file_only(tmp_path, capsys):
     assert path.read_bytes().decode('utf-8').replace('\r\n', '\n') == bq.dotenv_template()
     assert bq.main(['env', '--write', str(path)]) == bq.Exit.USAGE
     assert '不会被覆盖' in capsys.readouterr().err
+
+
+# -- what the start shows of accounts ---------------------------------------------------------------------------
+class LateDesk:
+    """Accounts that cannot be read until they are there. brokers: of the backend that it stands for as well."""
+
+    def __init__(self, *keys):
+        self.brokers, self.there, self.backend, self.desk = dict.fromkeys(keys), set(), self, self
+
+    def overview(self, payload):
+        if payload['account_key'] not in self.there:
+            raise bq.QmtUnavailable('QMT 没有连接', retryable=True)
+        return 'overview of %s' % payload['account_key'], None
+
+
+class Looks:
+    """A stop signal that is given after so many waits; before each of them something happens."""
+
+    def __init__(self, *happenings):
+        self._happenings = list(happenings)
+
+    def wait(self, timeout_s):
+        if self._happenings:
+            self._happenings.pop(0)()
+            return False
+        return True
+
+
+def test_an_account_that_comes_late_is_shown_when_it_comes(capsys):
+    desk = LateDesk('one', 'two')
+    bq.tell_late_accounts(desk, ['one', 'two'], Looks(lambda: None, lambda: desk.there.add('two'), lambda: None,
+                                                      lambda: desk.there.add('one'), lambda: None))
+    assert capsys.readouterr().out == '\n账户 two\noverview of two\n\n账户 one\noverview of one\n'
+
+
+def test_who_starts_without_its_terminal_is_told_at_once_and_once(capsys):
+    desk = LateDesk('default')
+    assert not bq._show_account(desk, 'default', -1, Looks())
+    assert not bq._show_account(desk, 'default', -1, Looks(), tells_reason=False)
+    assert capsys.readouterr().out.count('读到后再显示') == 1
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='Windows has no SIGHUP')
+@pytest.mark.parametrize('ignored', [False, True])
+def test_a_closed_terminal_ends_the_program_in_order_unless_nohup_says_otherwise(ignored):
+    script = ('import os, signal, bullet_qmt as bq\n'
+              'signal.signal(signal.SIGHUP, signal.%s)\n'
+              'stop = bq.StopSignal().install()\n'
+              'os.kill(os.getpid(), signal.SIGHUP)\n'
+              'print(stop.wait(0), stop.reason)\n') % ('SIG_IGN' if ignored else 'SIG_DFL')
+    told = subprocess.check_output([sys.executable, '-c', script], universal_newlines=True,
+                                   env=dict(os.environ, PYTHONPATH=os.path.dirname(bq.__file__),
+                                            PYTHONIOENCODING='utf-8'))
+    assert told.strip() == ('False None' if ignored else 'True SIGHUP，终端已关闭')

@@ -15,9 +15,10 @@ import bullet_qmt
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 # Section -> the sections whose names it may use. 0 is what stands above the first banner.
-ALLOWED = {1: set(), 2: {1}, 3: {1, 2}, 4: {1, 2}, 5: {1, 2, 3, 4}, 6: {1, 2, 5}, 7: {1, 2, 3, 4, 5},
-           8: {1, 2, 3, 4, 5, 7}, 9: {1, 2, 3, 4, 5, 7}, 10: {1, 2, 3, 4, 5, 7}, 11: {1, 2, 3, 4, 5, 6, 7, 10},
-           12: {1, 2, 3, 4, 5, 6}, 13: {1, 2, 3, 4, 5, 6, 12}, 14: set(range(1, 14))}
+ALLOWED = {1: set(), 2: {1}, 3: {1, 2}, 4: {1, 2, 3}, 5: {1, 2, 3}, 6: {1, 2, 3, 4, 5}, 7: {1, 2, 3, 6},
+           8: {1, 2, 3, 4, 5, 6}, 9: {1, 2, 3, 4, 5, 6, 8}, 10: {1, 2, 3, 4, 5, 6, 8}, 11: {1, 2, 3, 4, 5, 6, 8},
+           12: {1, 2, 3, 4, 5, 6, 7, 8, 11}, 13: {1, 2, 3, 4, 5, 6, 7}, 14: {1, 2, 3, 4, 5, 6, 7, 13},
+           15: set(range(1, 15))}
 LAST = max(ALLOWED)
 RULE = re.compile(r'# ={20,}')
 TITLE = re.compile(r'# (\d+)\. (\S.*?) - (\S.*)')
