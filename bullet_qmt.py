@@ -1973,6 +1973,18 @@ def _wire_moment(value):
     return moment.isoformat(sep=' ') if has_clock else moment.date().isoformat()
 
 
+class UnsoundFrame(ProtocolError):
+    """A frame that ends where it should, of JSON that is refused: the connection may go on. frame_id: what it named."""
+
+    def __init__(self, message, frame_id=None):
+        super().__init__(message)
+        self.frame_id = frame_id
+
+
+class _Refused(ValueError):
+    """JSON, but not what a frame may hold."""
+
+
 def decode_frame(data, lenient=False):
     """Bytes -> dict. Raises ProtocolError for anything that is no sound JSON object.
 
@@ -1983,10 +1995,12 @@ def decode_frame(data, lenient=False):
         frame = (_LENIENT if lenient else _STRICT).decode(text)
     except UnicodeDecodeError:
         raise ProtocolError('帧不是 UTF-8')
-    except (ValueError, RecursionError) as error:
+    except (_Refused, RecursionError) as error:
+        raise UnsoundFrame('帧的内容不能接受：%s' % brief(str(error)), _id_in(text))
+    except ValueError as error:
         raise ProtocolError('帧不是合法的 JSON：%s' % brief(str(error)))
     if not isinstance(frame, dict):
-        raise ProtocolError('帧应为 JSON 对象')
+        raise UnsoundFrame('帧应为 JSON 对象')
     return frame
 
 
@@ -2004,27 +2018,65 @@ def decode_sound(data):
 def _no_doubles(pairs):
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise ValueError('duplicate key')
+        raise _Refused('有重复的键')
     return result
 
 
 def _short_int(digits):
     if len(digits) > 30:
-        raise ValueError('number too long')
+        raise _Refused('整数超过 30 位')
     return int(digits)
+
+
+def _echoed_int(digits):
+    return int(digits) if len(digits) <= 128 else None
+
+
+def plain_id(value):
+    """The id to answer with: a short text or finite number, exactly as it came."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (str, int, float)) and len(str(value)) <= 128 else None
 
 
 # NaN and infinities are no JSON, but legacy clients write them: a frame may hold them, and no check of a value passes
 # them, so that the request is answered instead of the connection being cut.
 _STRICT = json.JSONDecoder(object_pairs_hook=_no_doubles, parse_constant=float, parse_int=_short_int)
 _LENIENT = json.JSONDecoder(parse_constant=lambda name: None, parse_int=_short_int)
+_ANYTHING = json.JSONDecoder(parse_int=_echoed_int)
+_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[][{},:]|[^][{},:"\s]+')
+_HEAD_CHARS = 1024  # of a frame too deep to be parsed: its id stands before what is deep, or is not found
+
+
+def _id_in(text):
+    """The id of a frame whose content is refused, or None."""
+    try:
+        frame = _ANYTHING.decode(text)
+        return plain_id(frame.get('id')) if isinstance(frame, dict) else None
+    except (ValueError, RecursionError):
+        return _id_at_the_head(text[:_HEAD_CHARS])
+
+
+def _id_at_the_head(text):
+    tokens, depth = _TOKEN.findall(text), 0
+    for place, token in enumerate(tokens):
+        depth += (token in ('{', '[')) - (token in ('}', ']'))
+        if depth == 1 and token == '"id"' and tokens[place + 1:place + 2] == [':'] and place + 3 < len(tokens):
+            return _scalar(tokens[place + 2])
+
+
+def _scalar(token):
+    try:
+        return plain_id(_ANYTHING.decode(token))
+    except ValueError:
+        return None
 
 
 def decode_request(data):
     """decode_frame for what a client sends. Few frames hold enough brackets for their depth to need a look."""
     frame = decode_frame(data)
     if data.count(b'[') + data.count(b'{') > DEPTH_LIMIT:
-        check_depth(frame)
+        check_depth(frame, frame.get('id'))
     return frame
 
 
@@ -2032,15 +2084,15 @@ def decode_lenient(data):
     return decode_frame(data, lenient=True)
 
 
-def check_depth(value, depth=DEPTH_LIMIT):
+def check_depth(value, frame_id=None):
     """Refuses nesting that no request has, before anybody walks it recursively."""
     level = [value]
-    for _ in range(depth):
+    for _ in range(DEPTH_LIMIT):
         level = [child for item in level if isinstance(item, (dict, list))
                  for child in (item.values() if isinstance(item, dict) else item)]
         if not level:
             return
-    raise ProtocolError('嵌套超过 %d 层' % depth)
+    raise UnsoundFrame('嵌套超过 %d 层' % DEPTH_LIMIT, plain_id(frame_id))
 
 
 # -- blocks of columns ---------------------------------------------------------------------------------------------
@@ -2717,6 +2769,19 @@ class Channel:
         with self._write_lock, contextlib.suppress(OSError):
             self.sock.close()
 
+    def finish(self, patience_s=2.0, most=1 << 24):
+        """Ends it so that the peer gets all that was written: who closes over bytes that nobody read takes that back.
+
+        By its one reader. Waits for the peer to end it as well, so long and for so many bytes; close() comes after.
+        """
+        if self.alive and self._write_lock.acquire(timeout=patience_s):
+            try:
+                self._locked(end_sending, self.sock)
+            finally:
+                self._write_lock.release()
+            drain(self.sock, time.monotonic() + patience_s, most)
+        self.abort()
+
     def _send_all(self, view):
         """A slow line may take long for a large frame as long as it takes something; `last` is the end even so."""
         deadline = time.monotonic() + self.write_timeout_s
@@ -2754,6 +2819,25 @@ class Channel:
             return call(argument)
         with self._tls_lock:
             return call(argument)
+
+
+def end_sending(sock):
+    """The peer reads what was sent before and then the end; what it sends may still be read, raw."""
+    with contextlib.suppress(OSError, ValueError):  # the goodbye of TLS does not wait for the peer's
+        if isinstance(sock, ssl.SSLSocket):
+            sock.unwrap()
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(sock, socket.SHUT_WR)
+
+
+def drain(sock, deadline, most):
+    """Reads a socket that does not block to its end and drops all, until the deadline and up to so many bytes."""
+    with contextlib.suppress(OSError, ValueError):
+        while most > 0 and wait_for_socket(sock, deadline - time.monotonic()):
+            chunk = socket.socket.recv(sock, 65536)
+            if not chunk:
+                return
+            most -= len(chunk)
 
 
 def tls_handshake(sock, timeout_s):
@@ -8953,6 +9037,7 @@ def _cancel_wire(order, entry):
 # ======================================================================================================
 ACCESS_LOG = logging.getLogger('bullet_qmt.access')
 LOGIN_TIMEOUT_S = 10.0
+BREAK_OFF_S = 2.0       # for requests before a frame that breaks the protocol, and again for their answers to leave
 LOGIN_GRACE_S = 2.0     # a connection that has not logged in by then may lose its place to a newcomer
 IN_FLIGHT_LIMIT = 64
 REQUEST_LIMIT = 4 * 1024 * 1024  # bytes of a request: the largest holds some thousand codes
@@ -9787,7 +9872,7 @@ class Session:
         self.features, self.legacy_helper, self._defaults = frozenset(), False, {}
         self.born, self.logged_in, self.has_place = time.monotonic(), False, True
         self._sock, self._channel, self._outbox = sock, None, None
-        self._lock = threading.Lock()  # guards _in_flight
+        self._landing = threading.Condition()  # guards _in_flight
         self._in_flight, self.ended = 0, False
 
     def run(self):
@@ -9893,6 +9978,7 @@ class Session:
         LOG.log(level, '拒绝登录 %s：%s', self.address, printable(error))
         with contextlib.suppress(ConnectionLost):
             self.send(dict(error.to_wire(), type='error'))
+            self._channel.finish()
 
     # -- requests ------------------------------------------------------------------------------------------------
     def _serve(self):
@@ -9901,10 +9987,20 @@ class Session:
                 frame = self._read()
                 if frame is None:
                     return
+                self._take(frame)
+            except UnsoundFrame as error:
+                self.send(dict(error.to_wire(), type='error', id=error.frame_id, broker_called=False))
             except ProtocolError as error:
-                self.send(dict(error.to_wire(), type='error'))
+                self._break_off(error)
                 return
-            self._take(frame)
+
+    def _break_off(self, error):
+        """What was asked before is answered, and then it is told why nothing after it is."""
+        with self._landing:
+            self._landing.wait_for(lambda: not self._in_flight, BREAK_OFF_S)
+        self.send(dict(error.to_wire(), type='error'))
+        self._outbox.flush(BREAK_OFF_S)
+        self._channel.finish()
 
     def _read(self):
         """A large request on a slow line may take its time; one that sends nothing is over."""
@@ -9919,16 +10015,16 @@ class Session:
     def _take(self, frame):
         kind = frame.get('type', 'request')
         if kind == 'ping':
-            self.send({'type': 'pong', 'id': _plain_id(frame.get('id'))})
+            self.send({'type': 'pong', 'id': plain_id(frame.get('id'))})
         elif kind == 'request':
             self._request(frame)
         else:
             error = BadRequest('不支持的消息类型 %s' % brief(kind))
-            self.send(dict(error.to_wire(), type='error', id=_plain_id(frame.get('id')), code='UNSUPPORTED'))
+            self.send(dict(error.to_wire(), type='error', id=plain_id(frame.get('id')), code='UNSUPPORTED'))
 
     def _request(self, frame):
         compact = frame.get('compact') is True
-        job = Job(self, _plain_id(frame.get('id')), frame.get('action'), frame.get('payload'), compact)
+        job = Job(self, plain_id(frame.get('id')), frame.get('action'), frame.get('payload'), compact)
         try:
             job.what = self.service.find(job.action)
             lane = self.service.lane(job.what, job.payload)
@@ -9941,15 +10037,16 @@ class Session:
             job.fail(error)
 
     def _take_off(self, job):
-        with self._lock:
+        with self._landing:
             if self._in_flight >= IN_FLIGHT_LIMIT:
                 raise ServerBusy('本连接有 %d 个请求还没有回答' % self._in_flight, '等前面的请求回来', retry_after_s=1)
             self._in_flight += 1
             job.airborne = True
 
     def landed(self):
-        with self._lock:
+        with self._landing:
             self._in_flight -= 1
+            self._landing.notify()
 
     def send(self, frame):
         """From the session's own thread, also before there is an outbox."""
@@ -9998,13 +10095,6 @@ class Session:
     def post(self, tick, symbol):
         """A tick for this session, under the client's spelling of its security; never blocks."""
         self._outbox.put_tick(tick.sid, (tick, symbol))
-
-
-def _plain_id(value):
-    """The id to answer with: a short text or finite number, exactly as it came."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, (str, int, float)) and len(str(value)) <= 128 else None
 
 
 class Job:

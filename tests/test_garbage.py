@@ -3,6 +3,7 @@ import contextlib
 import json
 import socket
 import struct
+import threading
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -110,6 +111,77 @@ def test_garbage_costs_its_own_connection_alone(server, name, login, caplog):
     ('the binary bit', 'FRAME_TOO_LARGE')])
 def test_the_server_says_what_was_wrong(server, name, code):
     assert [frame['code'] for frame in throw(server, GARBAGE[name], True)] == [code]
+
+
+REFUSED = {
+    'an integer of 60 digits': b'{"type":"request","id":"a 7","payload":{"action":1,"x":%s}}' % (b'9' * 60),
+    'an integer of 5000 digits': b'{"payload":{"amount":%s},"action":"broker.account","id":"a 7"}' % (b'9' * 5000),
+    'a key twice': b'{"id":"a 7","action":"broker.account","payload":{"price":1,"price":2}}',
+    'an action twice': b'{"id":"a 7","action":"broker.account","action":"broker.place_order"}',
+    'nesting': b'{"id":"a 7","action":"broker.account","payload":' + b'[' * 70 + b']' * 70 + b'}',
+    'nesting without end': b'{"type":"request", "id" : "a 7","payload":{"id":"x","x":%s}}' % (
+        b'[' * 90000 + b']' * 90000),
+}
+
+
+@pytest.mark.parametrize('name', sorted(REFUSED))
+def test_a_frame_refused_for_its_content_is_answered_with_its_id_and_the_connection_lives(server, name):
+    with raw_socket(server) as sock:
+        login_raw(sock)
+        send_raw(sock, REFUSED[name])
+        send_raw(sock, {'type': 'ping', 'id': 'next'})
+        answer = read_raw(sock)
+        assert (answer['type'], answer['code'], answer['id']) == ('error', 'PROTOCOL_ERROR', 'a 7')
+        assert answer['broker_called'] is False and answer['retryable'] is False
+        assert read_raw(sock) == {'type': 'pong', 'id': 'next'}
+
+
+@pytest.mark.parametrize('frame, id', [
+    (b'{"id":7,"x":%s}', 7), (b'{"id":1.5,"x":%s}', 1.5), (b'{"x":%s}', None), (b'{"id":null,"x":%s}', None),
+    (b'{"id":[1],"x":%s}', None), (b'{"id":%s}', int('9' * 60)), (b'[%s]', None), (b'{"x":{"id":3},"y":%s}', None),
+    (b'{"id":"\\u4e2d\\"","x":%s}', '中"'), (b'{"id":"' + b'x' * 200 + b'","x":%s}', None)])
+@pytest.mark.parametrize('depth', [0, 100000])
+def test_the_id_of_a_refused_frame(frame, id, depth):
+    """Above a nesting that no parser takes the id is found by its place."""
+    deep = b'[' * depth + b']' * depth if depth else b'9' * 60
+    if depth and id == int('9' * 60):
+        id = None  # it is the nesting itself
+    with pytest.raises(bq.ProtocolError) as caught:
+        bq.decode_request(frame % deep)
+    assert caught.value.frame_id == id and type(caught.value.frame_id) is type(id)
+
+
+@pytest.mark.parametrize('bad, code', [('not json', 'PROTOCOL_ERROR'), ('a huge length', 'FRAME_TOO_LARGE')])
+def test_what_was_asked_before_a_frame_that_ends_the_connection_is_answered_first(server, monkeypatch, bad, code):
+    """Also where the peer goes on sending: bytes that nobody reads would take back what was sent."""
+    entered, go = threading.Event(), threading.Event()
+
+    def slow(service, payload, caller):
+        entered.set()
+        assert go.wait(20)
+        return {'done': True}
+    monkeypatch.setitem(bq.ACTIONS, 'data.history', bq.ACTIONS['data.history']._replace(run=slow))
+    monkeypatch.setattr(bq, 'BREAK_OFF_S', 20.0)
+    with raw_socket(server) as sock:
+        login_raw(sock)
+        send_raw(sock, {'id': 'slow', 'action': 'data.history'})
+        sock.sendall(b''.join(framed(b'{"id":%d,"action":"broker.account"}' % number) for number in range(30))
+                     + GARBAGE[bad] + b'x' * 200000)
+        assert entered.wait(20)
+        said = [read_raw(sock) for _ in range(30)]
+        go.set()
+        assert [answer['id'] for answer in said] == list(range(30))
+        assert read_raw(sock) == {'type': 'response', 'id': 'slow', 'payload': {'done': True}}
+        assert read_raw(sock)['code'] == code
+        assert sock.recv(1) == b'', 'an end, not a reset'
+
+
+@pytest.mark.parametrize('start', [b'\x7f\xff\xff\xff', framed(b'hello')], ids=['a huge length', 'not json'])
+def test_a_refusal_before_the_login_reaches_a_peer_that_goes_on_sending(server, start):
+    with raw_socket(server) as sock:
+        sock.sendall(start + b'x' * 30000)
+        assert read_raw(sock)['type'] == 'error'
+        assert sock.recv(1) == b'', 'an end, not a reset'
 
 
 def test_garbage_between_requests_leaves_the_earlier_answer_whole(server):
