@@ -12724,11 +12724,14 @@ def _check_latency(settings):
     return '一次请求 %.2f 毫秒（9 次的中位数）' % (sorted(times)[4] * 1000)
 
 
+_CONNECT_NAMES = ('host', 'port', 'token', 'tls_cert', 'rpc_timeout', 'compress')  # what connect() takes
+
+
 # -- backtest ------------------------------------------------------------------------------------------------------
 def run_backtest(args):
     """What jq_helper's strategy runtime makes of the command."""
     helper, settings = importlib.import_module('jq_helper'), settings_from(args)
-    config = {name: getattr(settings, name) for name in ('host', 'port', 'token', 'tls_cert', 'rpc_timeout')}
+    config = {name: getattr(settings, name) for name in _CONNECT_NAMES}
     order = helper.BacktestOrder(
         args.strategy, args.start, args.end, args.cash, args.frequency, args.benchmark,
         helper.parse_params(args.param), args.provider or settings.data_provider, _given_values(**config),
@@ -12761,8 +12764,7 @@ def _strategy_log(path, mode):
 def run_live(args):
     """What jq_helper's strategy runtime makes of the command. Ctrl-C and SIGTERM let the current job finish."""
     helper, settings = importlib.import_module('jq_helper'), settings_from(args)
-    config = {name: getattr(settings, name) for name in (
-        'host', 'port', 'token', 'tls_cert', 'rpc_timeout', 'account_key', 'sub_account')}
+    config = {name: getattr(settings, name) for name in _CONNECT_NAMES + ('account_key', 'sub_account')}
     source = args.data_provider or settings.data_provider
     if source != 'qmt-remote':
         raise ConfigError('实盘的行情只能来自 qmt-remote，DEFAULT_DATA_PROVIDER 是 %s' % brief(source),

@@ -952,6 +952,25 @@ class OrderStatus(enum.Enum):
 
 
 ALIVE = (OrderStatus.new, OrderStatus.open, OrderStatus.filled)
+_STATUS_NAMES = {'new': 'new', 'submitted': 'open', 'open': 'open', 'filling': 'open', 'canceling': 'open',
+                 'submit_unknown': 'open', 'partly_canceled': 'canceled', 'canceled': 'canceled', 'filled': 'held',
+                 'rejected': 'rejected'}
+
+
+def status_name(word, filled):
+    """JoinQuant's name of a server's status word, of an order that has filled so many shares.
+
+    A word that nobody knows does not say that the order is over: it counts as open, which lets nothing be ordered in
+    its place and lets it be cancelled.
+    """
+    name = _STATUS_NAMES.get(word, 'open')
+    return 'filled' if filled and name in ('new', 'open') else name
+
+
+def odd_status(row):
+    """What to say of a RemoteOrder whose status word nobody knows, else None."""
+    if row.status not in _STATUS_NAMES:
+        return '委托 %s 的状态不认识：%s，当作没有结束；请在 QMT 里核对' % (printable(row.order_id), brief(row.status))
 
 
 class Order:
@@ -996,8 +1015,9 @@ class Trade:
 class Position:
     """A holding; of a security not held all figures are zero. quote(security): its price now.
 
-    amount: all shares. total_amount: without those locked by orders to sell. today_amount: bought today. frees: whether
-    these can be sold today. avg_cost is moved by buys alone, acc_avg_cost by sales too, hold_cost starts each day at
+    held_amount: all shares. total_amount: without those locked by orders to sell. today_amount: bought today. frees:
+    whether these can be sold today. closeable_amount: what can be sold now, of which amount and sellable_amount are
+    JoinQuant's old names. avg_cost is moved by buys alone, acc_avg_cost by sales too, hold_cost starts each day at
     the previous close.
     """
 
@@ -1005,42 +1025,42 @@ class Position:
 
     def __init__(self, security, quote, frees=False):
         self.security, self._quote, self._frees = security, quote, frees
-        self.amount = self.locked_amount = self.today_amount = 0
+        self.held_amount = self.locked_amount = self.today_amount = 0
         self.avg_cost = self.acc_avg_cost = self.hold_cost = 0.0
         self.init_time = self.transact_time = None
 
     @property
     def total_amount(self):
-        return self.amount - self.locked_amount
+        return self.held_amount - self.locked_amount
 
     @property
     def closeable_amount(self):
         return self.total_amount if self._frees else max(0, self.total_amount - self.today_amount)
 
-    sellable_amount = closeable_amount
+    amount = sellable_amount = closeable_amount
 
     @property
     def price(self):
-        return self._quote(self.security) if self.amount else 0.0
+        return self._quote(self.security) if self.held_amount else 0.0
 
     @property
     def value(self):
-        return self.price * self.amount
+        return self.price * self.held_amount
 
     def buy(self, amount, price, commission, moment):
-        cost, total = amount * price, self.amount + amount
-        self.avg_cost = (self.avg_cost * self.amount + cost + commission) / total
-        self.acc_avg_cost = (self.acc_avg_cost * self.amount + cost + commission) / total
-        self.hold_cost = (self.hold_cost * self.amount + cost) / total
+        cost, total = amount * price, self.held_amount + amount
+        self.avg_cost = (self.avg_cost * self.held_amount + cost + commission) / total
+        self.acc_avg_cost = (self.acc_avg_cost * self.held_amount + cost + commission) / total
+        self.hold_cost = (self.hold_cost * self.held_amount + cost) / total
         self.init_time = self.init_time or moment
-        self.transact_time, self.amount, self.today_amount = moment, total, self.today_amount + amount
+        self.transact_time, self.held_amount, self.today_amount = moment, total, self.today_amount + amount
 
     def sell(self, amount, price, fees, moment):
-        left = self.amount - amount
+        left = self.held_amount - amount
         if left:
-            self.acc_avg_cost = (self.acc_avg_cost * self.amount - amount * price + fees) / left
+            self.acc_avg_cost = (self.acc_avg_cost * self.held_amount - amount * price + fees) / left
         self.today_amount = min(self.today_amount, left)
-        self.transact_time, self.amount = moment, left
+        self.transact_time, self.held_amount = moment, left
 
     def __repr__(self):
         return 'Position(security=%r, total_amount=%s, closeable_amount=%s, avg_cost=%s, price=%s)' % (
@@ -2633,7 +2653,7 @@ class SimulatedBroker(BrokerInterface):
         lots = wanted if wanted == closeable else round_lot(code, wanted)
         if not closeable:
             raise _Void('可卖 0 股（持有 %d，今天买入 %d，挂单占用 %d）' % (
-                (held.amount, held.today_amount, held.locked_amount) if held else (0, 0, 0)))
+                (held.held_amount, held.today_amount, held.locked_amount) if held else (0, 0, 0)))
         if not lots:
             raise _Void('不到最小申报数量 %d 股，零股只能在卖出全部可卖的 %d 股时一并卖出' % (
                 instrument(code).lot, closeable))
@@ -2775,7 +2795,7 @@ class SimulatedBroker(BrokerInterface):
             portfolio.available_cash += value - commission - tax
             portfolio.sales_today += value - commission - tax
             position.sell(amount, price, commission + tax, moment)
-        if not position.amount:
+        if not position.held_amount:
             del portfolio.positions[order.security]
         trade = Trade(len(self.all_trades) + 1, order, moment, amount, price, commission, tax)
         trade.profit = profit
@@ -2910,7 +2930,7 @@ class SimulatedBroker(BrokerInterface):
 
     def _pay(self, position, row):
         """Shares are floored, dividends of stocks taxed; the cost of the holding falls by what was received."""
-        before = position.amount
+        before = position.held_amount
         gross = before / float(row['per_base']) * row['bonus_pre_tax']
         tax = gross * DIVIDEND_TAX if cost_type(position.security) == 'stock' else 0.0
         after = int(math.floor(before * row['scale_factor'] + 1e-9))
@@ -2932,8 +2952,8 @@ class SimulatedBroker(BrokerInterface):
             self._log('warning', '%s 合并后不足 1 股，持仓归零' % position.security)
         else:
             for name in ('avg_cost', 'acc_avg_cost'):
-                setattr(position, name, (getattr(position, name) * position.amount - received) / amount)
-        position.amount = amount
+                setattr(position, name, (getattr(position, name) * position.held_amount - received) / amount)
+        position.held_amount = amount
 
 
 # ======================================================================================================
@@ -3668,7 +3688,7 @@ class Session:
             if item.security == code:
                 self.broker.cancel(item.order_id)
         positions = self.context.portfolio.positions
-        held = positions[code].amount if code in positions else 0
+        held = positions[code].held_amount if code in positions else 0
         return self._place(code, shares - held, style)
 
 
@@ -3853,9 +3873,9 @@ class BacktestRun:
             if not price and code not in self._worthless:
                 self._worthless.add(code)
                 self.session.messages.append('%s 从 %s 起没有价格（多半已经退市），持有的 %d 股按 0 元计' % (
-                    code, day, position.amount))
-            worth += price * position.amount
-            self.position_rows.append((day, code, position.amount, position.avg_cost, price))
+                    code, day, position.held_amount))
+            worth += price * position.held_amount
+            self.position_rows.append((day, code, position.held_amount, position.avg_cost, price))
         cash = portfolio.available_cash + portfolio.locked_cash
         self.day_rows.append((day, cash + worth, portfolio.inout_cash, cash, worth))
 
@@ -3923,10 +3943,6 @@ LiveTerms = namedtuple('LiveTerms', 'wait_s dry_run limits')
 LIMIT_WAIT_S = 2.0     # a limit order that has not filled by then rests
 VALID_S = 120          # an order that reaches the server later than this is not submitted any more
 FIND_OUT_S = 30.0      # how long an unknown outcome is asked about before the strategy is told
-_JQ_STATUS = {'new': OrderStatus.new, 'submitted': OrderStatus.open, 'open': OrderStatus.open,
-              'canceling': OrderStatus.open, 'filling': OrderStatus.filled, 'filled': OrderStatus.held,
-              'canceled': OrderStatus.canceled, 'partly_canceled': OrderStatus.canceled,
-              'rejected': OrderStatus.rejected}
 
 
 class Patience:
@@ -4041,7 +4057,7 @@ class RemotePortfolio(Portfolio):
     def _position(self, code, row):
         """Whatever cannot be sold and is not locked counts as bought today."""
         position = Position(code, self._price)
-        position.amount, position.locked_amount = row.total_amount, min(row.locked_amount, row.total_amount)
+        position.held_amount, position.locked_amount = row.total_amount, min(row.locked_amount, row.total_amount)
         position.today_amount = max(0, position.total_amount - row.closeable_amount)
         position.avg_cost = position.acc_avg_cost = position.hold_cost = row.avg_cost
         return position
@@ -4154,19 +4170,14 @@ class RemoteBroker(BrokerInterface):
             order = self._seen[row.order_id] = self._new_order(row, style)
         order.filled = row.filled or (row.amount if row.status == 'filled' else 0)
         order.price, order.commission = row.price, row.commission
-        order.status, order.message = self._status_of(row), row.status_msg
+        order.status, order.message = OrderStatus[status_name(row.status, order.filled)], row.status_msg
+        if odd_status(row):
+            self._puzzle(row.order_id, row.status, odd_status(row))
         if order.is_buy:
             order.avg_cost = row.price
         if row.final:
             self._book.finish(row.order_id)
         return order
-
-    def _status_of(self, row):
-        """One that nobody knows may still change: it is as open as any."""
-        if row.status not in _JQ_STATUS:
-            self._puzzle(row.order_id, row.status, '委托 %s 的状态不认识：%s，当作没有结束；请在 QMT 里核对' % (
-                row.order_id, brief(row.status)))
-        return _JQ_STATUS.get(row.status, OrderStatus.open)
 
     def _puzzle(self, order_id, what, text):
         """Said once of an order."""
@@ -8226,23 +8237,9 @@ class JqOrder(JqRow):
         self.amount, self.filled, self.price = order.amount, order.filled, order.price
         self.action, self.side, self.pindex, self.commission = order.action, 'long', 0, order.commission
         self.add_time, self.order_price, self.status_msg = order.add_time, order.order_price, order.status_msg
-        self.status, self.remote_status = statuses[_jq_status(order)], order.status
+        self.status, self.remote_status = statuses[status_name(order.status, order.filled)], order.status
         if order.is_buy or cost is not None:
             self.avg_cost = order.price if order.is_buy else cost
-
-
-# An order of unknown outcome may still fill, so it counts as open.
-_JQ_STATUSES = {'new': 'new', 'submitted': 'open', 'open': 'open', 'filling': 'open', 'canceling': 'open',
-                'submit_unknown': 'open', 'partly_canceled': 'canceled', 'canceled': 'canceled', 'filled': 'held',
-                'rejected': 'rejected'}
-
-
-def _jq_status(order):
-    """JoinQuant's `filled` is filled in part, its `held` is done."""
-    status = _JQ_STATUSES.get(order.status)
-    if status is None:
-        raise ProtocolError('委托 %s 的状态看不懂：%s' % (printable(order.order_id), brief(order.status)), '核对服务端的版本')
-    return 'filled' if status in ('new', 'open') and order.filled else status
 
 
 class JqTrade(JqRow):
@@ -8522,6 +8519,7 @@ class JqTrading:
         self._plain, self._data, self._namespace, self._wait_s = plain, data, namespace, wait_s
         self._broker, self._process = JqBroker(plain, data, self.warn), os.getpid()
         self._statuses, self._own_statuses = _jq_statuses(namespace)
+        self._odd = set()  # what was said of odd statuses
         self._ledger = JqLedger(lambda: JqReading(self.broker), cache_s)
         self.portfolio = JqPortfolio(self._ledger, self.warn, starting_cash)
         self.subportfolio = JqSubPortfolio(self._ledger, self.warn, starting_cash)
@@ -8657,7 +8655,7 @@ class JqTrading:
 
     def _as_order(self, row, key, cost=None):
         try:
-            return JqOrder(RemoteOrder(row), self._statuses, cost)
+            return self._shown(RemoteOrder(row), cost)
         except BulletError as error:
             raise self._untold(row.get('order_id'), key, error) from error
 
@@ -8694,7 +8692,7 @@ class JqTrading:
         row = row if isinstance(row, dict) and row else self.broker.get_order_status(order_id)
         if not row:
             raise _unknown('撤单之后读不到委托 %s' % order_id, None)
-        order = JqOrder(RemoteOrder(row), self._statuses)
+        order = self._shown(RemoteOrder(row))
         if order.remote_status not in ('canceled', 'partly_canceled'):
             self.warn('委托 %s 没有撤成，状态 %s%s' % (order_id, order.status, reason))
         return order
@@ -8718,4 +8716,12 @@ class JqTrading:
         return {key: JqTrade(trade) for key, trade in self.broker.get_trades(order_id, security).items()}
 
     def _as_orders(self, orders):
-        return {key: JqOrder(order, self._statuses) for key, order in orders.items()}
+        return {key: self._shown(order) for key, order in orders.items()}
+
+    def _shown(self, order, cost=None):
+        """The Order of a RemoteOrder; a status that nobody knows is said once."""
+        odd = odd_status(order)
+        if odd and odd not in self._odd:
+            self._odd.add(odd)
+            self.warn(odd)
+        return JqOrder(order, self._statuses, cost)

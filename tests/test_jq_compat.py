@@ -405,9 +405,19 @@ def test_each_status_of_a_server_is_one_of_joinquants():
             row = {'order_id': '1', 'security': CODE, 'amount': 300, 'filled': filled, 'status': status, 'side': 'BUY'}
             assert jq.JqOrder(jq.RemoteOrder(row), statuses).status.name == name
     with pytest.raises(bq.ProtocolError):
-        jq.JqOrder(jq.RemoteOrder(dict(row, status='odd')), statuses)
-    with pytest.raises(bq.ProtocolError):
         jq.JqOrder(jq.RemoteOrder(dict(row, side=None)), statuses)
+
+
+def test_a_status_that_nobody_knows_is_not_final_and_said_once(monkeypatch):
+    def odd(rows):
+        return [dict(row, status='strange') for row in rows]
+    with trading() as strategy:
+        strategy.order(CODE, 100)
+        with answering(monkeypatch, {'broker.orders': odd}):
+            for _ in range(2):
+                order, = strategy.get_open_orders().values()
+                assert (order.status.name, order.remote_status) == ('filled', 'strange')
+    assert sum("的状态不认识：'strange'" in line for line in joinquant.Log.lines) == 1
 
 
 def test_a_strategy_without_a_sound_order_status_gets_ours():
@@ -447,7 +457,7 @@ def test_only_a_refusal_is_none(monkeypatch, error):
 
 
 @pytest.mark.parametrize('change', [
-    {'status': 'odd'}, {'status': 'submit_unknown'}, {'status': 'reconciling'}, {'order_id': None}, {'order_id': '-1'},
+    {'status': 'submit_unknown'}, {'status': 'reconciling'}, {'order_id': None}, {'order_id': '-1'},
     {'filled': 'x'}, {'amount': None, 'volume': None}, {'order_time': 'soon'}])
 def test_an_answer_that_tells_too_little_is_unknown_and_nothing_is_sent_again(monkeypatch, sent, change):
     with trading() as strategy:

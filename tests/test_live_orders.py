@@ -47,7 +47,7 @@ def out_of(run):
 # -- what a strategy sees ------------------------------------------------------------------------------------------
 def test_a_market_order_is_final_when_it_comes_back(tmp_path):
     text = tasks(at_0935='g.o = order("%s", 550)\np = context.portfolio\n'
-                         'g.out += [p.positions["%s"].amount, p.positions["%s"].closeable_amount, p.available_cash]' % (
+                         'g.out += [p.positions["%s"].total_amount, p.positions["%s"].closeable_amount, p.available_cash]' % (
                              A, A, A),
                  at_1400='g.out += [list(get_orders()) == [g.o.order_id], get_open_orders(), len(get_trades())]\n'
                          'g.out += [order("%s", -500), order_target("%s", 0)]' % (A, A))
@@ -294,7 +294,7 @@ def blind_after(it, write, seconds=3, told=None):
 def test_an_order_after_which_the_account_cannot_be_read_is_the_order(tmp_path):
     text = tasks(at_0935='g.out += [order("%s", 300).filled]\ntry:\n    context.portfolio.available_cash\n'
                          'except Exception as error:\n    g.out.append(error.code)' % A,
-                 at_0936='g.out += [order("%s", 100).filled, context.portfolio.positions["%s"].amount]' % (A, A))
+                 at_0936='g.out += [order("%s", 100).filled, context.portfolio.positions["%s"].total_amount]' % (A, A))
     with stage(tmp_path, START, END) as it:
         run = it.run(it.strategy(text), remote=blind_after(it, 'place_order', 20), patience_s=5.0)
         assert out_of(run) == [300, 'QMT_UNAVAILABLE', 100, 400], 'old figures are never shown as those of now'
@@ -518,7 +518,7 @@ def test_codes_of_unfamiliar_kinds_are_shown_and_never_quoted_or_traded(tmp_path
 
 def test_rows_of_one_security_are_one_holding(tmp_path):
     text = tasks(at_0935='p = context.portfolio.positions["%s"]\n'
-                         'g.out += [p.amount, p.closeable_amount, p.avg_cost, len(context.portfolio.positions)]' % A)
+                         'g.out += [p.total_amount, p.closeable_amount, p.avg_cost, len(context.portfolio.positions)]' % A)
     with stage(tmp_path, START, END) as it:
         rows = holding(A, 300, avg_cost=12.0), holding('000001.SZ', 100, avg_cost=8.0, closeable_amount=50)
         assert out_of(it.run(it.strategy(text), remote=with_rows(it, *rows))) == [400, 350, 11.0, 1]
@@ -540,7 +540,7 @@ def test_a_status_that_nobody_knows_is_not_final(tmp_path):
                  at_0936='g.out += [o.status for o in get_orders().values()] + [len(get_open_orders())]')
     with stage(tmp_path, START, END) as it:
         run = it.run(it.strategy(text), remote=changed_order(it, status='strange'))
-        assert out_of(run) == [jq.OrderStatus.open, 1]
+        assert out_of(run) == [jq.OrderStatus.filled, 1], 'some of it has filled, and it may still change'
         assert len(it.said("的状态不认识：'strange'")) == 1, 'said once'
 
 
