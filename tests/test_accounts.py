@@ -29,8 +29,8 @@ def live_broker():
 @pytest.mark.parametrize('filled', [0, 100])
 def test_a_server_s_status_word_has_one_meaning(word, filled):
     """JoinQuant's `filled` is filled in part, its `held` is done; what is not known to be over is alive."""
-    row = jq.RemoteOrder({'order_id': '1', 'security': A, 'amount': 300, 'filled': filled, 'status': word, 'side': 'BUY',
-                          'order_time': 1.7e9})
+    row = jq.RemoteOrder({'order_id': '1', 'security': A, 'amount': 300, 'filled': filled, 'status': word,
+                          'side': 'BUY', 'order_time': 1.7e9})
     over = {'filled': 'held', 'canceled': 'canceled', 'partly_canceled': 'canceled', 'rejected': 'rejected'}
     alive = 'filled' if filled else 'new' if word == 'new' else 'open'
     taken_over = jq.JqOrder(row, dict(jq.JqOrderStatus.__members__))

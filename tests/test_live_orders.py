@@ -46,9 +46,8 @@ def out_of(run):
 
 # -- what a strategy sees ------------------------------------------------------------------------------------------
 def test_a_market_order_is_final_when_it_comes_back(tmp_path):
-    text = tasks(at_0935='g.o = order("%s", 550)\np = context.portfolio\n'
-                         'g.out += [p.positions["%s"].total_amount, p.positions["%s"].closeable_amount, p.available_cash]' % (
-                             A, A, A),
+    text = tasks(at_0935='g.o = order("%s", 550)\np, held = context.portfolio, context.portfolio.positions["%s"]\n'
+                         'g.out += [held.total_amount, held.closeable_amount, p.available_cash]' % (A, A),
                  at_1400='g.out += [list(get_orders()) == [g.o.order_id], get_open_orders(), len(get_trades())]\n'
                          'g.out += [order("%s", -500), order_target("%s", 0)]' % (A, A))
     with stage(tmp_path, START, END) as it:
@@ -518,7 +517,8 @@ def test_codes_of_unfamiliar_kinds_are_shown_and_never_quoted_or_traded(tmp_path
 
 def test_rows_of_one_security_are_one_holding(tmp_path):
     text = tasks(at_0935='p = context.portfolio.positions["%s"]\n'
-                         'g.out += [p.total_amount, p.closeable_amount, p.avg_cost, len(context.portfolio.positions)]' % A)
+                         'g.out += [p.total_amount, p.closeable_amount, p.avg_cost]\n'
+                         'g.out.append(len(context.portfolio.positions))' % A)
     with stage(tmp_path, START, END) as it:
         rows = holding(A, 300, avg_cost=12.0), holding('000001.SZ', 100, avg_cost=8.0, closeable_amount=50)
         assert out_of(it.run(it.strategy(text), remote=with_rows(it, *rows))) == [400, 350, 11.0, 1]
