@@ -3145,7 +3145,8 @@ def gather(bars, runs, fill, names):
         columns = {name: bars[name][start:stop] for name in names if name in bars}
         return dict(columns, paused=array('d', bytes(8 * (stop - start))))
     names = [name for name in names if name in bars and name != 'paused']
-    return dict({name: _gather_column(name, bars[name], runs, fill) for name in names}, paused=_gather_paused(runs))
+    columns = {name: _gather_column(name, bars[name], runs, fill) for name in names}
+    return dict(columns, paused=_gather_paused(runs, fill))
 
 
 def _gather_column(name, values, runs, fill):
@@ -3160,10 +3161,11 @@ def _gather_column(name, values, runs, fill):
     return column
 
 
-def _gather_paused(runs):
+def _gather_paused(runs, fill):
+    """0 or 1; NaN where the rest of the row is NaN, as JoinQuant answers it."""
     column = array('d')
     for run in runs:
-        flag = 0.0 if run[1] is not None else math.nan if run[2] != run[2] else 1.0
+        flag = 0.0 if run[1] is not None else 1.0 if fill and run[2] == run[2] else math.nan
         column.extend(array('d', [flag]) * run_length(run))
     return column
 

@@ -1017,8 +1017,8 @@ class Position:
 
     held_amount: all shares. total_amount: without those locked by orders to sell. today_amount: bought today. frees:
     whether these can be sold today. closeable_amount: what can be sold now, of which amount and sellable_amount are
-    JoinQuant's old names. avg_cost is moved by buys alone, acc_avg_cost by sales too, hold_cost starts each day at
-    the previous close.
+    JoinQuant's old names. avg_cost is moved by buys alone, acc_avg_cost and hold_cost (which has no fees) by sales
+    too; hold_cost starts each day at the previous close.
     """
 
     side, pindex = 'long', 0
@@ -1059,6 +1059,7 @@ class Position:
         left = self.held_amount - amount
         if left:
             self.acc_avg_cost = (self.acc_avg_cost * self.held_amount - amount * price + fees) / left
+            self.hold_cost = (self.hold_cost * self.held_amount - amount * price) / left
         self.today_amount = min(self.today_amount, left)
         self.transact_time, self.held_amount = moment, left
 
@@ -1152,10 +1153,17 @@ class GlobalVariables:
 
 
 class DividendsEvent:
-    """A held security went ex today. amount: shares held; cash: received, after tax; shares: received."""
+    """A held security went ex today. amount: shares held; cash: received, after tax; shares: received.
 
-    def __init__(self, security, amount, cash, tax, shares):
+    dividends: what was given, as JoinQuant has it: [dict of date, scale_factor and bonus_pre_tax, yuan per per_base
+    shares].
+    """
+
+    name, pindex, side = 'Dividends', 0, 'long'
+
+    def __init__(self, security, amount, cash, tax, shares, dividends=()):
         self.security, self.amount, self.cash, self.tax, self.shares = security, amount, cash, tax, shares
+        self.dividends = list(dividends)
 
     def __repr__(self):
         return 'DividendsEvent(security=%r, amount=%s, cash=%.2f, shares=%s)' % (
@@ -1164,6 +1172,8 @@ class DividendsEvent:
 
 class ForcedLiquidationEvent:
     """JoinQuant's event of margin trading, which never comes here; strategies compare with it."""
+
+    name = 'ForcedLiquidation'
 
 
 # ======================================================================================================
@@ -2198,7 +2208,17 @@ class DataView:
             groups = calendar_groups(days, unit) if unit in ('w', 'M') else windows_from_end(len(days), step)
             running = running or unit in ('w', 'M') and self._goes_on(days, unit, end_ms)
         groups = groups[:-1] if running and not include_now else groups
-        return self._combined(rows, groups[-count:])
+        chart = self._combined(rows, groups[-count:])
+        if 'factor' in names:
+            chart.columns['factor'] = self._cumulative_factors(code, chart.times)
+        return chart
+
+    def _cumulative_factors(self, code, times):
+        """Since the listing, whatever fq_ref_date the prices of a chart have."""
+        if not len(times):
+            return self.numpy.empty(0)
+        steps = self.store.daily(code, bisect.bisect_right(self.store.calendar, int(times[0])) - 1).steps
+        return self.numpy.array([factor_at(steps, int(moment)) for moment in times])
 
     def _chart_base(self, code, ref):
         if ref is None:
@@ -2358,7 +2378,7 @@ def _length(rows):
 
 def _blank_paused(columns, paused):
     for name in columns:
-        if name not in ('paused', 'factor') and (paused != 0).any():
+        if name != 'factor' and (paused != 0).any():
             columns[name] = columns[name].copy()
             columns[name][paused != 0] = math.nan
 
@@ -2453,7 +2473,7 @@ class BarData(dict):
 
 
 class SecurityUnitData:
-    """The last bar of a security, its fields as attributes, and figures over the last n."""
+    """The last bar of a security, its fields as attributes; mavg, stddev, vwap of the last n days that traded."""
 
     def __init__(self, view, security, unit):
         self.security, self._view, self._unit = security, view, unit
@@ -2475,18 +2495,21 @@ class SecurityUnitData:
         return self._over(n, field, lambda values: values.mean())
 
     def stddev(self, n):
-        return self._over(n + 1, 'close', lambda values: (values[1:] / values[:-1] - 1).std(ddof=1))
+        return self._over(n, 'close', lambda values: values.std())
 
     def vwap(self, n):
         if math.isnan(self._over(n, 'money', lambda values: values.sum())):
             return math.nan
-        money, volume = (self._values(n, name, True).sum() for name in ('money', 'volume'))
+        money, volume = (self._of_days(n, name).sum() for name in ('money', 'volume'))
         return money / volume if volume else math.nan
 
     def _over(self, n, field, figure):
-        """NaN where there are less than n bars."""
-        values = self._values(n, field, True)
+        """NaN where there are less than n days."""
+        values = self._of_days(n, field)
         return float(figure(values)) if len(values) == n else math.nan
+
+    def _of_days(self, count, field):
+        return self._view.attribute_history(self.security, count, '1d', [field], True, df=False)[field]
 
     def _values(self, count, field, skip_paused):
         window = self._view.attribute_history(self.security, count, self._unit, [field], skip_paused, df=False)
@@ -2936,8 +2959,10 @@ class SimulatedBroker(BrokerInterface):
         after = int(math.floor(before * row['scale_factor'] + 1e-9))
         self.portfolio.available_cash += gross - tax
         self._resize(position, after, gross - tax)
-        event = DividendsEvent(position.security, before, gross - tax, tax, after - before)
-        self.dividends.append((self.view.now.date(), event))
+        today = self.view.now.date()
+        event = DividendsEvent(position.security, before, gross - tax, tax, after - before, [
+            dict(date=today, **{name: row[name] for name in ('scale_factor', 'bonus_pre_tax', 'per_base')})])
+        self.dividends.append((today, event))
         self._log('info', '%s 除权除息：持有 %d 股，现金 %.2f（税 %.2f），送转 %d 股' % (
             position.security, before, event.cash, tax, event.shares))
         return event
@@ -3693,13 +3718,13 @@ class Session:
 
 
 def benchmark_weights(security):
-    """OrderedDict code -> weight of a code, or of a dict of them."""
+    """OrderedDict code -> weight of a code, or of a dict of them; without those of weight 0: empty for no benchmark."""
     given = security if isinstance(security, dict) else {security: 1.0}
+    if not given:
+        raise BadRequest('基准里没有证券', "例如 {'000300.XSHG': 0.5, '000905.XSHG': 0.5}；不要基准写 {'000300.XSHG': 0}")
     weights = OrderedDict((normalize_code(code), check_number(weight, 'weight', 0, 1e6))
                           for code, weight in given.items())
-    if not math.fsum(weights.values()) > 0:
-        raise BadRequest('基准的权重之和应大于 0，得到 %s' % brief(given), "例如 {'000300.XSHG': 0.5, '000905.XSHG': 0.5}")
-    return weights
+    return OrderedDict((code, weight) for code, weight in weights.items() if weight)
 
 
 def counted_style(security, style):

@@ -74,6 +74,44 @@ def test_minutes_are_those_of_the_provider(paper, how, fq):
                          **dict(dict(end_date='2024-05-10 14:33:00'), **how)))
 
 
+SUSPENDED = [['2026-06-12', 9.3, 9.48, 9.69, 9.27, 1851700, 17477199.0, 9.31, 0],
+             ['2026-06-15', 9.48, 9.48, 9.48, 9.48, 0, 0.0, 9.48, 1],
+             ['2026-06-16', 9.95, 10.04, 10.43, 9.89, 12223955, 123311359.65, 9.48, 0]]
+
+
+@pytest.mark.parametrize('how, middle', [
+    (dict(), [9.48, 9.48, 9.48, 9.48, 0, 0, 1]), (dict(fill_paused=False), [math.nan] * 7),
+    (dict(skip_paused=True), None), (dict(skip_paused=True, fill_paused=False), None)])
+@pytest.mark.parametrize('inside', [True, False])
+def test_a_suspended_day_as_joinquant_answers_it(tmp_path, how, middle, inside):
+    """000929 around 2026-06-15, raw prices, as read from JoinQuant; inside a run and outside."""
+    made, fields = MadeMarket(tmp_path), ['open', 'high', 'low', 'close', 'volume', 'money', 'paused']
+    made.daily('000929.XSHE', SUSPENDED)
+    with jq.opened_provider(made.source) as provider:
+        source = view_at(provider, '2026-06-16 15:30') if inside else provider
+        frame = source.get_price('000929.XSHE', start_date='2026-06-12', end_date='2026-06-16', fields=fields, fq=None,
+                                 **how)
+    rows = [[9.3, 9.69, 9.27, 9.48, 1851700, 17477199.0, 0], middle,
+            [9.95, 10.43, 9.89, 10.04, 12223955, 123311359.65, 0]]
+    assert repr(frame.values.tolist()) == repr([list(map(float, row)) for row in rows if row])
+    assert [str(day.date()) for day in frame.index] == [row[0] for row, shown in zip(SUSPENDED, rows) if shown]
+
+
+@pytest.mark.parametrize('ref', [
+    {}, {'fq_ref_date': None}, {'fq_ref_date': '2024-03-12'}, {'fq_ref_date': '2024-03-05'}])
+@pytest.mark.parametrize('df', [True, False])
+@pytest.mark.parametrize('unit, expected', [('1d', [1, 1, 1, 1, 2, 2]), ('1w', [1, 2])])
+def test_the_factor_of_charts_is_the_one_since_the_listing(tmp_path, ref, df, unit, expected):
+    """Shares double on the fifth of six days, a Monday; JoinQuant: fq_ref_date changes the prices, not the factor."""
+    made, days = MadeMarket(tmp_path), days_from('2024-03-05', 6)
+    made.daily(A, [day_row(day, 10.0 if row < 4 else 5.0, pre_close=10.0 if row < 4 else 5.0)
+                   for row, day in enumerate(days)])
+    with jq.opened_provider(made.source) as provider:
+        view = view_at(provider, '2024-03-12 15:30', date(2024, 3, 5))
+        bars = view.get_bars(A, 6, unit, ['close', 'factor'], df=df, **ref)
+    assert list(bars['factor']) == expected
+
+
 def test_before_the_listing_there_is_nothing_to_see(paper):
     view = view_at(paper, '2018-06-20 15:30')
     frame = view.get_price('300750.XSHE', count=20)

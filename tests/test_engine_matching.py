@@ -627,6 +627,30 @@ def test_of_a_batch_all_or_none_is_ordered(market, tmp_path, last):
     assert any('第 3 笔没有成立' in line for line in lines)
 
 
+def test_costs_of_a_holding(market, tmp_path):
+    """JoinQuant: hold_cost is the previous close, then (hold_cost * amount -/+ value) / amount left, without fees."""
+    market.daily(B, [day_row(DAYS[0], 10.0, 10.2), day_row(DAYS[1], 10.8, pre_close=10.2)])
+    play(market, tmp_path, '''
+    def begin(context):
+        set_slippage(FixedSlippage(0))
+        run_daily(trade, '9:30')
+
+    def trade(context):
+        held = context.portfolio.positions
+        if '{0}' not in held:
+            order('{0}', 1000)
+            assert held['{0}'].hold_cost == 10.0 and held['{0}'].avg_cost == held['{0}'].acc_avg_cost == 10.005
+            return
+        assert held['{0}'].hold_cost == 10.2
+        order('{0}', -600)
+        assert abs(held['{0}'].hold_cost - (10.2 * 1000 - 10.8 * 600) / 400) < 1e-9
+        assert abs(held['{0}'].acc_avg_cost - (10.005 * 1000 - 10.8 * 600 + 5 + 6.48) / 400) < 1e-9
+        assert held['{0}'].avg_cost == 10.005
+        order('{0}', 400)
+        assert abs(held['{0}'].hold_cost - (10.2 * 1000 - 10.8 * 600 + 10.8 * 400) / 800) < 1e-9
+    '''.format(B))
+
+
 def test_dividends_and_shares_come_on_the_ex_date(market, tmp_path, monkeypatch):
     market.daily(B, [day_row(DAYS[0], 10.0), day_row(DAYS[1], 10.0), day_row(DAYS[2], 5.0, pre_close=4.75),
                      day_row(DAYS[3], 5.0)])
@@ -643,11 +667,16 @@ def test_dividends_and_shares_come_on_the_ex_date(market, tmp_path, monkeypatch)
 
     def on_event(context, event):
         assert (event.amount, event.shares, event.cash) == (1000, 1000, 400.0)
+        assert isinstance(event, DividendsEvent) and event.name == 'Dividends'
+        assert (event.security, event.pindex, event.side) == ('%s', 0, 'long')
+        given, = event.dividends
+        assert given['date'] == context.current_dt.date()
+        assert given['scale_factor'] == 2.0 and given['bonus_pre_tax'] == 5.0 and given['per_base'] == 10
         position = context.portfolio.positions['%s']
         assert position.total_amount == position.closeable_amount == 2000 and position.price == 4.75
         assert abs(position.avg_cost - (10.015 * 1000 - 400) / 2000) < 1e-9
         record(seen=1)
-    ''' % (B, B), provider, DAYS[0], DAYS[3])
+    ''' % (B, B, B), provider, DAYS[0], DAYS[3])
     assert only(result.dividends) == dict(date=result.days[2], security=B, name=only(result.dividends)['name'],
                                           amount=1000, cash=400.0, tax=100.0, shares=1000)
     assert len(result.records) == 1 and result.positions[-1]['amount'] == 2000

@@ -362,6 +362,31 @@ def handle_data(context, data):
     assert len(lines) == 1 and 'looked' in lines[0]
 
 
+@pytest.mark.parametrize('frequency', ['day', 'minute'])
+def test_figures_of_handle_data_are_those_of_days(tmp_path, frequency):
+    """JoinQuant: mavg, vwap and stddev over days, whatever the run's frequency; stddev is that of the closes."""
+    made, days = MadeMarket(tmp_path), days_from('2024-03-04', 7)
+    closes, volumes = [8, 9, 11, 10, 12, 14, 15], [100, 200, 300, 400, 500, 600, 700]
+    made.daily(A, [day_row(day, close, volume=volume, pre_close=before)
+                   for day, close, volume, before in zip(days, closes, volumes, [8] + closes)])
+    made.write_minutes(A, sum([made.minutes(A, day, {'09:31': (close, close, close, close, 100)})
+                               for day, close in zip(days, closes)], []))
+    five = closes[1:6]
+    mean = sum(five) / 5
+    result, lines = run(tmp_path, '''
+    from jqdata import *
+
+    def handle_data(context, data):
+        if context.current_dt.minute == 30 and context.current_dt.hour == 9:
+            bar = data['%s']
+            record(mean=bar.mavg(5), spread=bar.stddev(5), price=bar.vwap(3), opened=bar.mavg(2, 'open'))
+    ''' % A, made.source, days[6], days[6], frequency=frequency)
+    ((_, seen),) = result.records
+    assert seen['mean'] == pytest.approx(11.2) and seen['opened'] == 13
+    assert seen['spread'] == pytest.approx((sum((value - mean) ** 2 for value in five) / 5) ** 0.5)
+    assert seen['price'] == pytest.approx((10 * 400 + 12 * 500 + 14 * 600) / 1500)
+
+
 # -- benchmark, arguments ------------------------------------------------------------------------------------------
 def test_the_benchmark_grows_from_the_close_before_the_start(market, tmp_path):
     body = 'def initialize(context):\n    set_benchmark({"%s": 3, "%s": 1})\n' % (A, B)
@@ -369,10 +394,19 @@ def test_the_benchmark_grows_from_the_close_before_the_start(market, tmp_path):
     assert result.benchmark == pytest.approx([12 / 11, 13 / 11, 14 / 11])
 
 
-@pytest.mark.parametrize('weights', ['{}', '{"%s": 0}' % A])
-def test_a_benchmark_of_no_weight_is_refused(market, tmp_path, weights):
+def test_a_benchmark_of_no_weight_is_none(market, tmp_path):
+    """JoinQuant documents {code: 0} as the way to have no benchmark."""
+    result, _ = play(market, tmp_path, 'def initialize(context):\n    set_benchmark({"%s": 0})\n' % A)
+    assert result.benchmark is None and result.params['benchmark'] == ''
+    assert not any('基准' in text for text in result.messages)
+    body = 'from jqdata import *\ndef initialize(context):\n    set_benchmark({"%s": 1, "000003.XSHE": 0})\n' % A
+    assert run(tmp_path, body, market.source, DAYS[2], DAYS[3])[0].benchmark == pytest.approx([12 / 11, 13 / 11])
+
+
+@pytest.mark.parametrize('weights', ['{}', '{"%s": -1}' % A, '{"%s": "1"}' % A])
+def test_what_is_no_benchmark_is_refused(market, tmp_path, weights):
     error = failing(market, tmp_path, 'def initialize(context):\n    set_benchmark(%s)\n' % weights)
-    assert '权重之和应大于 0' in error.summary
+    assert 'BadRequest' in error.summary
 
 
 def test_a_benchmark_whose_base_is_zero_is_not_drawn(market, tmp_path):
