@@ -5594,51 +5594,134 @@ def qmt_session_id(spec):
     return 1 + int(hashlib.sha256(name.encode('utf-8')).hexdigest()[:7], 16)
 
 
-class _QmtLink:
-    """One trader object of the vendor from its construction to its end; none can be used twice.
+# -- the userdata folder: looked at before the vendor is, whose connect() makes what is not there -------------------
+_QMT_USERDATA = ('userdata_mini', 'userdata')
+_QMT_USERDATA_PARTS = ('users', 'log', 'datadir', 'cfg', 'up_queue_xtquant')
+_QmtPathFault = namedtuple('_QmtPathFault', 'kind message hint')
 
-    lost: None, or why it is no good any more.  warm: whether figures have had time to arrive.
+
+def qmt_path_fault(path):
+    """What is wrong with a path given as userdata folder, or None. It asks the disk, which can take its time.
+
+    kind: 'missing', 'file', 'foreign' (another folder) or 'readonly'.
+    """
+    shown = printable(path)
+    if not os.path.exists(path):
+        return _QmtPathFault('missing', '没有目录 %s' % shown, _qmt_right_path(path))
+    if not os.path.isdir(path):
+        return _QmtPathFault('file', '%s 是文件，不是目录' % shown, _qmt_right_path(os.path.dirname(path)))
+    if not _is_userdata(path):
+        return _QmtPathFault('foreign', '%s 不是 QMT 的 userdata 目录' % shown, _qmt_right_path(path))
+    problem = _write_problem(path)
+    return problem and _QmtPathFault(
+        'readonly', '目录 %s 不能写：%s' % (shown, problem),
+        '以能写这个目录的用户（装在系统盘时以管理员身份）运行服务端，或把 QMT 装到非系统盘')
+
+
+def _is_userdata(path):
+    """By its name, or by what a terminal keeps in it; a queue file alone may be what a wrong path was given before."""
+    name = os.path.basename(os.path.normpath(path)).lower()
+    return name.startswith('userdata') or any(os.path.exists(os.path.join(path, part)) for part in _QMT_USERDATA_PARTS)
+
+
+def _qmt_right_path(path):
+    """Names the folder that was probably meant: inside of the one given, or beside it."""
+    near = [os.path.join(base, name) for base in (path, os.path.dirname(os.path.normpath(path)))
+            for name in _QMT_USERDATA]
+    found = next((folder for folder in near if os.path.isdir(folder)), None)
+    where = '改成 %s' % printable(found) if found else '改成 QMT 安装目录下的 userdata_mini，例如 D:\\国金QMT交易端\\userdata_mini'
+    return '把 QMT_DATA_PATH（或 %s 里的路径）%s' % (ways('accounts'), where)
+
+
+def _write_problem(path):
+    import tempfile  # a client needs none
+    try:
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+_QMT_CONNECT_HINT = '确认 QMT/MiniQMT 已启动并以极简（独立交易）模式登录；在这台机器上运行 doctor 查原因'
+
+
+class _QmtTrader:
+    """One trader object of the vendor, through as many attempts to connect as it takes.
+
+    Each object costs handles, sockets and shared memory that its stop() does not give back, so that a failed attempt
+    keeps the one that is there.  linked: connect() was good once.  broken: told to be disconnected.  proven: it has
+    answered for the account.  hung: a call did not come back in time.  receive(trader, kind, plain row or None).
     """
 
-    def __init__(self, vendor, spec, guard, timing, put):
+    def __init__(self, vendor, spec, guard, timing, receive):
         self._vendor, self._spec, self._guard, self._timing = vendor, spec, guard, timing
-        self._put = put
-        self._trader, self._started, self._finishing = None, False, threading.Lock()
+        self._receiver, self._trader, self._phase, self._finishing = receive, None, 'new', threading.Lock()
+        self._step_under_way = None
         self.account = qmt_stock_account(vendor, spec)
-        self.lost, self.warm, self.abandoned = None, False, False
+        self.linked = self.broken = self.proven = self.hung = self.abandoned = False
+
+    @property
+    def made(self):
+        return self._trader is not None
+
+    @property
+    def gone(self):
+        """Whether it can never be used again."""
+        return self.abandoned or (self.linked and self.broken)
 
     def open(self):
         """Connects and subscribes. Raises QmtUnavailable, VendorTimeout or whatever the vendor raises."""
-        self._step(self._build)
-        self._step(self._start)
-        result = self._step(self._trader.connect)
-        if result != 0:
-            raise QmtUnavailable('连接 QMT 失败，返回 %s%s' % (brief(result), self._path_problem()))
+        if self._step_under_way is not None:  # of an earlier attempt: it must come back before anything else is asked
+            self.hung = True
+            raise VendorTimeout(self._step_under_way)
+        if not self.linked:
+            self._step(self._check_path)
+        if not self.made:
+            self._step(self._build)
+        if self._phase == 'new':
+            self._step(self._start)
+        self._connect()
         if self._spec.auto_subscribe:
             self._subscribe()
+
+    def _check_path(self):
+        fault = qmt_path_fault(self._spec.data_path)
+        if fault is not None:
+            raise QmtUnavailable(fault.message, fault.hint, reason=fault.kind)
+
+    def _connect(self):
+        """An object that was connected once, and was told of no loss, may refuse to do it again: it still is."""
+        result = self._step(self._trader.connect)
+        if result == 0:
+            self.linked = True
+        elif not (self.linked and self._spec.auto_subscribe):
+            self.broken = self.linked  # what a connection that never was is told of its end counts for nothing
+            raise QmtUnavailable('连接 QMT 失败，返回 %s' % brief(result), _QMT_CONNECT_HINT, reason='connect')
 
     def _subscribe(self):
         result = self._step(self._trader.subscribe, self.account)
         if result != 0:
-            raise QmtUnavailable('订阅账户 %s 失败，返回 %s' % (self._spec.account_id, brief(result)))
-
-    def _path_problem(self):
-        return '' if os.path.isdir(self._spec.data_path) else '（没有目录 %s）' % printable(self._spec.data_path)
+            raise QmtUnavailable('订阅账户 %s 失败，返回 %s' % (self._spec.account_id, brief(result)),
+                                 '确认 QMT 里登录的就是这个资金账号，账户类型也对', reason='subscribe')
 
     def _step(self, function, *args):
         try:
             return self._guard.call(self._run_step, function, *args, deadline_s=self._timing.connect_s)
         except VendorTimeout:
+            self.hung = True
             raise VendorTimeout(function.__name__.strip('_'))
 
     def _run_step(self, function, *args):
         """In a worker. A step that returns after everybody gave up on it clears away what it made."""
         if self.abandoned:
             raise _qmt_gone()
-        result = function(*args)
-        if self.abandoned:
-            self._finish()
-        return result
+        self._step_under_way = function.__name__.strip('_')
+        try:
+            return function(*args)
+        finally:
+            self._step_under_way = None
+            if self.abandoned:
+                self._finish()
 
     def _build(self):
         callback = _qmt_callback(self._vendor, self._receive)
@@ -5648,29 +5731,43 @@ class _QmtLink:
             relaxed(True)
 
     def _start(self):
-        self._started = True
-        self._trader.start()
+        """While the vendor's start() runs, its stop() would fail: whoever wants to stop leaves that to this step."""
+        self._phase = 'starting'
+        try:
+            self._trader.start()
+        except BaseException:
+            self._phase = 'new'
+            raise
+        self._phase = 'started'
 
     def _receive(self, kind, record):
         """In the vendor's push thread, where an exception would vanish without a word."""
         try:
-            self._put(self, kind, None if record is None else _qmt_plain(kind, record))
+            if kind == 'disconnected':
+                self.broken = True
+            self._receiver(self, kind, None if record is None else _qmt_plain(kind, record))
         except Exception:
             _qmt_log.exception('处理 QMT 回调出错：%s', kind)
 
-    def call(self, name, *args, **options):
-        """A synchronous method of the trader. Raises what CallGuard.call raises, and the vendor's own errors."""
+    def call(self, is_good, name, *args, **options):
+        """A synchronous method of the trader, begun only if is_good(). Raises as CallGuard.call and the vendor do."""
         try:
-            return self._guard.call(self._invoke, name, args, deadline_s=options['deadline_s'])
+            return self._guard.call(self._invoke, is_good, name, args, deadline_s=options['deadline_s'])
         except VendorTimeout:
+            self.hung = True
             if self.abandoned:
                 self._release()
             raise VendorTimeout(name)
 
-    def _invoke(self, name, args):
-        if self.abandoned:
+    def _invoke(self, is_good, name, args):
+        if self.abandoned or not is_good():
             raise _qmt_gone()
         return getattr(self._trader, name)(self.account, *args)
+
+    def give_another_chance(self):
+        """After a call that hung: the threads that wait for an answer are freed, the object stays."""
+        self._release()
+        self.hung = False
 
     def abandon(self):
         """Stops the trader and frees the threads that still wait for its answers. Never raises."""
@@ -5693,7 +5790,9 @@ class _QmtLink:
     def _finish(self):
         """Stops the vendor's threads and closes the event loop that each trader object opens and never uses."""
         with self._finishing:
-            started, self._started = self._started, False
+            if self._phase == 'starting':
+                return
+            started, self._phase = self._phase == 'started', 'stopped'
             if started:
                 self._stop()
             loop = getattr(self._trader, 'loop', None)
@@ -5714,6 +5813,20 @@ class _QmtLink:
                 answer(_QmtNoAnswer())
 
 
+class _QmtLink:
+    """One connection of a trader, from the attempt to make it to its loss.
+
+    lost: None, or why it is no good any more.  warm: whether figures have had time to arrive.
+    """
+
+    def __init__(self, trader):
+        self.trader, self.lost, self.warm = trader, None, False
+
+    def call(self, name, *args, **options):
+        """As _QmtTrader.call; nothing is begun any more once the connection is lost."""
+        return self.trader.call(lambda: self.lost is None, name, *args, **options)
+
+
 def _qmt_gone():
     return QmtUnavailable('QMT 连接已断开', broker_called=False, retry_after_s=1)
 
@@ -5728,9 +5841,14 @@ class QmtKeeper:
     For the caller: start, close, link, lost, health, `on_connected`: functions without arguments, called from the
     keeper's thread after each connect, once the warm-up is over.
     Attributes: state 'connecting' (first try) 'connected' 'down' 'closed'; since and next_attempt: naive Beijing;
-    last_error: text or ''; reconnects: how often it connected again; hung: calls that nobody waits for any more.
+    last_error: text or '', with hint and reason, a word for it; reconnects: how often it connected again; hung: calls
+    that nobody waits for any more; traders: how many objects of the vendor were made.
+    A trader object is kept until a connection that worked is lost. Of those that only hang, the first is given up at
+    once, each later one after twice as many attempts: some hang for ever, and each new one costs.
     put(kind, row) gets what the terminal pushes and must not block. pause(event, seconds) waits for either.
     """
+
+    HANGS_LOG2, DISCONNECTED = 5, ('QMT 断开了连接', 'disconnected')
 
     def __init__(self, vendor, spec, clock, put, timing=None, jitter=chance, pause=_qmt_pause):
         if not spec.data_path:
@@ -5741,10 +5859,12 @@ class QmtKeeper:
         self._guard = CallGuard('qmt-%s-call' % spec.key, limit=8)
         self._lock, self._wake = threading.Lock(), threading.Event()
         self._link, self._closing, self._failures, self._connects = None, False, 0, 0
+        self._hangs, self._given_up, self.traders = 0, 0, 0
         self.state, self.since, self.last_error, self.next_attempt = 'connecting', clock.now(), '', None
+        self.hint, self.reason = '', ''
         self.on_connected = []
         self._thread = threading.Thread(target=self._run, name='qmt-%s' % spec.key, daemon=True)
-        self._new_link()  # a wrong account is told at once
+        self._trader = self._new_trader()  # a wrong account is told at once
 
     def start(self):
         self._thread.start()
@@ -5752,10 +5872,9 @@ class QmtKeeper:
     def close(self):
         """Ends the connection and every thread. What waits in a call gets no answer any more."""
         with self._lock:
-            self._closing, link = True, self._link
+            self._closing, trader = True, self._trader
         self._wake.set()
-        if link is not None:
-            link.abandon()
+        trader.abandon()
         if self._thread.ident is not None:
             self._thread.join()
         self._guard.close(self.timing.close_s)
@@ -5769,20 +5888,19 @@ class QmtKeeper:
                 return self._link
             told = {'connecting': '正在连接 QMT', 'closed': 'QMT 连接已关闭'}.get(self.state, 'QMT 未连接')
             reason = '：%s' % self.last_error if self.last_error else ''
-            raise QmtUnavailable('账户 %s %s%s' % (self.spec.key, told, reason), '检查 QMT 是否运行、是否已登录',
+            raise QmtUnavailable('账户 %s %s%s' % (self.spec.key, told, reason), self.hint or '检查 QMT 是否运行、是否已登录',
                                  broker_called=False, retry_after_s=self._seconds_left())
 
-    def lost(self, link, reason):
-        """The connection is no good any more. Never blocks; tells only of the present one count."""
+    def lost(self, link, message, reason, hint=''):
+        """The connection is no good any more. Never blocks; only the first tell of the present one counts."""
         with self._lock:
-            if link.lost is None:
-                link.lost = reason
-            if link is not self._link or self._closing:
+            first, link.lost = link.lost is None, link.lost or message
+            if not first or link is not self._link or self._closing:
                 return
-            self.last_error = reason
+            self.last_error, self.reason, self.hint = message, reason, hint
             if self.state == 'connected':
                 self._enter_state('down')
-                _qmt_log.warning('账户 %s 的 QMT 连接断开：%s', self.spec.key, printable(reason))
+                _qmt_log.warning('账户 %s 的 QMT 连接断开：%s', self.spec.key, printable(message))
         self._wake.set()
 
     @property
@@ -5797,7 +5915,8 @@ class QmtKeeper:
         with self._lock:
             after, warm = self.next_attempt, self._link is not None and self._link.warm
             return {'state': self.state, 'since': _qmt_shown(self.since), 'last_error': self.last_error,
-                    'next_attempt': _qmt_shown(after), 'reconnects': self.reconnects, 'hung_calls': self._guard.hung,
+                    'reason': self.reason, 'hint': self.hint, 'next_attempt': _qmt_shown(after),
+                    'reconnects': self.reconnects, 'hung_calls': self._guard.hung, 'traders': self.traders,
                     'warm': self.state == 'connected' and warm, 'session_id': qmt_session_id(self.spec)}
 
     def _seconds_left(self):
@@ -5814,11 +5933,20 @@ class QmtKeeper:
     def _run(self):
         while not self._closing:
             self._wake.clear()
-            self._keep(self._new_link())
+            self._renew_trader()
+            self._keep(_QmtLink(self._trader))
             self._rest()
+        self._trader.abandon()
 
-    def _new_link(self):
-        return _QmtLink(self._vendor, self.spec, self._guard, self.timing, self._receive)
+    def _new_trader(self):
+        return _QmtTrader(self._vendor, self.spec, self._guard, self.timing, self._receive)
+
+    def _renew_trader(self):
+        """A new object in the place of one whose connection is gone; it may have been told so in the pause."""
+        if self._trader.gone:
+            self._trader.abandon()
+            with self._lock:
+                self._trader = self._new_trader()
 
     def _keep(self, link):
         """One connection from its first step to its end."""
@@ -5827,20 +5955,45 @@ class QmtKeeper:
                 return
             self._link, self.next_attempt = link, None
         try:
-            link.open()
+            self._open(link.trader)
             self._attend(link)
-        except Exception as error:  # the vendor raises anything; the next attempt starts afresh
-            self.lost(link, self._explain(error))
+        except Exception as error:  # the vendor raises anything
+            self.lost(link, *self._explain(error))
         finally:
-            link.abandon()
+            if not self._may_try_again(link.trader):
+                link.trader.abandon()
+
+    def _open(self, trader):
+        made = trader.made
+        try:
+            trader.open()
+        finally:
+            self.traders += trader.made and not made
+
+    def _may_try_again(self, trader):
+        """Whether the next attempt is this object's. One that hung is given fewer chances than the next that will."""
+        if trader.proven or trader.gone or self._closing:
+            return False
+        if trader.hung:
+            self._hangs += 1
+            if self._hangs >= 2 ** min(self._given_up, self.HANGS_LOG2):
+                self._hangs, self._given_up = 0, self._given_up + 1
+                return False
+            trader.give_another_chance()
+        return True
 
     def _explain(self, error):
+        """(message, reason, hint) of a failed attempt."""
         if isinstance(error, VendorTimeout):
-            return 'QMT 没有回应（%s）' % error
-        return error.message if isinstance(error, BulletError) else '%s: %s' % (type(error).__name__, error)
+            return 'QMT 没有回应（%s）' % error, 'hung', '检查 QMT 是否卡死；卡死时重新启动 QMT'
+        if isinstance(error, BulletError):
+            return error.message, error.details.get('reason', 'error'), error.hint
+        return '%s: %s' % (type(error).__name__, error), 'error', ''
 
     def _attend(self, link):
         """While the connection lives: wait for the figures, tell who asked to know, then look after it."""
+        if link.trader.gone:
+            self.lost(link, *self.DISCONNECTED)
         if not self._connected(link):
             return
         self._pause(self._wake, self.timing.warm_up_s)
@@ -5862,7 +6015,7 @@ class QmtKeeper:
                 return False
             self._connects += 1
             self._enter_state('connected')
-            self.last_error = ''
+            self.last_error = self.reason = self.hint = ''
         _qmt_log.info('账户 %s 已连接 QMT', self.spec.key)
         return True
 
@@ -5878,10 +6031,11 @@ class QmtKeeper:
         try:
             answer = link.call('query_stock_asset', deadline_s=self.timing.call_s)
         except VendorTimeout:
-            return self.lost(link, 'QMT 没有回应（资产查询）')
+            return self.lost(link, 'QMT 没有回应（资产查询）', 'hung')
         if answer is None:
-            return self.lost(link, '资产查询没有结果')
-        self._failures = 0
+            return self.lost(link, '资产查询没有结果', 'account', '确认 QMT 里登录的就是这个资金账号')
+        self._failures = self._hangs = self._given_up = 0
+        link.trader.proven = True
 
     def _rest(self):
         """Before the next attempt: 1 s doubling to 60 s, half of it at random, so that accounts do not go in step."""
@@ -5897,19 +6051,25 @@ class QmtKeeper:
         self._pause(self._wake, delay)
 
     # -- the vendor's push thread ------------------------------------------------------------------------------------
-    def _receive(self, link, kind, row):
+    def _receive(self, trader, kind, row):
+        """Orders and trades are facts whoever tells them; an object that was given up has no say in anything else."""
+        with self._lock:
+            link = self._link if self._link is not None and self._link.trader is trader else None
         if kind == 'disconnected':
-            self.lost(link, 'QMT 断开了连接')
+            if link is not None and trader.gone:
+                self.lost(link, *self.DISCONNECTED)
         elif row['account_id'] in (None, '', self.spec.account_id):
-            if kind == 'account_status':
-                self._account_status(link, row)
-            else:
+            if kind not in ('account_status', 'asset'):
                 self._put(kind, row)
+            elif link is not None:
+                self._of_the_present(link, kind, row)
 
-    def _account_status(self, link, row):
+    def _of_the_present(self, link, kind, row):
         """0 is fine, 5 refreshing, 6 after the close; all others mean that the account is not logged in."""
-        if row['account_type'] in (None, link.account.account_type) and row['status'] not in (None, 0, 5, 6):
-            self.lost(link, 'QMT 里的账户状态为 %s，未登录' % brief(row['status']))
+        if kind == 'asset':
+            self._put(kind, row)
+        elif row['account_type'] in (None, link.trader.account.account_type) and row['status'] not in (None, 0, 5, 6):
+            self.lost(link, 'QMT 里的账户状态为 %s，未登录' % brief(row['status']), 'account', '在 QMT 里重新登录这个资金账号')
 
 
 def _qmt_shown(moment):
@@ -6165,7 +6325,7 @@ class QmtBroker(BrokerAdapter):
         try:
             return link.call(name, *args, deadline_s=self.timing.call_s)
         except VendorTimeout:
-            self.keeper.lost(link, 'QMT 没有回应（%s）' % name)
+            self.keeper.lost(link, 'QMT 没有回应（%s）' % name, 'hung')
             raise QmtUnavailable('QMT 没有回应（%s）' % name, '检查 QMT 是否卡死', retry_after_s=3)
         except QmtUnavailable:
             raise
@@ -6234,7 +6394,7 @@ class QmtBroker(BrokerAdapter):
             error.broker_called = False
             raise
         except VendorTimeout:
-            self.keeper.lost(link, 'QMT 没有回应（%s）' % name)
+            self.keeper.lost(link, 'QMT 没有回应（%s）' % name, 'hung')
             raise _qmt_unknown(told, 'QMT 没有回应')
         except Exception as error:
             raise _qmt_unknown(told, '%s: %s' % (type(error).__name__, error)) from error

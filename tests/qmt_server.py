@@ -12,7 +12,7 @@ from tests.processes import LISTENING, LineProcess
 from tests.terminal import scene
 from tests.terminal.remote import TerminalProcess
 
-USERDATA = 'D:\\QMT\\userdata_mini'
+USERDATA = scene.userdata_folder()
 ACCOUNTS = 'main=%s:stock:%s,second=%s:stock:%s' % (scene.ACCOUNT, USERDATA, scene.SECOND_ACCOUNT, USERDATA)
 
 

@@ -105,7 +105,7 @@ def qmt():
     clock = FakeClock(NOW)
     terminal = scene.populate(Terminal(clock, first_day=date(2018, 1, 2)))
     native.install(terminal)
-    account = bq.AccountSpec('main', scene.SECOND_ACCOUNT, 'stock', 'D:\\QMT\\userdata_mini', None, True)
+    account = bq.AccountSpec('main', scene.SECOND_ACCOUNT, 'stock', scene.userdata_folder(), None, True)
     settings = server_settings(accounts=(account,), server_type='qmt').replace(auto_download=True, quote_max_age=15.0)
     timing, bq.QmtTiming.FIELDS = bq.QmtTiming.FIELDS, tuple(
         (name, 0.1 if name == 'warm_up_s' else value) for name, value in bq.QmtTiming.FIELDS)

@@ -1,21 +1,26 @@
 """The trading half of the qmt adapter, over a small vendor of the tests' own with the vendor's method names."""
 import contextlib
+import errno
 import itertools
+import os
 import queue
+import tempfile
 import threading
 from concurrent.futures import Future
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
 
 import bullet_qmt as bq
 from tests.fakes import FakeClock
+from tests.resources import becomes
+from tests.terminal.scene import userdata_folder
 
 NOW = datetime(2024, 1, 5, 10, 0)
 EPOCH_10H = 1704420000  # 2024-01-05 10:00 in Beijing
 TAG = 'bq0123456789abcdef012345'
-SPEC = bq.AccountSpec('main', '55001234', 'stock', 'C:\\Qmt\\userdata_mini', None, True)
+SPEC = bq.AccountSpec('main', '55001234', 'stock', userdata_folder(), None, True)
 PATIENCE_S = 20
 
 
@@ -81,13 +86,14 @@ class FakeTrader:
     def __init__(self, path, session, callback=None):
         self.path, self.session, self.callback = path, session, callback
         self.cbs, self.numbers, self.stopped, self.loop = {}, itertools.count(1), 0, Loop()
-        self.relaxed = False
+        self.relaxed, self.starts, self.connects = False, 0, 0
         self.terminal.traders.append(self)
 
     def set_relaxed_response_order_enabled(self, enabled):
         self.relaxed = enabled
 
     def start(self):
+        self.starts += 1
         self._answer('start', None)
 
     def stop(self):
@@ -95,6 +101,7 @@ class FakeTrader:
         self._answer('stop', None)
 
     def connect(self):
+        self.connects += 1
         return self._answer('connect', 0)
 
     def subscribe(self, account):
@@ -911,3 +918,224 @@ def test_close_before_start_is_harmless():
     broker = bq.QmtBroker(Terminal().vendor(), SPEC, FakeClock(NOW))
     broker.close()
     assert broker.health()['state'] == 'closed'
+
+
+# -- beside a terminal that is off -------------------------------------------------------------------------------------
+class Hours:
+    """Pauses that end at once and move the clock by what they would have lasted; `done` after so many attempts."""
+
+    def __init__(self, clock, attempts):
+        self.clock, self.attempts, self.done, self.seen = clock, attempts, threading.Event(), []
+
+    def __call__(self, event, seconds):
+        self.clock.advance(seconds)
+        self.seen.append(seconds)
+        if len(self.seen) == self.attempts:
+            self.done.set()
+            event.wait(PATIENCE_S)
+
+
+@contextlib.contextmanager
+def hours_beside(vendor, attempts, spec=SPEC, **timing):
+    """A broker after so many failed attempts."""
+    clock = FakeClock(NOW)
+    pauses = Hours(clock, attempts)
+    broker = bq.QmtBroker(vendor, spec, clock, bq.QmtTiming(**timing), lambda: 1.0, pauses)
+    broker.start()
+    try:
+        assert pauses.done.wait(60), pauses.seen
+        assert clock.now() - NOW > timedelta(hours=2)
+        yield broker
+    finally:
+        broker.close()
+
+
+@pytest.mark.parametrize('fault', [{'connect': -1}, {'connect': -3}, {'connect': None}, {'subscribe': -1},
+                                   {'connect': lambda: 1 // 0}, {'subscribe': lambda: 1 // 0}])
+def test_three_hundred_failed_attempts_are_made_on_one_object(fault):
+    terminal = Terminal()
+    terminal.answers.update(fault)
+    threads = threading.active_count()
+    with hours_beside(terminal.vendor(), 300) as broker:
+        trader, = terminal.traders
+        assert (trader.connects, trader.starts, trader.stopped) == (300, 1, 0)
+        assert broker.health()['traders'] == 1 and broker.health()['state'] == 'down'
+        assert threading.active_count() - threads <= 4
+        assert trader.cbs == {}
+    assert trader.stopped == 1 and trader.loop.closed
+
+
+def test_an_account_that_never_answers_costs_one_object_too():
+    """connect() and subscribe() are good, the figures never come: each probe ends the connection."""
+    terminal = Terminal()
+    terminal.asset = None
+    with hours_beside(terminal.vendor(), 600) as broker:
+        assert len(terminal.traders) == 1 and broker.health()['reason'] in ('account', '')
+
+
+def test_ends_that_a_connection_which_never_was_is_told_cost_nothing():
+    terminal = Terminal()
+
+    def refuse():
+        terminal.callback.on_disconnected()
+        return -1
+    terminal.answers['connect'] = refuse
+    with hours_beside(terminal.vendor(), 300) as broker:
+        terminal.callback.on_disconnected()
+        assert len(terminal.traders) == 1
+        assert broker.health()['last_error'] == '连接 QMT 失败，返回 -1' and broker.health()['reason'] == 'connect'
+
+
+@pytest.mark.parametrize('call', ['connect', 'subscribe'])
+def test_of_objects_whose_calls_only_hang_each_is_kept_twice_as_long_as_the_one_before(call):
+    terminal = Terminal()
+    terminal.hung.add(call)
+    with hours_beside(terminal.vendor(), 140, connect_s=0.01) as broker:
+        assert len(terminal.traders) == 9 and broker.health()['reason'] == 'hung'  # 1 + 2 + 4 ... + 32 + 32 + 32 < 140
+        assert sum(1 for trader in terminal.traders if not trader.stopped) == 1
+
+
+def test_the_object_that_failed_connects_when_the_terminal_comes_up():
+    terminal = Terminal()
+    terminal.answers['connect'] = -1
+    with running(terminal, warm=None) as bench:
+        bench.pauses.reached(1)
+        bench.pauses.go()
+        terminal.answers['connect'] = 0
+        terminal.answers['subscribe'] = -1
+        bench.pauses.go()
+        assert '订阅账户' in bench.keeper.last_error
+        terminal.answers.clear()
+        assert bench.pauses.go() == bench.timing.warm_up_s
+        assert bench.keeper.state == 'connected' and len(terminal.traders) == 1
+        assert bench.broker.account().total_value == 1500.0
+
+
+def test_an_object_that_was_connected_and_is_told_of_its_end_in_the_pause_is_replaced():
+    terminal = Terminal()
+    terminal.answers['subscribe'] = -1
+    with running(terminal, warm=None) as bench:
+        bench.pauses.reached(1)
+        terminal.callback.on_disconnected()
+        assert len(bench.pauses.seen) == 1, 'the pause goes on'
+        bench.pauses.go()
+        assert [trader.stopped for trader in terminal.traders] == [1, 0]
+
+
+def test_a_disconnect_during_connect_is_a_disconnect():
+    terminal = Terminal()
+
+    def break_at_once():
+        terminal.answers.clear()
+        terminal.callback.on_disconnected()
+        return 0
+    terminal.answers['connect'] = break_at_once
+    with running(terminal, warm=None) as bench:
+        bench.pauses.reached(1)
+        assert bench.keeper.state == 'down' and '断开' in bench.keeper.last_error
+        assert bench.pauses.go() == bench.timing.warm_up_s
+        assert len(terminal.traders) == 2 and bench.keeper.state == 'connected'
+
+
+def test_figures_of_an_object_that_was_given_up_are_not_told_its_orders_are():
+    with running() as bench:
+        old = bench.terminal.callback
+        old.on_disconnected()
+        bench.pauses.reached(3)
+        bench.pauses.go()
+        bench.pauses.go()
+        assert len(bench.terminal.traders) == 2
+        old.on_stock_asset(bench.terminal.asset)
+        old.on_account_status(record(account_type=2, status=3))
+        old.on_stock_order(order_record())
+        kind, order = bench.next_told()
+        assert (kind, order.order_id) == ('order', '77') and bench.keeper.state == 'connected'
+
+
+def test_an_order_on_a_connection_that_was_just_lost_is_not_sent():
+    with running() as bench:
+        link = bench.keeper.link()
+        bench.terminal.callback.on_account_status(record(account_type=2, status=3))
+        with pytest.raises(bq.QmtUnavailable) as caught:
+            link.call('order_stock', deadline_s=1)
+        assert caught.value.broker_called is False and bench.terminal.calls == []
+
+
+# -- the path ----------------------------------------------------------------------------------------------------------
+def wrong_paths(folder):
+    (folder / 'file').write_text('x')
+    (folder / 'other').mkdir()
+    (folder / 'other' / 'down_queue_17').write_text('left by a program that was given this path before')
+    (folder / 'QMT' / 'userdata_mini').mkdir(parents=True)
+    return [(folder / 'typo', 'missing', '没有目录'), (folder / 'file', 'file', '不是目录'),
+            (folder / 'other', 'foreign', '不是 QMT 的 userdata'), (folder / 'QMT', 'foreign', '不是 QMT 的 userdata')]
+
+
+@pytest.mark.parametrize('number', range(4))
+def test_a_wrong_path_is_told_and_the_vendor_is_not_called(tmp_path, number):
+    path, reason, message = wrong_paths(tmp_path)[number]
+    before = sorted(tmp_path.rglob('*'))
+    terminal, pauses = Terminal(), Pauses()
+    broker = bq.QmtBroker(terminal.vendor(), SPEC._replace(data_path=str(path)), FakeClock(NOW), None, lambda: 1.0,
+                          pauses)
+    broker.start()
+    pauses.reached(1)
+    pauses.go()
+    error, health = unavailable(broker.account), broker.health()
+    broker.close()
+    assert terminal.traders == [] and sorted(tmp_path.rglob('*')) == before
+    assert message in error.message and str(path) in error.message and health['reason'] == reason
+    assert 'QMT_DATA_PATH' in error.hint and health['hint'] == error.hint
+    if reason == 'foreign' and number == 3:
+        assert str(path / 'userdata_mini') in error.hint
+
+
+def test_a_path_that_cannot_be_written_is_told_and_the_vendor_is_not_called(monkeypatch):
+    """As root may write anywhere, the refusal is the system's own, made here."""
+    def refuse(**options):
+        raise PermissionError(errno.EACCES, 'Permission denied')
+    monkeypatch.setattr(tempfile, 'TemporaryFile', refuse)
+    terminal, pauses = Terminal(), Pauses()
+    broker = bq.QmtBroker(terminal.vendor(), SPEC, FakeClock(NOW), None, lambda: 1.0, pauses)
+    broker.start()
+    pauses.reached(1)
+    error = unavailable(broker.account)
+    broker.close()
+    assert terminal.traders == [] and '不能写' in error.message and '管理员' in error.hint
+
+
+def test_a_path_that_is_mended_is_taken_without_a_restart(tmp_path):
+    terminal, pauses, folder = Terminal(), Pauses(), tmp_path / 'userdata_mini'
+    broker = bq.QmtBroker(terminal.vendor(), SPEC._replace(data_path=str(folder)), FakeClock(NOW), None, lambda: 1.0,
+                          pauses)
+    broker.start()
+    pauses.reached(1)
+    folder.mkdir()
+    assert pauses.go() == broker.timing.warm_up_s
+    broker.close()
+
+
+def test_nothing_is_left_in_a_good_folder():
+    assert bq.qmt_path_fault(SPEC.data_path) is None
+    assert os.listdir(SPEC.data_path) == ['users']
+
+
+# -- stopping while it starts ------------------------------------------------------------------------------------------
+def test_a_stop_while_the_vendor_starts_waits_for_it_and_stops_then(caplog):
+    terminal, begun = Terminal(), threading.Event()
+
+    def start():
+        begun.set()
+        terminal.freed.wait(PATIENCE_S)
+    terminal.answers['start'] = start
+    broker = bq.QmtBroker(terminal.vendor(), SPEC, FakeClock(NOW), bq.QmtTiming(close_s=0.1), lambda: 1.0, Pauses())
+    broker.start()
+    assert begun.wait(PATIENCE_S)
+    closing = threading.Thread(target=broker.close)
+    closing.start()
+    assert becomes(lambda: broker.keeper._trader.abandoned)
+    assert terminal.trader.stopped == 0, 'the vendor fails in stop() before start() has returned'
+    terminal.freed.set()
+    closing.join(PATIENCE_S)
+    assert becomes(lambda: terminal.trader.stopped == 1 and terminal.trader.loop.closed)
+    assert [item for item in caplog.records if item.levelname != 'INFO'] == []

@@ -677,8 +677,8 @@ def test_an_account_needs_its_path():
 
 def test_open_and_close(terminal):
     with nothing_left():
-        backend = bq.open_qmt(qmt_settings(accounts=bq.parse_accounts('main=1000000365:stock:/qmt/userdata_mini')),
-                              terminal.clock)
+        accounts = bq.parse_accounts('main=1000000365:stock:' + scene.userdata_folder())
+        backend = bq.open_qmt(qmt_settings(accounts=accounts), terminal.clock)
         health = backend.health()
         assert health['backend_type'] == 'qmt' and list(health['qmt']['accounts']) == ['main']
         assert becomes(lambda: backend.health()['qmt']['accounts']['main']['state'] == 'connected')

@@ -14,10 +14,11 @@ import bullet_qmt  # noqa: E402
 from tests.environments import ROOT  # noqa: E402
 from tests.fakes import FakeClock  # noqa: E402
 from tests.processes import LineProcess  # noqa: E402
+from tests.resources import becomes, descriptors, nothing_left  # noqa: E402
 from tests.terminal import bars, native  # noqa: E402
 from tests.terminal.remote import TerminalError, TerminalProcess  # noqa: E402
 from tests.terminal.scene import (ACCOUNT, DIVIDEND_DAY, NOW, SECOND_ACCOUNT, SUSPENDED_DAY,  # noqa: E402
-                                  populate)
+                                  populate, userdata_folder)
 from tests.terminal.structs import LATER_FIELDS, REQUESTS, Structs  # noqa: E402
 from tests.terminal.terminal import Terminal  # noqa: E402
 
@@ -1001,3 +1002,61 @@ def test_the_toolkits_own_command_line_runs_on_it(process):
     command = [sys.executable, '-m', 'tests.terminal.serve', '127.0.0.1:%d' % process.address[1], '--version']
     with LineProcess(command, env=dict(os.environ, PYTHONIOENCODING='utf-8'), cwd=ROOT) as server:
         assert bullet_qmt.__version__ in server.line()
+
+
+# -- bullet_qmt beside a terminal that is off --------------------------------------------------------------------------
+class Hours:
+    """Pauses that end at once and move the clock by what they would have lasted."""
+
+    def __init__(self, clock, attempts):
+        self.clock, self.attempts, self.done, self.count = clock, attempts, threading.Event(), 0
+
+    def __call__(self, event, seconds):
+        self.clock.advance(seconds)
+        self.count += 1
+        if self.count >= self.attempts:
+            self.done.set()
+            event.wait(WAIT)
+
+
+@pytest.mark.parametrize('fault', ['off', 'code', 'subscribe'])
+def test_two_hours_beside_a_terminal_that_is_off_cost_one_object(fault):
+    terminal = new_terminal()
+    native.install(terminal)
+    if fault == 'off':
+        terminal.stop()
+    elif fault == 'code':
+        terminal.faults.connect_code = -1
+    else:
+        terminal.faults.fail_subscribe(times=10 ** 6)
+    vendor, pauses = bullet_qmt.import_vendor(), Hours(terminal.clock, 20)
+    spec = bullet_qmt.AccountSpec('main', ACCOUNT, 'stock', userdata_folder(), None, True)
+    native.made.clear()
+    with nothing_left():
+        broker = bullet_qmt.QmtBroker(vendor, spec, terminal.clock, None, lambda: 1.0, pauses)
+        broker.start()
+        assert pauses.done.wait(60)
+        early = len(threading.enumerate()), descriptors(), len(terminal.links())
+        pauses.done.clear()
+        pauses.attempts, began = 300, terminal.clock.now()
+        broker.keeper._wake.set()
+        assert pauses.done.wait(60) and (terminal.clock.now() - began).total_seconds() > 7200
+        assert (len(threading.enumerate()), descriptors(), len(terminal.links())) == early
+        assert (native.made['clients'], native.made['started'], native.made['stopped']) == (1, 1, 0)
+        assert native.made['connects'] >= 299 and broker.health()['traders'] == 1
+        assert os.listdir(spec.data_path).count('down_queue_%d' % bullet_qmt.qmt_session_id(spec)) == 1
+        broker.close()
+        assert native.made['stopped'] == 1
+
+
+def test_a_path_that_is_not_there_is_not_made_by_the_vendor(tmp_path):
+    terminal = new_terminal()
+    native.install(terminal)
+    vendor, path = bullet_qmt.import_vendor(), str(tmp_path / 'userdata_min')
+    native.made.clear()
+    broker = bullet_qmt.QmtBroker(vendor, bullet_qmt.AccountSpec('main', ACCOUNT, 'stock', path, None, True),
+                                  terminal.clock, None, lambda: 1.0, Hours(terminal.clock, 5))
+    broker.start()
+    assert becomes(lambda: broker.health()['reason'] == 'missing')
+    broker.close()
+    assert os.listdir(str(tmp_path)) == [] and not native.made

@@ -3,17 +3,21 @@ is its own, unmodified.
 
 `install(gateway)` before the first import of xtquant; again to move to another terminal. A gateway has
 open(kind, hello, deliver) -> link with request(token, name, args) and close(): a Terminal, or one in another process.
+`made` counts the clients that were made, started and stopped, and their connects: each client made costs handles,
+sockets and shared memory that its stop() does not give back (XTQUANT.md, Trading 3).
 Whatever tries to import `requests` (XTQUANT.md, Data 11: the vendor asks a package registry on import) is refused and
 counted in `trap.attempts`.
 """
 import importlib.abc
 import itertools
 import json
+import os
 import queue
 import struct
 import sys
 import threading
 import types
+from collections import Counter
 
 from tests.terminal.bars import stamp
 from tests.terminal.structs import Structs, request_row
@@ -33,7 +37,7 @@ class RequestsTrap(importlib.abc.MetaPathFinder):
             raise ImportError('no request may leave the tests')
 
 
-trap = RequestsTrap()
+trap, made = RequestsTrap(), Counter()
 
 
 class _Binding:
@@ -103,19 +107,33 @@ class Port:
     the connection, before the handler hears of it, and never True again.
     """
 
+    # A connection that never came about can be tried again; one that was there and is lost cannot.
+
     def __init__(self, name, kind, hello, handler):
         self.online, self._lost, self._closed, self._handler = False, False, False, handler
         self._dispatcher, self._lock = Dispatcher(name), threading.Lock()
         self._waiting, self._tokens = {}, itertools.count(-1, -1)
+        self._admitted, self._what = False, (kind, hello)
+        self._open()
+
+    def _open(self):
         try:
-            self._link = _Binding.gateway.open(kind, hello, self._receive)
+            self._link = _Binding.gateway.open(self._what[0], self._what[1], self._receive)
         except OSError:
             self._link = None
+
+    def renew(self):
+        """Before another attempt: a link that broke before the terminal let us in is made anew."""
+        if not self._admitted and (self._lost or self._link is None):
+            if self._link is not None:
+                self._link.close()
+            self._lost = False
+            self._open()
 
     def connected(self):
         """The terminal has let us in."""
         with self._lock:
-            self.online = not self._lost
+            self.online, self._admitted = not self._lost, True
 
     def ask(self, name, *args):
         """The answer. Blocks for as long as the terminal does not answer; RuntimeError where it cannot."""
@@ -200,6 +218,7 @@ class XtQuantAsyncClient:
         self._hello = {'path': path, 'session': session.__index__()}
         self._callbacks, self._sent, self._seq = {}, {}, itertools.count(1)
         self._structs, self._port = Structs(), None
+        made['clients'] += 1
 
     def __getattr__(self, name):
         if name.startswith('bindOn'):
@@ -218,14 +237,19 @@ class XtQuantAsyncClient:
         return next(self._seq)
 
     def start(self):
+        made['started'] += 1
         self._port = Port('native-trade-%d' % self._hello['session'], 'trade', self._hello, self._hear)
 
     def stop(self):
+        made['stopped'] += 1
         if self._port is not None:
             self._port.close()
 
     def connect(self):
-        """0, or another number; blocks with a terminal that hangs."""
+        """0, or another number; blocks with a terminal that hangs. A path that is not there is made."""
+        made['connects'] += 1
+        self._leave_queue()
+        self._port.renew()
         try:
             answer = self._port.ask('connect')
         except RuntimeError:
@@ -234,6 +258,12 @@ class XtQuantAsyncClient:
         if answer['code'] == 0:
             self._port.connected()
         return answer['code']
+
+    def _leave_queue(self):
+        """A file for each session, of 75 MB in reality; the paths of another system are left alone."""
+        if os.path.isabs(self._hello['path']):
+            os.makedirs(self._hello['path'], exist_ok=True)
+            open(os.path.join(self._hello['path'], 'down_queue_%d' % self._hello['session']), 'ab').close()
 
     def _call(self, name, seq, request):
         call, kind, _, _ = _CALLS[name]

@@ -2,9 +2,23 @@
 
 Works on a Terminal and on the client of one in another process.
 """
+import atexit
+import os
+import shutil
+import tempfile
+
 ACCOUNT, SECOND_ACCOUNT = '1000000365', '1000000366'
 NOW = '2025-08-06 10:00:00'  # a Wednesday
 DIVIDEND_DAY, SUSPENDED_DAY = '20250716', '20250721'
+
+
+def userdata_folder():
+    """A new folder such as a terminal has it, gone with this process."""
+    base = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, base, True)
+    folder = os.path.join(base, 'userdata_mini')
+    os.makedirs(os.path.join(folder, 'users'))
+    return folder
 
 
 def populate(terminal):
