@@ -753,6 +753,58 @@ def brief(value, maximum=60):
     return printable(text if len(text) <= maximum else text[:maximum] + '...')
 
 
+# -- strategies at work in this process ---------------------------------------------------------------------------
+class RunsAtWork:
+    """The backtests and live runs of this process, and of the one that started it.
+
+    While there is one, an order placed by another way than the run's own would pass its limits, its dry run or its
+    being a backtest: it is refused. for_good: whether that lasts until the process ends, whatever a strategy leaves
+    behind. A child process knows of it by MARK in its environment.
+    """
+
+    MARK, WORDS = 'BULLET_QMT_RUN', {'backtest': '回测', 'live': '实盘'}
+
+    def __init__(self, environ=os.environ):
+        self._lock, self._environ, self.for_good = threading.Lock(), environ, False
+        inherited = environ.get(self.MARK)
+        self._runs = [] if inherited is None else [(self.WORDS.get(inherited, '运行'), None)]
+
+    @contextlib.contextmanager
+    def added(self, kind, connection=None):
+        """kind: '回测' or '实盘'; connection: the one whose writes are this run's own."""
+        run = kind, connection
+        with self._lock:
+            self._runs = self._runs + [run]
+            self._mark()
+        try:
+            yield
+        finally:
+            with self._lock:
+                if len(self._runs) > 1 or not self.for_good:
+                    self._runs = [other for other in self._runs if other is not run]
+                self._mark()
+
+    def _mark(self):
+        words = [word for word, kind in self.WORDS.items() if any(kind == run[0] for run in self._runs)]
+        self._environ.pop(self.MARK, None)
+        self._environ.update({self.MARK: word for word in words[:1]})
+
+    def refuse(self, but=None, connection=None):
+        """Raises ConfigError while a run is at work, unless all are of the kind `but`, or the connection is its own."""
+        kinds = [kind for kind, _ in self._runs if kind != but]
+        if kinds and not any(own is not None and own is connection for _, own in self._runs):
+            raise ConfigError(
+                '策略正在%s，configure、bullet_qmt 和 jq_helper 的委托、撤单和账户函数不能用：委托归这次%s管，什么也没有发出' % (
+                    kinds[0], kinds[0]),
+                '删掉策略和它导入的模块里的 configure(...)、import bullet_qmt 和 from jq_helper import ...，直接用 order、'
+                'cancel_order、context.portfolio（模块里写 from jqdata import *）；手工委托请在策略之外的进程里',
+                broker_called=False)
+
+
+# One for the process, however often and under whatever names this file is loaded.
+RUNS = vars(sys).setdefault('_bullet_qmt_runs', RunsAtWork())
+
+
 # ======================================================================================================
 # 4. OPTIONS - each declared once: flag, environment name, default, parser, help
 # ======================================================================================================
@@ -9366,6 +9418,8 @@ def open_service(settings, clock=None):
     """The service that the settings describe. Raises ConfigError; nothing is left running then."""
     clock = clock or Clock()
     check_server_settings(settings)
+    if settings.server_type != 'stub':
+        RUNS.refuse()
     with contextlib.ExitStack() as undo:
         backend = ADAPTERS[settings.server_type](settings, clock)
         undo.callback(backend.close)
@@ -10654,6 +10708,8 @@ def serve(settings, clock=None):
 # 13. CLIENTS - RemoteQmtConnection (long, reconnecting, pushing), ShortConnection (per call), LocalConnection
 # ======================================================================================================
 WRITES = {'broker.place_order': 'place', 'broker.cancel_order': 'cancel'}
+READS = ('admin.health', 'admin.print_account', 'broker.account', 'broker.positions', 'broker.orders', 'broker.trades',
+         'broker.order_status', 'broker.subscribe_events', 'broker.unsubscribe_events')
 # An empty list would mark the peer's copy-and-paste helper, which reads tables differently.
 CLIENT_FEATURES = ['tick', SETTLED_FEATURE, BINARY_FEATURE, BATCH_TICK_FEATURE, ORDER_STREAM_FEATURE,
                    PROGRESS_FEATURE, QUOTES_FEATURE]
@@ -11049,10 +11105,18 @@ class EventDispatcher:
             LOG.exception('%s 事件的回调出错', event)
 
 
+def changes_account(action, payload):
+    """Whether a request may change what is at the broker: whatever is not known to read."""
+    if action == 'broker.resolve_submission':
+        return bool((payload or {}).get('abandon_unseen'))
+    return action not in READS and not str(action).startswith('data.')
+
+
 class BaseConnection:
     """What the facades need of a connection. Subclasses provide request(); the pushing ones more.
 
-    request(action, payload=None, timeout=None, on_progress=None) -> payload of the answer, or a BulletError.
+    request(action, payload=None, timeout=None, on_progress=None) -> payload of the answer, or a BulletError. It begins
+    with check_run(action, payload).
     on_progress(figures): what a long task tells of itself meanwhile; its time counts anew from there.
     clock_skew_s: the server's clock minus this machine's at the newest login, in seconds, right to clock_skew_error_s;
     both None before the first login and with servers that do not tell their time.
@@ -11082,6 +11146,11 @@ class BaseConnection:
 
     def request(self, action, payload=None, timeout=None, on_progress=None):
         raise NotImplementedError
+
+    def check_run(self, action, payload):
+        """Raises ConfigError where a strategy at work would reach an account past its run."""
+        if changes_account(action, payload):
+            RUNS.refuse(connection=self)
 
     def subscribe(self, key, symbols):
         raise NotSupported('这种连接不接收推送', '用 RemoteQmtConnection')
@@ -11225,6 +11294,7 @@ class RemoteQmtConnection(PushingConnection):
 
     def request(self, action, payload=None, timeout=None, on_progress=None):
         """The payload of the answer, a Table for tables. timeout: seconds. Raises BulletErrors."""
+        self.check_run(action, payload)
         call = _Call(action, dict(payload or {}), on_progress)
         timeout_s = _request_timeout(action, call.payload, timeout, self.request_timeout)
         deadline = call.deadline = time.monotonic() + timeout_s
@@ -11635,6 +11705,7 @@ class ShortConnection(BaseConnection):
 
     def request(self, action, payload=None, timeout=None, on_progress=None):
         """timeout: for all attempts together, connecting included."""
+        self.check_run(action, payload)
         call = _Call(action, dict(payload or {}), on_progress)
         timeout_s = _request_timeout(action, call.payload, timeout, self.request_timeout)
         deadline, call.timeout_s = time.monotonic() + timeout_s, timeout_s
@@ -11746,6 +11817,7 @@ class LocalConnection(PushingConnection):
     def request(self, action, payload=None, timeout=None, on_progress=None):
         if self.ended:
             raise ConnectionLost('连接已关闭', '新建一个连接', retryable=False, broker_called=False)
+        self.check_run(action, payload)
         call = _Call(action, dict(payload or {}))
         frame = decode_frame(call.data[_LENGTH.size:])
         answer = self._service.call(action, frame['payload'], _LocalCaller(self, on_progress))
@@ -12018,6 +12090,11 @@ class RemoteQmtBroker:
                 raise ConnectionLost('已经 disconnect()，请求没有发出', '要继续，先调用 connect()', retryable=False,
                                      broker_called=False)
             return self._open()
+
+    @property
+    def connection(self):
+        """The one that its calls go through."""
+        return self._ready()
 
     def _check_account_id(self):
         given = str(self.account_id)
@@ -12900,9 +12977,10 @@ def run_backtest(args):
         'continue' if args.keep_going else 'stop', args.output, not args.no_html, not args.no_csv)
     with _strategy_log(args.log, 'w') as log:
         screen = helper.Screen(_write_out, sys.stdout.isatty(), log)
-        if args.grid:
-            return Exit(helper.run_grid_command(order, helper.parse_grid(args.grid), screen, args.dask))
-        return Exit(helper.run_backtest_command(order, screen))
+        with RUNS.added('回测'):  # the processes of a grid know it from the start
+            if args.grid:
+                return Exit(helper.run_grid_command(order, helper.parse_grid(args.grid), screen, args.dask))
+            return Exit(helper.run_backtest_command(order, screen))
 
 
 def _write_out(text):
@@ -13043,4 +13121,5 @@ COMMANDS = OrderedDict([
 
 
 if __name__ == '__main__':
+    RUNS.for_good = True  # also timers and exit handlers of a strategy reach no account
     sys.exit(main())

@@ -73,7 +73,7 @@ from time import monotonic
 from bullet_qmt import (
     BAR_MINUTES, BEIJING, FINAL_STATUSES, BadRequest, BulletError, Clock, ConfigError, ConnectionLost, LazyModule,
     DataUnavailable, LocalConnection, NotSupported, OrderNotFound, OrderRejected, OrderStateUnknown, ProtocolError,
-    RemoteQmtBroker, RemoteQmtProvider, SecurityNotFound, ShortConnection, account_overview, as_shown,
+    RUNS, RemoteQmtBroker, RemoteQmtProvider, SecurityNotFound, ShortConnection, account_overview, as_shown,
     bars_elapsed, brief, calendar_groups, check_span, has_panel, numbers_are_labels, sync_directory, ways,
     check_choice, check_flag, check_moment, check_number, check_text, check_whole, combine, connect, factor_at,
     factor_ranges, format_table, from_ms, instrument, load_settings, lot_problem, normalize_code, normalize_codes,
@@ -472,14 +472,17 @@ def _by_id(name, objects):
 # 4. CLIENTS - RemoteDataClient, BrokerCalls: one request each
 # ======================================================================================================
 class RunAtWork:
-    """A strategy's run in this process: kind ('回测' or '实盘'), its thread, the names that the strategy finds."""
+    """A strategy's run in this process: kind ('回测' or '实盘'), its thread, the names that the strategy finds.
 
-    def __init__(self, kind, names):
-        self.kind, self.names, self.thread = kind, names, threading.get_ident()
+    connection: the one whose orders and cancels are the run's own; None for a run that sends none.
+    """
+
+    def __init__(self, kind, names, connection=None):
+        self.kind, self.names, self.connection, self.thread = kind, names, connection, threading.get_ident()
 
 
-class RunsAtWork:
-    """All of them. While there is one, whoever orders by another way passes it, its limits and its dry run by."""
+class RunNames:
+    """The runs of this process, as to the names that JoinQuant's modules have in each of them."""
 
     def __init__(self):
         self._lock, self._runs, self._stage = threading.Lock(), [], contextlib.ExitStack()
@@ -492,7 +495,8 @@ class RunsAtWork:
                 self._stage.enter_context(stage())
             self._runs = self._runs + [run]
         try:
-            yield
+            with RUNS.added(run.kind, run.connection):
+                yield
         finally:
             with self._lock:
                 self._runs = [other for other in self._runs if other is not run]
@@ -508,17 +512,8 @@ class RunsAtWork:
         mine = [run for run in runs if run.thread == here or len({other.thread for other in runs}) == 1]
         return mine[-1].names if mine else {}
 
-    def refuse(self, but=None):
-        """Raises ConfigError while a run of another kind than `but` is at work."""
-        kinds = [run.kind for run in self._runs if run.kind != but]
-        if kinds:
-            raise ConfigError(
-                '策略正在%s，jq_helper 的 configure、委托和账户函数不能用：委托归这次%s管，什么也没有发出' % (kinds[0], kinds[0]),
-                '删掉策略和它导入的模块里的 configure(...) 和 from jq_helper import ...，直接用 order、cancel_order、'
-                'context.portfolio（模块里写 from jqdata import *）；手工委托请在另一个进程里', broker_called=False)
 
-
-_runs = globals().get('_runs') or RunsAtWork()  # dask loads this module again below the runs that are at work
+_runs = globals().get('_runs') or RunNames()  # dask loads this module again below the runs that are at work
 
 
 class RemoteDataClient(RemoteQmtProvider):
@@ -630,7 +625,6 @@ class BrokerCalls:
 
     def _write(self, action, key, timeout, **payload):
         """The answer, a dict that leaves nothing open: all else is OrderStateUnknown."""
-        _runs.refuse()
         answer = self._ask(action, timeout, idempotency_key=key, **payload)
         if not isinstance(answer, dict) or _first(answer, 'status', 'state') in ('submit_unknown', 'reconciling'):
             raise _unknown('服务端说结果未知', key)
@@ -802,7 +796,7 @@ def configure(host, token, port=58620, account_key=None, sub_account_id=None, tl
     While a strategy is in a backtest or live run of this process, this and all below are a ConfigError.
     """
     global _clients
-    _runs.refuse()
+    RUNS.refuse()
     rpc_timeout = _setting('rpc_timeout', rpc_timeout, real(0.1, 3600))
     connection = ShortConnection(
         _setting('host', host, parse_host), _setting('port', port, whole(1, 65535)), _secret(token),
@@ -836,7 +830,7 @@ def _secret(token):
 
 
 def _configured(but=None):
-    _runs.refuse(but)
+    RUNS.refuse(but)
     if _clients is None:
         raise ConfigError('还不知道连接哪个服务端', "先调用 configure(host='服务端地址', token='口令')")
     return _clients
@@ -5256,13 +5250,17 @@ class LiveRun:
             raise ConfigError('停止文件 %s 还在' % self._stop_path, '删掉它再启动')
         with DirectoryLock(self.plan.runtime_dir):
             self._open()
-            with provided_modules(RunAtWork('实盘', self.session.names())):
+            with provided_modules(RunAtWork('实盘', self.session.names(), self._own_connection())):
                 try:
                     self._begin()
                     while not self.stopping():
                         self._step()
                 finally:
                     self._end()
+
+    def _own_connection(self):
+        """A dry run writes by none."""
+        return None if self.plan.terms.dry_run else self._remote.connection
 
     def _open(self):
         """The state and a session, nothing of the strategy has run."""

@@ -52,6 +52,7 @@ class Recorder(bq.BaseConnection):
         return {'dtype': 'dict', 'value': True, 'status': 'canceled', 'order_id': payload['order_id']}
 
     def request(self, action, payload=None, timeout=None):
+        self.check_run(action, payload)
         self.sent.append((action, dict(payload or {})))
         self.timeouts.append(timeout)
         answer = self.answers[action]

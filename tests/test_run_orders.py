@@ -9,7 +9,7 @@ import pytest
 
 import bullet_qmt as bq
 import jq_helper as jq
-from tests.base import TOKEN
+from tests.base import TOKEN, serving, short_client
 from tests.engine import A, MadeMarket, day_row, days_from, run, written
 from tests.live import stage
 from tests.test_jq_helper import wire  # noqa: F401 - a configured remote account
@@ -53,6 +53,12 @@ def helper(tmp_path, monkeypatch):
     yield write
     for name in names:
         sys.modules.pop(name.replace('/__init__', ''), None)
+
+
+@pytest.fixture(autouse=True)
+def no_copy_stays():
+    yield
+    sys.modules.pop('copied', None)
 
 
 def play(tmp_path, market, text, **options):
@@ -390,3 +396,150 @@ def test_nor_with_a_context_of_ours_that_is_kept(wire, capsys):
 def test_a_run_that_is_interrupted_is_over_too(tmp_path, market, wire):
     assert not play(tmp_path, market, 'def initialize(context):\n    raise KeyboardInterrupt\n').finished
     assert is_free(wire)
+
+
+# -- bullet_qmt itself -----------------------------------------------------------------------------------------------
+WAYS = ['bq.RemoteQmtBroker(config=ADDRESS).buy(A, 100)',
+        'bq.RemoteQmtBroker(config=ADDRESS).sell(A, 100, 10.0)',
+        'bq.RemoteQmtBroker(config=ADDRESS).cancel_order("1")',
+        'bq.RemoteQmtBroker(config=ADDRESS).resolve_submission("some-key", abandon_unseen=True)',
+        'bq.RemoteQmtBroker(connection=bq.connect(**ADDRESS)).buy(A, 100)',
+        'bq.RemoteQmtBroker(connection=bq.ShortConnection(HOST, PORT, TOKEN)).buy(A, 100)',
+        'bq.RemoteQmtConnection(HOST, PORT, TOKEN).start().request("broker.place_order", ORDER)',
+        'bq.ShortConnection(HOST, PORT, TOKEN).request("broker.place_order", ORDER)',
+        'bq.ShortConnection(HOST, PORT, TOKEN).request("broker.something_new", ORDER)',
+        'bq.LocalConnection(bq.open_service(PAPER)).request("broker.place_order", ORDER)',
+        'bq.open_service(REAL)', 'copied.ShortConnection(HOST, PORT, TOKEN).request("broker.place_order", ORDER)',
+        'in_thread(lambda: bq.RemoteQmtBroker(config=ADDRESS).buy(A, 100))']
+ROUND = '''
+import importlib.util, sys, threading
+import bullet_qmt as bq
+HOST, PORT, TOKEN, A = '127.0.0.1', %d, '%s', '%s'
+ADDRESS = dict(host=HOST, port=PORT, token=TOKEN)
+ORDER = dict(security=A, side='BUY', amount=100, style={'type': 'market'})
+PAPER = bq.load_settings(['server', 'stub'], dict(server_type='stub'), {}, None)
+REAL = bq.load_settings(['server', 'stub'], dict(server_type='qmt', accounts='main=1:stock:/nowhere'), {}, None)
+found = importlib.util.spec_from_file_location('copied', bq.__file__)
+sys.modules['copied'] = copied = importlib.util.module_from_spec(found)
+found.loader.exec_module(copied)
+
+
+def in_thread(call):
+    caught = []
+
+    def go():
+        try:
+            call()
+        except Exception as error:
+            caught.append(error)
+    thread = threading.Thread(target=go)
+    thread.start()
+    thread.join(30)
+    raise caught[0]
+
+
+def initialize(context):
+    try:
+        %s
+    except Exception as error:
+        assert type(error).__name__ == 'ConfigError', repr(error)
+        log.info('%%s %%s %%s', error.code, error.broker_called, error.message)
+'''
+
+
+def round_text(server, way):
+    return ROUND % (server.address[1], TOKEN, LIVE, way)
+
+
+def orders_of(server):
+    with short_client(server) as connection:
+        return bq.RemoteQmtBroker(connection=connection).get_orders()
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_a_backtest_reaches_no_account_by_bullet_qmt_either(tmp_path, market, way):
+    with serving() as server:
+        _, lines = run(tmp_path, round_text(server, way), market, DAYS[0], DAYS[-1])
+        assert orders_of(server) == [] and any('CONFIG_INVALID False 策略正在回测' in line for line in lines)
+        with short_client(server) as connection:
+            assert bq.RemoteQmtBroker(connection=connection).buy(LIVE, 100), 'afterwards all is as it was'
+
+
+@pytest.mark.parametrize('way', [way for way in WAYS if 'PAPER' not in way])
+@pytest.mark.parametrize('options', [{'dry_run': True}, {'limits': jq.RiskLimits(500, None, None, None)}, {}])
+def test_nor_does_a_live_run_past_its_own_orders(tmp_path, way, options):
+    with stage(tmp_path, START, END) as it:
+        it.run(it.strategy(round_text(it.server, way)), **options)
+        assert it.broker.get_orders() == [] and it.said('CONFIG_INVALID False 策略正在实盘')
+
+
+def test_an_account_may_be_looked_at_and_the_run_s_own_orders_go_out(tmp_path):
+    text = ROUND.replace('initialize', 'unused') + '''
+def initialize(context):
+    broker = bq.RemoteQmtBroker(config=ADDRESS)
+    order(A, 100, LimitOrderStyle(1.0)) or order(A, 100)
+    log.info('seen %%d', len(broker.get_orders()))
+    broker.get_account_info(), broker.get_positions(), broker.get_trades(), broker.resolve_submission('some-key')
+    broker.close()
+'''
+    with stage(tmp_path, '2025-03-03 09:35', END) as it:
+        it.run(it.strategy(text % (it.server.address[1], TOKEN, LIVE, 'pass')))
+        assert it.said('seen 1') and len(it.broker.get_orders()) == 1
+
+
+def test_the_command_line_is_refused_from_inside(tmp_path, market, capsys):
+    commands = [['order', LIVE, 'buy', '100', '--market'], ['cancel', '1'], ['resolve', 'some-key', '--abandon'],
+                ['call', 'broker.place_order', '{"security": "%s", "side": "BUY", "amount": 100}' % LIVE]]
+    with serving() as server:
+        address = ['--host', '127.0.0.1', '--port', str(server.address[1]), '--token', TOKEN]
+        text = 'import bullet_qmt\n\n\ndef initialize(context):\n    log.info("%%s", [int(bullet_qmt.main(c + %r)) ' \
+               'for c in %r])\n' % (address, commands)
+        _, lines = run(tmp_path, text, market, DAYS[0], DAYS[-1])
+        assert any(line.endswith('[2, 2, 2, 2]') for line in lines) and orders_of(server) == []
+    assert capsys.readouterr().err.count('错误 [CONFIG_INVALID] 策略正在回测') == len(commands)
+
+
+LEFT_BEHIND = '''
+import atexit, multiprocessing, subprocess, sys, threading
+import bullet_qmt
+ADDRESS = %r
+COMMAND = ['order', '%s', 'buy', '100', '--market'] + ADDRESS
+
+
+def buy():
+    print('LATE', int(bullet_qmt.main(COMMAND)))
+
+
+def initialize(context):
+    atexit.register(buy)
+    thread = threading.Thread(target=lambda: (threading.main_thread().join(), buy()))
+    thread.start()
+    child = multiprocessing.get_context().Process(target=bullet_qmt.main, args=(COMMAND,))
+    child.start()
+    child.join(60)
+    print('CHILD', child.exitcode, subprocess.call([sys.executable, bullet_qmt.__file__] + COMMAND))
+'''
+
+
+def test_nothing_that_a_strategy_leaves_behind_reaches_an_account(tmp_path, market):
+    """An exit handler, a thread that outlives the run, processes of its own."""
+    with serving() as server:
+        address = ['--host', '127.0.0.1', '--port', str(server.address[1]), '--token', TOKEN]
+        path = written(tmp_path, LEFT_BEHIND % (address, LIVE))
+        command = [sys.executable, bq.__file__, 'backtest', path, '--start', DAYS[0], '--end', DAYS[-1],
+                   '--data-provider', market, '--output', str(tmp_path / 'out')]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=str(tmp_path))
+        out, err = [text.decode('utf-8', 'replace') for text in process.communicate(timeout=120)]
+        assert process.returncode == 0 and out.count('LATE 2') == 2 and 'CHILD 0 2' in out, out + err
+        assert orders_of(server) == [] and err.count('CONFIG_INVALID') == 4
+
+
+def test_the_points_of_a_grid_reach_no_account_either(tmp_path, market, monkeypatch, capsys):
+    monkeypatch.chdir(str(tmp_path))
+    with serving() as server:
+        text = 'N = 1\n' + round_text(server, 'bq.RemoteQmtBroker(config=ADDRESS).buy(A, N)') + '        raise\n'
+        path = written(tmp_path, text)
+        assert bq.main(['backtest', path, '--start', DAYS[0], '--end', DAYS[-1], '--data-provider', market,
+                        '--grid', 'N=100,200', '--output', 'here']) == 1
+        assert orders_of(server) == []
+    assert (tmp_path / 'here' / 'grid.csv').read_bytes().decode('utf-8-sig').count('策略正在回测') == 2
