@@ -1487,23 +1487,70 @@ def bars_elapsed(moment):
     return bisect.bisect_right(BAR_MINUTES, minute_of_day(moment))
 
 
-# Spring Festival 2005-2035, month and day: the one holiday that moves. The others are fixed days.
-_SPRING_FESTIVAL = dict(zip(range(2005, 2036), (
-    '0209 0129 0218 0207 0126 0214 0203 0123 0210 0131 0219 0208 0128 0216 0205 0125 0212 0201 0122 0210 0129 '
-    '0217 0206 0126 0213 0203 0123 0211 0131 0219 0208').split()))
+# Weekdays without trading as the exchanges announced them, a year a line: month and day. Source: yearly notices of SSE,
+# SZSE and BSE, such as 2026: https://www.sse.com.cn/disclosure/announcement/general/c/c_20251222_10802507.shtml;
+# taken from the package exchange_calendars (XSHG). The notice for a year comes in December of the one before.
+_CLOSED_WEEKDAYS = {int(line[:4]): frozenset(line[5:].split()) for line in """\
+2005 0103 0207 0208 0209 0210 0211 0214 0215 0502 0503 0504 0505 0506 1003 1004 1005 1006 1007
+2006 0102 0103 0126 0127 0130 0131 0201 0202 0203 0501 0502 0503 0504 0505 1002 1003 1004 1005 1006
+2007 0101 0102 0103 0219 0220 0221 0222 0223 0501 0502 0503 0504 0507 1001 1002 1003 1004 1005 1231
+2008 0101 0206 0207 0208 0211 0212 0404 0501 0502 0609 0915 0929 0930 1001 1002 1003
+2009 0101 0102 0126 0127 0128 0129 0130 0406 0501 0528 0529 1001 1002 1005 1006 1007 1008
+2010 0101 0215 0216 0217 0218 0219 0405 0503 0614 0615 0616 0922 0923 0924 1001 1004 1005 1006 1007
+2011 0103 0202 0203 0204 0207 0208 0404 0405 0502 0606 0912 1003 1004 1005 1006 1007
+2012 0102 0103 0123 0124 0125 0126 0127 0402 0403 0404 0430 0501 0622 1001 1002 1003 1004 1005
+2013 0101 0102 0103 0211 0212 0213 0214 0215 0404 0405 0429 0430 0501 0610 0611 0612 0919 0920 1001 1002 1003 1004 1007
+2014 0101 0131 0203 0204 0205 0206 0407 0501 0502 0602 0908 1001 1002 1003 1006 1007
+2015 0101 0102 0218 0219 0220 0223 0224 0406 0501 0622 0903 0904 1001 1002 1005 1006 1007
+2016 0101 0208 0209 0210 0211 0212 0404 0502 0609 0610 0915 0916 1003 1004 1005 1006 1007
+2017 0102 0127 0130 0131 0201 0202 0403 0404 0501 0529 0530 1002 1003 1004 1005 1006
+2018 0101 0215 0216 0219 0220 0221 0405 0406 0430 0501 0618 0924 1001 1002 1003 1004 1005 1231
+2019 0101 0204 0205 0206 0207 0208 0405 0501 0502 0503 0607 0913 1001 1002 1003 1004 1007
+2020 0101 0124 0127 0128 0129 0130 0131 0406 0501 0504 0505 0625 0626 1001 1002 1005 1006 1007 1008
+2021 0101 0211 0212 0215 0216 0217 0405 0503 0504 0505 0614 0920 0921 1001 1004 1005 1006 1007
+2022 0103 0131 0201 0202 0203 0204 0404 0405 0502 0503 0504 0603 0912 1003 1004 1005 1006 1007
+2023 0102 0123 0124 0125 0126 0127 0405 0501 0502 0503 0622 0623 0929 1002 1003 1004 1005 1006
+2024 0101 0209 0212 0213 0214 0215 0216 0404 0405 0501 0502 0503 0610 0916 0917 1001 1002 1003 1004 1007
+2025 0101 0128 0129 0130 0131 0203 0204 0404 0501 0502 0505 0602 1001 1002 1003 1006 1007 1008
+2026 0101 0102 0216 0217 0218 0219 0220 0223 0406 0501 0504 0505 0619 0925 1001 1002 1005 1006 1007
+""".splitlines()}
+# For years without a notice yet: first day of Spring Festival, Dragon Boat and Mid-Autumn, month and day.
+_LUNAR_FESTIVALS = {
+    2027: ('0207', '0609', '0915'), 2028: ('0127', '0528', '1003'), 2029: ('0213', '0616', '0922'),
+    2030: ('0203', '0605', '0912'), 2031: ('0123', '0624', '1001'), 2032: ('0211', '0612', '0919'),
+    2033: ('0131', '0601', '0908'), 2034: ('0219', '0620', '0927'), 2035: ('0208', '0610', '0916')}
+_FIXED_HOLIDAYS = frozenset(['0101'] + ['050%d' % number for number in range(1, 6)]
+                            + ['100%d' % number for number in range(1, 8)])
+CALENDAR_YEARS = min(_CLOSED_WEEKDAYS), max(_CLOSED_WEEKDAYS)
 
 
-def rule_trade_day(day):
-    """Weekdays less New Year, Spring Festival, Labour Day and National Day: the paper exchange's calendar.
+def surely_closed(day):
+    """Whether no source is needed to know that the exchanges do not trade on that date."""
+    return day.weekday() >= 5 or day.strftime('%m%d') in _CLOSED_WEEKDAYS.get(day.year, ())
 
-    Real calendars differ by single days (Qingming, Dragon Boat, Mid-Autumn, bridges); a real source knows them.
+
+def exchange_opens(day):
+    """Whether the exchanges trade on that date: from CALENDAR_YEARS as announced, in other years by rule.
+
+    The rule: weekdays less New Year, Spring Festival from its eve to the seventh day, Qingming, 1 to 5 May, Dragon
+    Boat, Mid-Autumn and 1 to 7 October. Announced calendars differ from it by single days, mostly bridges.
     """
-    if day.weekday() >= 5 or (day.month, day.day) in ((1, 1), (5, 1), (5, 2), (5, 3)):
+    if day.weekday() >= 5 or day.year in _CLOSED_WEEKDAYS:
+        return not surely_closed(day)
+    text = day.strftime('%m%d')
+    return text not in _FIXED_HOLIDAYS and text != _qingming(day.year) and not _lunar_holiday(day, text)
+
+
+def _qingming(year):
+    """Month and day of the solar term; the formula holds from 2001 to 2099."""
+    return '04%02d' % (int(year % 100 * 0.2422 + 4.81) - year % 100 // 4)
+
+
+def _lunar_holiday(day, text):
+    spring, boat, autumn = _LUNAR_FESTIVALS.get(day.year, ('',) * 3)
+    if not spring:
         return False
-    if day.month == 10 and day.day <= 7:
-        return False
-    festival = _SPRING_FESTIVAL.get(day.year)
-    return not festival or not -1 <= (day - date(day.year, int(festival[:2]), int(festival[2:]))).days <= 6
+    return text in (boat, autumn) or -1 <= (day - date(day.year, int(spring[:2]), int(spring[2:]))).days <= 6
 
 
 # ======================================================================================================
@@ -3911,7 +3958,7 @@ class _SyntheticSeries:
     def until(self, day):
         with self._lock:
             while self._next <= day:
-                if rule_trade_day(self._next):
+                if exchange_opens(self._next):
                     self._append(self._next)
                 self._next += timedelta(days=1)
         return self.columns
@@ -3965,7 +4012,7 @@ class _SyntheticSeries:
 class _SyntheticMarket(_StubMarket):
     """Random walks, the same for a seed and a code whatever is asked, and in whatever order.
 
-    Dividends fall on stocks alone. Days after 2025 are never suspended. The calendar is `rule_trade_day`.
+    Dividends fall on stocks alone. Days after 2025 are never suspended. The calendar is `exchange_opens`.
     KEPT, MONTHS_KEPT: how many series and months of minutes are kept, some 0.4 and 0.3 MB each.
     """
 
@@ -3989,13 +4036,13 @@ class _SyntheticMarket(_StubMarket):
         return [profile.code for profile in stocks if profile.listed <= day]
 
     def is_trade_day(self, day):
-        return day >= _STUB_START and rule_trade_day(day)
+        return day >= _STUB_START and exchange_opens(day)
 
     def calendar(self, today):
         with self._lock:
             day = from_ms(self._days[-1]).date() + timedelta(days=1) if self._days else _STUB_START
             while day <= today:
-                if rule_trade_day(day):
+                if exchange_opens(day):
                     self._days.append(to_ms(day))
                 day += timedelta(days=1)
             return self._days[:bisect.bisect_right(self._days, to_ms(today))]
@@ -4094,9 +4141,9 @@ class _CsvMarket(_StubMarket):
                               '行情文件里没有成份股：策略里自己写明代码的列表，或用 qmt-remote 的行情')
 
     def is_trade_day(self, day):
-        """The files decide as far as they reach, the rule of the paper exchange beyond."""
+        """The files decide as far as they reach, the exchanges' calendar beyond."""
         ms = to_ms(day)
-        return ms in self._day_set or (ms > self._days[-1] and rule_trade_day(day))
+        return ms in self._day_set or (ms > self._days[-1] and exchange_opens(day))
 
     def calendar(self, today):
         return self._days[:bisect.bisect_right(self._days, to_ms(today))]
@@ -7414,7 +7461,7 @@ class QmtData(DataAdapter):
         days = days[:bisect.bisect_right(days, to_ms(today))]
         if not days:
             raise DataUnavailable('QMT 没有交易日历', '确认 QMT 的行情已连接，稍后再试')
-        opens = today.weekday() < 5 and (days[-1] == to_ms(today) or self._opens(today))
+        opens = not surely_closed(today) and (days[-1] == to_ms(today) or self._opens(today))
         if opens and days[-1] != to_ms(today):
             days.append(to_ms(today))
         return (today, days), opens is not None
@@ -7434,7 +7481,7 @@ class QmtData(DataAdapter):
         with self._lock:
             days = self._calendar_days
         known = days is not None and days[0] == moment.date()
-        trades = days[1][-1] == to_ms(moment.date()) if known else moment.weekday() < 5
+        trades = days[1][-1] == to_ms(moment.date()) if known else not surely_closed(moment.date())
         return trades and in_session(moment)
 
     # -- securities -------------------------------------------------------------------------------------------

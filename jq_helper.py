@@ -79,8 +79,8 @@ from bullet_qmt import (
     factor_ranges, format_table, from_ms, instrument, load_settings, lot_problem, normalize_code, normalize_codes,
     open_service, optional_import, order_style, parse_bool, parse_data_source, parse_frequency, parse_host,
     parse_moment, parse_order_id, parse_text, parse_token, price_limits, printable, protect_price, qmt_code, real,
-    restrict_to_owner, round_lot, round_to_tick, rule_trade_day, scale, text_width, to_ms, tradable, trade_fees, whole,
-    windows_from_end)
+    restrict_to_owner, round_lot, round_to_tick, scale, text_width, to_ms, tradable, trade_fees, whole,
+    windows_from_end, exchange_opens, surely_closed)
 from bullet_qmt import Account as AccountRow
 from bullet_qmt import Position as PositionRow
 
@@ -3939,7 +3939,7 @@ class BacktestRun:
 def _ends_early(days, end, today):
     """Whether the provider's last day is before the last one over that was asked for. days: also those after `end`."""
     later = (days[-1] + timedelta(number) for number in range(1, (min(end, today - timedelta(1)) - days[-1]).days + 1))
-    return any(map(rule_trade_day, later)) or (end - days[-1]).days > 15
+    return any(map(exchange_opens, later)) or (end - days[-1]).days > 15
 
 
 def _nearest_days(days, start, end):
@@ -4512,7 +4512,7 @@ class LiveStore(BarStore):
         if not days:
             raise DataUnavailable('行情来源没有交易日', '核对服务端的行情')
         ahead = [today + timedelta(days=number) for number in range(1, DAYS_AHEAD + 1)]
-        self.days[:] = days + [day for day in ahead if rule_trade_day(day)]  # in place: others hold this list
+        self.days[:] = days + [day for day in ahead if exchange_opens(day)]  # in place: others hold this list
         self.calendar = array('q', [to_ms(day) for day in self.days])
         self.row_of = {day: row for row, day in enumerate(self.days)}
         self._today = today
@@ -5487,7 +5487,7 @@ class LiveRun:
         session, state, before = self.session, self.state, (self._day_of_store, self._trades_today)
         session.store.begin_day(today)
         self._day_of_store, self._trades_today = today, session.store.live_row is not None
-        self._calendar_at = self.clock.monotonic() + CALENDAR_S if today.weekday() < 5 else math.inf
+        self._calendar_at = math.inf if surely_closed(today) else self.clock.monotonic() + CALENDAR_S
         if state.day != today:
             self._note_undone(before)
             self._drop_old_keys(today)

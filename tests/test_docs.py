@@ -71,15 +71,18 @@ def test_the_options_of_a_chapter_are_those_of_its_command(command, title):
     assert named <= set(own + client + ['--port', '--token'] + [flags[0] for flags, _ in bq.COMMANDS['backtest'][3]])
 
 
-def test_the_calendar_of_the_paper_exchange_is_as_told():
-    """2024-02-09 was the eve of the Spring Festival, the seventh of its month the 16th."""
-    told = '周一至周五，除去 1 月 1 日、除夕到初七、5 月 1 至 3 日、10 月 1 至 7 日'
-    closed = [date(2024, 1, 1)] + [date(2024, 2, day) for day in range(9, 17)] + [
-        date(2024, 5, day) for day in (1, 2, 3)] + [date(2024, 10, day) for day in range(1, 8)]
+def test_the_calendar_is_as_told():
+    """What is closed by rule alone is closed in a year that no notice reaches, such as 2030."""
+    first, last = bq.CALENDAR_YEARS
+    assert '%d 到 %d 年是交易所公布的' % (first, last) in README
+    told = '周一至周五，除去 1 月 1 日、除夕到初七、清明、5 月 1 至 5 日、端午、中秋、10 月 1 至 7 日'
     assert told in README
-    for number in range(366):
-        day = date(2024, 1, 1) + timedelta(number)
-        assert bq.rule_trade_day(day) == (day.weekday() < 5 and day not in closed), day
+    closed = [date(2030, 1, 1), date(2030, 4, 5), date(2030, 6, 5), date(2030, 9, 12)] + [
+        date(2030, 2, day) for day in range(2, 10)] + [date(2030, 5, day) for day in range(1, 6)] + [
+        date(2030, 10, day) for day in range(1, 8)]
+    for number in range(365):
+        day = date(2030, 1, 1) + timedelta(number)
+        assert bq.exchange_opens(day) == (day.weekday() < 5 and day not in closed), day
 
 
 def test_the_costs_of_a_backtest_are_as_told():

@@ -142,7 +142,7 @@ def test_on_real_days_it_trades_as_in_its_backtest(tmp_path, name, first, last, 
     assert len(done.warnings) == (5 if name == 'suspended' else 0) and all('停牌' in line for line in done.warnings)
 
 
-@pytest.mark.parametrize('name, last, count', [('minute_tasks', '2024-03-15', 12), ('limit_orders', '2024-03-14', 7)])
+@pytest.mark.parametrize('name, last, count', [('minute_tasks', '2024-03-15', 12), ('limit_orders', '2024-03-13', 6)])
 def test_within_the_day_it_trades_as_in_its_backtest(tmp_path, name, last, count):
     result, done = simulated(tmp_path, name, '2024-03-04', last, [MOUTAI])
     assert in_short(done.trades.rows) == in_short(result.trades) and len(done.trades.rows) == count

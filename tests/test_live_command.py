@@ -238,7 +238,7 @@ def test_the_commands_of_the_readme_run(server, tmp_path, number):
 
 
 def test_the_strategy_of_the_readme_trades(tmp_path):
-    with stage(tmp_path, '2025-03-03 08:00', '2025-03-04 16:00') as it:
+    with stage(tmp_path, '2025-03-06 08:00', '2025-03-07 16:00') as it:
         it.run(it.strategy(SHOWCASE))
         placed = [(row['side'], row['amount'], row['style']) for row in it.broker.get_orders()]
         assert placed == [('BUY', 1000, 'market'), ('BUY', 1000, 'limit'), ('SELL', 1000, 'market')]

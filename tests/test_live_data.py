@@ -227,11 +227,11 @@ def test_a_quote_that_does_not_say_of_when_it_is_is_stale(tmp_path, dt):
         assert view_at(it, timeless, '2025-03-03 10:00').is_stale(A)
 
 
-def test_days_to_come_are_those_of_the_rules(tmp_path):
+def test_days_to_come_are_those_that_the_exchanges_announced(tmp_path):
     with stage(tmp_path, '2025-09-29 09:00') as it:
         store = view_at(it, provider_of(it), '2025-09-29 09:00').store
         ahead = store.days[store.live_row + 1:]
-        assert [day.isoformat() for day in ahead[:3]] == ['2025-09-30', '2025-10-08', '2025-10-09']
+        assert [day.isoformat() for day in ahead[:3]] == ['2025-09-30', '2025-10-09', '2025-10-10']
 
 
 ONE = '''

@@ -55,7 +55,7 @@ def test_a_market_order_is_final_when_it_comes_back(tmp_path):
         (row,), order = it.broker.get_orders(), run.session.g.o
         assert (order.order_id, order.security, order.amount, order.filled) == (row['order_id'], A, 500, 500)
         assert order.status == jq.OrderStatus.held and str(order.status) == 'held' and order.is_buy
-        assert order.price == row['avg_price'] and order.commission == 5.09
+        assert order.price == row['avg_price'] and order.commission == 5.1
         assert row['idempotency_key'] == 'live-%s-20250303-1' % run.state.run_id
         assert out_of(run)[:2] == [500, 0] and 0 < out_of(run)[2] == it.broker.get_account_info()['available_cash']
         assert out_of(run)[3:] == [True, {}, 1, None, None], 'what was bought today cannot be sold today'
@@ -103,7 +103,7 @@ def test_orders_of_others_are_left_alone(tmp_path):
     with stage(tmp_path, START, END) as it:
         it.clock.set(moment('2025-03-03 09:31'))
         last = bq.RemoteQmtProvider(connection=it.connection).get_last_price(A)
-        style = bq.order_style(round(last * 0.985, 2), False)
+        style = bq.order_style(round(last * 0.93, 2), False)
         own = it.broker.place_order(A, 'BUY', 100, style)['order_id']
         run = it.run(it.strategy(text))
         assert out_of(run) == [0, 200]
@@ -383,7 +383,7 @@ def test_a_console_that_breaks_does_not_make_an_order_look_failed(tmp_path):
 
 def test_an_order_that_the_list_does_not_show_yet_is_there(tmp_path):
     """A second target cancels it first; without that the account would have both."""
-    low = 'LimitOrderStyle(round(get_current_data()["%s"].last_price * 0.985, 2))' % A
+    low = 'LimitOrderStyle(round(get_current_data()["%s"].last_price * 0.93, 2))' % A
     text = tasks(at_0935='order_target("%s", 300, %s)\ng.out += [len(get_open_orders()), len(get_orders())]\n'
                          'order_target("%s", 500, %s)' % (A, low, A, low),
                  at_0940='g.out += [order("%s", 100), len(get_open_orders())]' % B)
@@ -590,10 +590,10 @@ def limits(**given):
 
 def test_an_order_larger_than_allowed_is_not_sent(tmp_path):
     text = tasks(at_0935='g.out += [order("%s", 1000), order("%s", 500).filled, '
-                         'order("%s", 1000, LimitOrderStyle(17.0))]' % (A, A, A))
+                         'order("%s", 1000, LimitOrderStyle(19.0))]' % (A, A, A))
     with stage(tmp_path, START, END) as it:
-        run = it.run(it.strategy(text), limits=limits(order_value=10000.0))
-        assert out_of(run) == [None, 500, None] and len(it.said('超过每笔上限 10000.00')) == 2
+        run = it.run(it.strategy(text), limits=limits(order_value=12000.0))
+        assert out_of(run) == [None, 500, None] and len(it.said('超过每笔上限 12000.00')) == 2
         assert len(it.broker.get_orders()) == 1 and run.state.orders == 1
 
 

@@ -181,7 +181,7 @@ def test_without_auto_download_short_history_is_an_error(terminal):
     try:
         with pytest.raises(bq.DataUnavailable) as info:
             ask(data, count=3)
-        assert '缺 393 个交易日' in str(info.value) and terminal.market.downloads == []
+        assert '缺 385 个交易日' in str(info.value) and terminal.market.downloads == []
         terminal.market.everything_local = True
         assert len(ask(data, SUSPENDED, start_date='2025-07-18', end_date='2025-07-22')) == 3
         assert len(ask(data, count=10, frequency='1m', end_date='2025-08-05 15:00:00')) == 10

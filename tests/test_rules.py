@@ -226,15 +226,6 @@ def test_a_day_has_240_bars_labelled_by_their_end():
     assert [b.BAR_MINUTES[i] for i in (0, 119, 120, 239)] == [571, 690, 781, 900]
 
 
-@pytest.mark.parametrize('day, trades', [
-    (date(2024, 6, 3), True), (date(2024, 6, 1), False), (date(2024, 6, 2), False), (date(2024, 1, 1), False),
-    (date(2024, 5, 1), False), (date(2024, 10, 1), False), (date(2024, 10, 7), False), (date(2024, 10, 8), True),
-    (date(2024, 2, 8), True), (date(2024, 2, 9), False), (date(2024, 2, 12), False), (date(2024, 2, 16), False),
-    (date(2024, 2, 19), True), (date(2026, 2, 17), False), (date(2040, 2, 13), True)])
-def test_the_calendar_of_the_paper_exchange(day, trades):
-    assert b.rule_trade_day(day) is trades
-
-
 @pytest.mark.parametrize('code', ['600000.XSHG', '510300.XSHG', '300750.XSHE', '430047.BJ', '113052.XSHG',
                                   '000300.XSHG'])
 @pytest.mark.parametrize('st', [False, True])

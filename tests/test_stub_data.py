@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import bullet_qmt as bq
 from tests.fakes import FakeClock
+from tests.terminal.calendar import opens
 
 DATA = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data')
 MARKET = bq._SyntheticMarket(1)
@@ -58,7 +59,7 @@ def test_days_are_sound(code):
     assert len(bars) > 50
     for bar in bars:
         day = bq.from_ms(bar['time']).date()
-        assert bq.rule_trade_day(day) and day >= max(listed, date(2005, 1, 4))
+        assert opens(day) and day >= max(listed, date(2005, 1, 4))
         assert bar['low'] <= min(bar['open'], bar['close']) <= max(bar['open'], bar['close']) <= bar['high']
         assert bar['low'] > 0 and bq.on_tick(bar['close'], tick) and bq.on_tick(bar['pre_close'], tick)
         assert bar['volume'] % lots == 0 and (bar['volume'] > 0) != (bar['paused'] == 1)
@@ -154,10 +155,10 @@ def checksum(value):
 
 # Computed once; the same on every version and platform.
 @pytest.mark.parametrize('code, days, minutes, quote', [
-    ('000001.XSHE', '9aefbc45bea68241', 'fed3726282af50b8', 'deab2b0b21a61b4c'),
-    ('510300.XSHG', '3ae8950aa845a566', '0e67a95fa660cb0d', 'c37f5a8828717635'),
-    ('000300.XSHG', 'a507ecf3a3b7da7f', '1bca397265c5ec3a', '5eed0103b8cf4fb3'),
-    ('600111.XSHG', '4eeb4c3ecfbbd07e', 'bf9ca4ac771c5f98', 'ff6203fe1322226f'),
+    ('000001.XSHE', 'c301580f3d528542', 'fb0d661b2b47ccff', 'f10d6156c9ffee07'),
+    ('510300.XSHG', 'd9d7991aca60558d', 'e6e472d4d960dc12', '131321900b8796cd'),
+    ('000300.XSHG', 'ef94dae79483d0c0', 'afead4cbaf0c9054', '30db486b38fd2546'),
+    ('600111.XSHG', '0a2b69bdd82b24a5', '860fa6cb65f1e413', 'd7f213d3b6dd2af5'),
 ])
 def test_checksums(code, days, minutes, quote):
     columns = bq.slice_columns(MARKET.daily(code, TODAY), 0, bq.to_ms(TODAY))

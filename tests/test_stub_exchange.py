@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import bullet_qmt as b
 from tests.fakes import FakeClock
+from tests.terminal.calendar import opens
 
 STOCK, OTHER, STAR = '000001.XSHE', '600000.XSHG', '688001.XSHG'
 ETF, CASH_ETF, BOND, INDEX = '510300.XSHG', '511880.XSHG', '113050.XSHG', '000300.XSHG'
@@ -36,7 +37,7 @@ class FakeMarket:
 
     def market_open(self, moment=None):
         moment = moment or self.clock.now()
-        return self.always_open or (b.rule_trade_day(moment.date()) and b.in_session(moment))
+        return self.always_open or (opens(moment.date()) and b.in_session(moment))
 
     def trade_day(self, moment):
         return moment.date()

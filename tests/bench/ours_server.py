@@ -26,7 +26,7 @@ def start(token, max_subscriptions):
 def minutes():
     """More than a million minutes, to the end of 2025: a random walk in cents, volumes in lots. One for all codes."""
     days = [day for day in map(date.fromordinal, range(date(2005, 1, 4).toordinal(), date(2026, 1, 1).toordinal()))
-            if bq.rule_trade_day(day)]
+            if bq.exchange_opens(day)]
     times = array('q', [bq.to_ms(day) + minute * 60000 for day in days for minute in bq.BAR_MINUTES])
     draw, cents, close = random.Random(7), 2000, array('d')
     for _ in times:

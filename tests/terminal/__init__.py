@@ -8,6 +8,8 @@ ledger      money and shares of an account, with T+1
 book        prices and depth, and what an order takes from them
 exchange    orders: acceptance, matching, rejection, cancelling
 bars        K lines: made, merged into longer periods, adjusted
+calendar    the days on which Shanghai traded
+calendar    the days on which Shanghai traded
 market      instruments, sectors, calendar, ticks, the local cache and downloads
 faults      what goes wrong, on command
 terminal    the above together, and the requests of the clients linked to it

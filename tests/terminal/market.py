@@ -8,6 +8,7 @@ from datetime import date
 
 import bullet_qmt
 from tests.terminal import bars
+from tests.terminal.calendar import opens
 
 BASE_PERIODS = {'tick': 'tick', '1m': '1m', '5m': '5m', '15m': '5m', '30m': '5m', '60m': '5m', '1h': '5m', '1d': '1d',
                 '1w': '1d', '1mon': '1d'}
@@ -161,7 +162,7 @@ class Market:
 
     def _rule_days(self):
         return [day for day in map(date.fromordinal, range(self.first_day.toordinal(), self.today().toordinal() + 1))
-                if bullet_qmt.rule_trade_day(day)]
+                if opens(day)]
 
     def trading_dates(self, market, start, end, count):
         """Epoch ms at Beijing midnight; [] for a market that does not exist."""
@@ -176,7 +177,7 @@ class Market:
         first = date(self.first_day.year, 1, 1).toordinal()
         days = map(date.fromordinal, range(first, date(self.today().year + 1, 12, 31).toordinal() + 1))
         return [int(day.strftime('%Y%m%d')) for day in days
-                if self.holidays_local and day.weekday() < 5 and not bullet_qmt.rule_trade_day(day)]
+                if self.holidays_local and day.weekday() < 5 and not opens(day)]
 
     # -- instruments ---------------------------------------------------------------------------------------------
     def detail(self, code):
