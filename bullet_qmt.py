@@ -420,6 +420,50 @@ def sync_directory(path):
             os.close(directory)
 
 
+@contextlib.contextmanager
+def mouse_pauses_nothing(kernel32=None):
+    """On Windows a click into the console's window holds up whatever prints (QuickEdit): not while this lasts."""
+    if IS_WINDOWS and kernel32 is None:
+        kernel32 = importlib.import_module('ctypes').windll.kernel32
+    with _console_input(kernel32) as handle:
+        before = None if handle is None else _console_mode(kernel32, handle)
+        if before is not None:
+            kernel32.SetConsoleMode(handle, (before | _EXTENDED_FLAGS) & ~_QUICK_EDIT)
+        try:
+            yield
+        finally:
+            if before is not None:
+                kernel32.SetConsoleMode(handle, before | _EXTENDED_FLAGS)
+
+
+_QUICK_EDIT, _EXTENDED_FLAGS = 0x40, 0x80  # of SetConsoleMode; the first is heeded only together with the second
+_READ_WRITE, _SHARED, _OPEN_EXISTING = 0xC0000000, 3, 3
+
+
+@contextlib.contextmanager
+def _console_input(kernel32):
+    """A handle of the console's input, wherever stdin comes from; None where there is no console."""
+    if kernel32 is None:
+        yield None
+        return
+    ctypes = importlib.import_module('ctypes')
+    kernel32.CreateFileW.restype = ctypes.c_void_p
+    handle = kernel32.CreateFileW('CONIN$', _READ_WRITE, _SHARED, None, _OPEN_EXISTING, 0, None)
+    if handle in (None, ctypes.c_void_p(-1).value):
+        yield None
+        return
+    try:
+        yield ctypes.c_void_p(handle)
+    finally:
+        kernel32.CloseHandle(ctypes.c_void_p(handle))
+
+
+def _console_mode(kernel32, handle):
+    ctypes = importlib.import_module('ctypes')
+    mode = ctypes.c_uint32()
+    return mode.value if kernel32.GetConsoleMode(handle, ctypes.byref(mode)) else None
+
+
 SIGNAL_NAMES = ('SIGINT', 'SIGTERM', 'SIGBREAK', 'SIGHUP')
 
 
@@ -536,6 +580,248 @@ class Mailbox:
             self._handle(items)
             if self._pause_s:
                 self._closing.wait(self._pause_s)
+
+
+class LineWriter:
+    """Lines for one place that may be slow, full or stopped, written by a thread of its own: put() never waits for it.
+
+    sink(data): takes some of the bytes and says how many; it may block, say None for not now, or raise OSError, after
+    which the same is tried again: a disk has room again one day. One that will never take anything more raises
+    BrokenPipeError.
+    What comes while `limit` bytes wait is dropped and counted: told(count) is the text that takes the place of the gap.
+    troubled(error): the sink begins to fail; once until it works again.
+    """
+
+    LIMIT, BATCH, OVERHEAD = 4 * 1024 * 1024, 65536, 64  # bytes; the last: what a line costs beside its own
+    RETRY_S = 1.0
+    PATIENCE_S, CLOSE_S = 1.0, 5.0  # close() waits while something is taken, at most so long
+
+    def __init__(self, name, sink, told, troubled=lambda error: None, limit=LIMIT):
+        self._name, self._sink, self._told, self._troubled, self._limit = name, sink, told, troubled, limit
+        self._changed, self._closing = threading.Condition(), threading.Event()
+        self._parts, self._size, self._lost, self._is_full = deque(), 0, 0, False
+        self._thread, self._taken, self._gone = None, 0, False
+
+    def put(self, data):
+        """Bytes of whole lines, as a rule."""
+        with self._changed:
+            if self._gone or self._closing.is_set() or not data:
+                return
+            self._is_full = self._size > (self._limit // 2 if self._is_full else self._limit)
+            if self._is_full:
+                self._lost += data.count(b'\n') or 1
+                return
+            self._tell_loss()
+            self._append(data)
+            self._changed.notify()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._thread.start()
+
+    def close(self):
+        """Writes what waits, unless nothing is taken: who ends a program does not wait for a stopped terminal."""
+        with self._changed:
+            if self._closing.is_set():
+                return
+            self._closing.set()
+            self._changed.notify()
+        deadline, taken = time.monotonic() + self.CLOSE_S, -1
+        while self._thread is not None and self._taken != taken and time.monotonic() < deadline:
+            taken = self._taken
+            self._thread.join(self.PATIENCE_S)
+
+    def _append(self, data):
+        self._parts.append(data)
+        self._size += len(data) + self.OVERHEAD
+
+    def _tell_loss(self):
+        """With the lock held, where there is room again."""
+        if self._lost:
+            self._append(self._told(self._lost).encode('utf-8', 'backslashreplace') + b'\n')
+            self._lost = 0
+
+    def _run(self):
+        while True:
+            batch = self._next_batch()
+            if not batch:
+                return
+            self._write(batch)
+
+    def _next_batch(self):
+        """The next lines; nothing at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._parts or self._lost or self._gone or self._closing.is_set())
+            if not self._parts:
+                self._tell_loss()
+            parts, size = [], 0
+            while self._parts and size < self.BATCH:
+                parts.append(self._parts.popleft())
+                size += len(parts[-1])
+            self._size -= size + len(parts) * self.OVERHEAD
+            return b''.join(parts)
+
+    def _write(self, batch):
+        view, fails = memoryview(batch), False
+        while view:
+            is_last = self._closing.is_set()
+            try:
+                taken, fails = self._sink(view), False
+            except OSError as error:
+                if isinstance(error, BrokenPipeError):
+                    return self._end()
+                taken, fails = None, self._note_trouble(error, fails)
+            self._taken += taken or 0
+            view = view[taken or 0:]
+            if not taken and is_last:
+                return self._end()
+            if not taken:
+                self._closing.wait(self.RETRY_S if fails else self.RETRY_S / 20)
+
+    def _note_trouble(self, error, is_known):
+        if not is_known:
+            self._troubled(error)
+        return True
+
+    def _end(self):
+        """Nothing will be taken any more."""
+        with self._changed:
+            self._gone, self._size, self._lost = True, 0, 0
+            self._parts.clear()
+
+
+class WriterHandler(logging.Handler):
+    """Log lines are made where they come from and written by the LineWriter's thread."""
+
+    def __init__(self, writer):
+        super().__init__()
+        self.writer = writer
+
+    def emit(self, record):
+        try:
+            self.writer.put(self.format(record).encode('utf-8', 'backslashreplace') + b'\n')
+        except Exception:
+            self.handleError(record)
+
+    def close(self):
+        self.writer.close()
+        super().close()
+
+
+class LogFile:
+    """A sink that appends to a file, which beyond `limit` bytes moves to path.1, the older ones to .2 up to .count.
+
+    Where it cannot be moved (a program that reads it forbids that on Windows) it goes on growing, and is tried again
+    after as much as an eighth of that. limit None: it never moves. Raises OSError where it cannot be opened.
+    """
+
+    def __init__(self, path, limit=None, count=5):
+        self.path, self.limit, self.count, self._extra = path, limit, count, 0
+        is_new = not os.path.exists(path)
+        self._open()
+        if is_new:
+            restrict_to_owner(path)
+
+    def _open(self):
+        self._file = open(self.path, 'ab', buffering=0)
+        self._size = os.fstat(self._file.fileno()).st_size
+
+    def __call__(self, data):
+        is_full = self.limit is not None and self._size and self._size + len(data) > self.limit + self._extra
+        if is_full and os.path.isfile(self.path):  # a device is no file
+            self._move()
+        taken = self._file.write(data)
+        self._size += taken or 0
+        return taken
+
+    def _move(self):
+        """The file itself first: where it has to stay, no older one is touched."""
+        aside, mode = self.path + '.moving', os.fstat(self._file.fileno()).st_mode
+        self._file.close()
+        try:
+            os.replace(self.path, aside)
+            for number in range(self.count, 0, -1):
+                source = aside if number == 1 else '%s.%d' % (self.path, number - 1)
+                if os.path.exists(source):
+                    os.replace(source, '%s.%d' % (self.path, number))
+            self._extra = 0
+        except OSError:
+            self._extra += self.limit // 8
+            if os.path.exists(aside):
+                os.replace(aside, self.path)
+        self._open()
+        os.chmod(self.path, mode & 0o777)
+
+    def close(self):
+        self._file.close()
+
+
+class WriterStream(io.RawIOBase):
+    """What a text stream writes goes to a LineWriter. place: what that one writes to, where it is a stream itself."""
+
+    def __init__(self, writer, place=None):
+        self._writer, self._place = writer, place
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        data = bytes(data)
+        self._writer.put(data)
+        return len(data)
+
+    def isatty(self):
+        return self._place is not None and self._place.isatty()
+
+    def fileno(self):
+        return super().fileno() if self._place is None else self._place.fileno()
+
+
+def lost_lines(count):
+    """The line of a console or a log file in the place of those that were dropped."""
+    return '%s WARNING 丢了 %d 行：写得太慢，或暂时写不下' % (log_time(time.time()), count)
+
+
+@contextlib.contextmanager
+def console_beside():
+    """While it lasts, nothing that prints waits for the terminal or pipe behind stdout and stderr.
+
+    What is not the console itself (a notebook's or a test's) stays as it is.
+    """
+    kept, places = [], []
+    for name in ('stdout', 'stderr'):
+        stream = getattr(sys, name)
+        raw = getattr(stream, 'buffer', None)
+        raw = getattr(raw, 'raw', raw)
+        if isinstance(raw, io.RawIOBase):
+            stream.flush()
+            beside = io.TextIOWrapper(WriterStream(_writer_for(raw, name, places), raw), stream.encoding,
+                                      'backslashreplace', line_buffering=True)
+            kept.append((name, stream, beside))
+            setattr(sys, name, beside)
+    try:
+        yield
+    finally:
+        for name, stream, beside in kept:
+            beside.flush()
+            setattr(sys, name, stream)
+        for _, writer in places:
+            writer.close()
+
+
+def _writer_for(raw, name, places):
+    """One for both, where both are the same terminal or file: its lines keep their order."""
+    for other, writer in places:
+        if _is_same_place(raw, other):
+            return writer
+    places.append((raw, LineWriter('console-' + name, raw.write, lost_lines)))
+    return places[-1][1]
+
+
+def _is_same_place(one, other):
+    """Windows does not number its pipes."""
+    mine, others = os.fstat(one.fileno()), os.fstat(other.fileno())
+    return (one.isatty() and other.isatty()) or (
+        mine.st_ino != 0 and (mine.st_dev, mine.st_ino) == (others.st_dev, others.st_ino))
 
 
 class StopSignal:
@@ -986,7 +1272,7 @@ OPTIONS = [
            ('--allow-full-market', '--no-full-market')),
     Option('log_file', 'QMT_SERVER_LOG_FILE', None, parse_text, '日志文件（10 MB 一个，保留 5 个）', 'server',
            metavar='FILE'),
-    Option('access_log', 'QMT_SERVER_ACCESS_LOG', '1', parse_bool, '每个请求记一行日志，委托和撤单写明内容与结果', 'server',
+    Option('access_log', 'QMT_SERVER_ACCESS_LOG', '1', parse_bool, '每个请求记一行日志；委托和撤单无论如何都记，写明内容、结果与被拒绝的原因', 'server',
            ('--access-log', '--no-access-log')),
     Option('log_account', 'QMT_SERVER_LOG_ACCOUNT', '0', parse_bool, '客户端要求打印账户时，是否也写入日志', 'server',
            ('--log-account', '--no-log-account')),
@@ -8662,7 +8948,12 @@ class OrderStream:
     def _news(self, account_key, kind, record):
         sub, row = self._describe(account_key, kind, record)
         text = json.dumps(row)  # what cannot be kept fails here, alone
-        return [(account_key, sub, kind, row, text)] if self._is_news(account_key, kind, row) else []
+        if not self._is_news(account_key, kind, row):
+            return []
+        if kind == 'order' and row['status'] == 'rejected':  # often after its submission was answered
+            LOG.warning('委托 %s key=%s 没有成立：%s', printable(row['order_id']), printable(row.get('idempotency_key')),
+                        printable(row['status_msg']) or '柜台没有说明原因')
+        return [(account_key, sub, kind, row, text)]
 
     def _is_news(self, account_key, kind, row):
         """A broker tells some things twice, and after a reconnect much that was told before."""
@@ -9309,19 +9600,28 @@ SERVER_FEATURES = frozenset([SETTLED_EVENT, BINARY_FEATURE, BATCH_TICK_FEATURE, 
 
 
 class AccessLog:
-    """A line for each request, written by a thread of its own, many at a time: no request waits for a file.
+    """A line for each request, written by a thread of its own, many at a time: no request waits for it.
 
     Each line has its time before it, so that a batch is one record of the logger. close() writes what is left.
-    order: (payload, answer) of an order or a cancel, whose line says what it was and what became of it.
+    order: (payload, answer) of an order or a cancel, whose line says what it was and what became of it; these have
+    their lines even where all_requests is off. Beyond LIMIT that wait, what comes is counted and told; orders have
+    four times as much room.
     """
 
-    PAUSE_S = 0.05
+    PAUSE_S, LIMIT = 0.05, 10000
 
-    def __init__(self):
+    def __init__(self, all_requests=True):
+        self._all_requests = all_requests
         self._entries, self._changed = deque(), threading.Condition()
-        self._idle, self._closed, self._thread = True, threading.Event(), None
+        self._idle, self._closed, self._thread, self._lost = True, threading.Event(), None, 0
 
     def note(self, session, job_id, action, account, status, seconds, order=None):
+        if order is None and not self._all_requests:
+            return
+        if len(self._entries) >= (self.LIMIT if order is None else 4 * self.LIMIT):
+            with self._changed:
+                self._lost += 1
+            return
         self._entries.append((time.time(), session.address, session.id, job_id, action, account, status, seconds,
                               order))
         if self._idle:
@@ -9356,15 +9656,23 @@ class AccessLog:
         lines = []
         while self._entries:
             lines.append(self._line(*self._entries.popleft()))
+        with self._changed:
+            lost, self._lost = self._lost, 0
+        if lost:
+            lines.append(lost_lines(lost))
         if lines:
             ACCESS_LOG.info('%s', '\n'.join(lines))
 
     @staticmethod
     def _line(moment, address, session, id, action, account, status, seconds, order):
-        line = '%s INFO %s %s id=%r %s account=%s %s %.1fms%s' % (
-            log_time(moment), address, session, id, _short(action), _short(account), status, seconds * 1000,
+        level = 'WARNING' if order and not status.startswith('OK') else 'INFO'
+        line = '%s %s %s %s id=%r %s account=%s %s %.1fms%s' % (
+            log_time(moment), level, address, session, id, _short(action), _short(account), status, seconds * 1000,
             _order_text(*order) if order else '')
         return line if line.isprintable() else printable(line)
+
+
+REASON_LIMIT = 300  # characters of a refusal
 
 
 def _short(value):
@@ -9379,7 +9687,8 @@ def _order_text(asked, answer):
     for name, value in (('key', key), ('备注', asked.get('order_remark') or asked.get('remark'))):
         told += ['%s=%s' % (name, _word(value))] if value not in (None, '') else []
     outcome = [_word(answer[name]) for name in ('order_id', 'status') if answer.get(name) not in (None, '')]
-    return ' | %s -> %s' % (' '.join(told), ' '.join(outcome) or '-')
+    reason = next((answer[name] for name in ('message', 'status_msg') if answer.get(name)), '')
+    return ' | %s -> %s%s' % (' '.join(told), ' '.join(outcome) or '-', reason and '：%s' % str(reason)[:REASON_LIMIT])
 
 
 def _style_words(asked):
@@ -9408,7 +9717,7 @@ class Service:
         self.scopes = [name for name, on in (('data', settings.enable_data), ('broker', settings.enable_broker)) if on]
         self.started = clock.monotonic()
         self._lock, self._hearers = threading.Lock(), {}  # session that named SETTLED_EVENT -> Route of its login
-        self.access_log = AccessLog() if settings.access_log else None
+        self.access_log = AccessLog(settings.access_log)
         desk.publish = self._publish
         self.session_count = lambda: 0
 
@@ -9457,8 +9766,7 @@ class Service:
         self.hub.close()
         self.backend.close()
         self.desk.close()
-        if self.access_log is not None:
-            self.access_log.close()
+        self.access_log.close()
 
 
 def open_service(settings, clock=None):
@@ -10444,7 +10752,7 @@ class Job:
         except ConnectionLost:
             status += ' (client gone)'
         finally:
-            self._finish(status, frame.get('payload'))
+            self._finish(status, frame if frame['type'] == 'error' else frame.get('payload'))
 
     def _send(self, frame, status):
         """The status that the client gets: an answer that cannot be sent becomes an error; the connection lives."""
@@ -10471,10 +10779,8 @@ class Job:
     def _finish(self, status, answer):
         if self.airborne:
             self.session.landed()
-        log = self.session.service.access_log
-        if log is not None:
-            log.note(self.session, self.id, self.action, self._account(), status, time.perf_counter() - self._started,
-                     self._order(answer))
+        self.session.service.access_log.note(self.session, self.id, self.action, self._account(), status,
+                                             time.perf_counter() - self._started, self._order(answer))
         self.payload = None  # the timekeeper may remember the job for a while
 
     def _order(self, answer):
@@ -12426,12 +12732,18 @@ def main(argv=None):
     try:
         make_console_safe()
         args = build_parser().parse_args(argv)
-        outcome = args.run(args)
-        sys.stdout.flush()
-        return outcome
+        with console_beside() if args.run in UNHINDERED else contextlib.ExitStack():
+            return _run(args)
     except BrokenPipeError:  # whoever read it has seen enough; nothing more can be said there
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.FAILED
+
+
+def _run(args):
+    try:
+        outcome = args.run(args)
+        sys.stdout.flush()
+        return outcome
     except BulletError as error:
         _show_error(error)
         return next(code for cls, code in _EXIT_OF if isinstance(error, cls))
@@ -12613,23 +12925,53 @@ def run_server(args):
     made_token = settings.token is None
     if made_token:
         settings = settings.replace(token=secrets.token_urlsafe(24))
-    setup_logging(settings)
-    stop = StopSignal().install()
-    server = serve(settings)
-    try:
-        late = announce(server, settings, made_token, stop)
-        threading.Thread(target=tell_late_accounts, args=(server.service, late, stop), name='overviews',
-                         daemon=True).start()
-        stop.wait()
-    finally:
-        print('正在停止 ...', flush=True)
-        server.close()
-    print('已停止。', flush=True)
+    with mouse_pauses_nothing(), logging_set_up(settings):
+        stop = StopSignal().install()
+        server = serve(settings)
+        try:
+            LOG.info('%s，监听 %s（%s）；%s', told_version(), host_and_port(*server.address),
+                     'TLS' if server.tls else '明文', told_options(settings, args))
+            late = announce(server, settings, made_token, stop)
+            threading.Thread(target=tell_late_accounts, args=(server.service, late, stop), name='overviews',
+                             daemon=True).start()
+            stop.wait()
+        finally:
+            reason = stop.reason or '出错：%s' % brief(sys.exc_info()[1])
+            print('正在停止（%s）...' % reason, flush=True)
+            server.close()
+            LOG.info('停止：%s', reason)
+        print('已停止。', flush=True)
     return Exit.OK
 
 
-def setup_logging(settings):
-    """Log lines on stderr, and in a rotating file if one is named; never a token."""
+def told_version():
+    return '启动：bullet-qmt %s，Python %s，进程 %d' % (__version__, sys.version.split()[0], os.getpid())
+
+
+def told_options(settings, args):
+    """'name=value ...' of a command's options for its log; never a secret one."""
+    known = options_of(*args.groups)
+    beside = set(vars(args)) - {option.name for option in known} - {'run', 'groups', 'command', 'env_file'}
+    told = ['%s=%s' % (name, printable(_option_text(getattr(args, name)))) for name in sorted(beside)
+            if getattr(args, name) not in (None, False)]
+    for option in known:
+        value, source = getattr(settings, option.name), settings.sources.get(option.name)
+        if option.secret:
+            told.append('%s=（%s）' % (option.name, '随机生成' if source == '默认值' else '来自' + printable(source)))
+        elif source != '默认值':
+            told.append('%s=%s' % (option.name, printable(_option_text(value))))
+    return '选项（其余为默认）：' + ' '.join(told)
+
+
+def _option_text(value):
+    if isinstance(value, tuple) and hasattr(value, '_fields'):
+        return '/'.join(str(part) for part in value if part is not None)
+    return ','.join(map(_option_text, value)) if isinstance(value, (tuple, list)) else str(value)
+
+
+@contextlib.contextmanager
+def logging_set_up(settings):
+    """Log lines on stderr, and in a rotating file if one is named, none of which anybody waits for; never a token."""
     handlers = [logging.StreamHandler()]
     if settings.log_file:
         handlers.append(_log_file(settings.log_file))
@@ -12638,14 +12980,29 @@ def setup_logging(settings):
     LOG.handlers[:] = handlers
     LOG.setLevel(logging.INFO)
     LOG.propagate = False
-
-
-def _log_file(path):
-    from logging.handlers import RotatingFileHandler  # a client needs none
     try:
-        return RotatingFileHandler(path, maxBytes=10 * 1024 * 1024, backupCount=5, encoding='utf-8')
+        yield
+    except BulletError as error:
+        LOG.handlers[:] = handlers[1:]  # the screen is told by main()
+        LOG.error('没有启动，或不能继续：%s', printable(error))
+        raise
+    finally:
+        for handler in handlers:
+            handler.close()
+
+
+def _log_file(path, limit=10 * 1024 * 1024):
+    return WriterHandler(_file_writer(path, '--log-file', limit))
+
+
+def _file_writer(path, flag, limit=None):
+    """A LineWriter into a file. Raises ConfigError where it cannot be opened."""
+    def troubled(error):
+        print('警告：%s 写不下（%s），照常运行；写得下时再补上' % (path, error), file=sys.stderr)
+    try:
+        return LineWriter('log-writer', LogFile(path, limit), lost_lines, troubled)
     except OSError as error:
-        raise ConfigError('日志文件 %s 打不开：%s' % (path, error), '检查 --log-file')
+        raise ConfigError('日志文件 %s 打不开：%s' % (path, error), '检查 %s' % flag)
 
 
 class _LogFormatter(logging.Formatter):
@@ -13022,7 +13379,7 @@ def run_backtest(args):
         args.strategy, args.start, args.end, args.cash, args.frequency, args.benchmark,
         helper.parse_params(args.param), args.provider or settings.data_provider, _given_values(**config),
         'continue' if args.keep_going else 'stop', args.output, not args.no_html, not args.no_csv)
-    with _strategy_log(args.log, 'w') as log:
+    with _strategy_log(args.log) as log:
         screen = helper.Screen(_write_out, sys.stdout.isatty(), log)
         with RUNS.added('回测'):  # the processes of a grid know it from the start
             if args.grid:
@@ -13035,12 +13392,13 @@ def _write_out(text):
 
 
 @contextlib.contextmanager
-def _strategy_log(path, mode):
+def _strategy_log(path):
+    """Lines of a backtest: it waits for its file, and loses none of them."""
     if path is None:
         yield None
         return
     try:
-        file = io.open(path, mode, buffering=1, encoding='utf-8')
+        file = io.open(path, 'w', buffering=1, encoding='utf-8')
     except OSError as error:
         raise ConfigError('日志文件 %s 打不开：%s' % (path, error), '检查 --log')
     with file:
@@ -13063,9 +13421,21 @@ def run_live(args):
         args.runtime_dir or os.path.join('live', stem), args.dry_run, args.order_wait, limits, args.late_limit,
         args.overview_every, 'continue' if args.keep_going else 'stop')
     stop = StopSignal().install()
-    with _strategy_log(args.log, 'a') as log:
+    with mouse_pauses_nothing(), _live_log(args.log) as log:
         screen = helper.Screen(_write_out, False, log)
-        return Exit(helper.run_live_command(order, screen, lambda: stop.wait(0)))
+        screen.note('%s %s；%s' % (log_time(time.time()), told_version(), told_options(settings, args)))
+        return Exit(helper.run_live_command(order, screen, lambda: stop.wait(0) and stop.reason))
+
+
+@contextlib.contextmanager
+def _live_log(path):
+    """A text file that nobody waits for; None without a path."""
+    if path is None:
+        yield None
+        return
+    writer = _file_writer(path, '--log')
+    with contextlib.closing(writer):
+        yield io.TextIOWrapper(WriterStream(writer), 'utf-8', 'backslashreplace', line_buffering=True)
 
 
 # -- the commands: name -> (function, help, option groups, arguments) ------------------------------------------------
@@ -13165,6 +13535,9 @@ COMMANDS = OrderedDict([
         _argument('action', metavar='ACTION', help='例如 data.snapshot'),
         _argument('payload', nargs='?', default='{}', metavar='PAYLOAD', help='JSON 对象（默认 {}）')])),
 ])
+
+
+UNHINDERED = (run_server, run_live)  # what prints there holds up nobody's money
 
 
 if __name__ == '__main__':

@@ -5222,7 +5222,8 @@ class LiveRun:
     """A strategy on the wall clock, from its start or from where an earlier process left it, until it is stopped.
 
     provider: RemoteQmtProvider; remote: RemoteQmtBroker; clock: now(), monotonic(), wait(seconds, event).
-    stopping(): whether somebody wants the end. say(text): lines of the engine; write(line): the strategy's log.
+    stopping(): whether somebody wants the end, or the reason. say(text): lines of the engine; write(line): the
+    strategy's log.
     is_linked(): whether the connection stands.
     """
 
@@ -5241,7 +5242,8 @@ class LiveRun:
         self._is_linked, self._lost_at = is_linked, None  # the latter: since when the connection is lost
 
     def stopping(self):
-        return self._asked_to_stop() or os.path.exists(self._stop_path)
+        """What asks for the end; nothing as long as nobody does."""
+        return self._asked_to_stop() or (os.path.exists(self._stop_path) and '停止文件 %s' % self._stop_path)
 
     # -- life --------------------------------------------------------------------------------------------------------
     def run(self):
@@ -5382,7 +5384,9 @@ class LiveRun:
 
     def _end(self):
         """Open orders are left as they are, and listed."""
-        self.tell('正在停止')
+        failure, asked = sys.exc_info()[1], self.stopping()
+        reason = '出错，%s' % type(failure).__name__ if failure else asked if isinstance(asked, str) else ''
+        self.tell('正在停止%s' % (reason and '（%s）' % reason))
         try:
             if not self._is_linked():  # who stops it does not wait for a line that is down
                 raise ConnectionLost('与服务端的连接断了')
@@ -5664,8 +5668,11 @@ def run_live_command(order, screen, stopping):
         StrategyFile(order.path).check_syntax()
         _run_live(order, screen, stopping)
     except StrategyError as error:
-        screen.say(error.report)
+        screen.tell(error.report)
         return 1
+    except BulletError as error:
+        screen.note('不能继续：%s' % error)
+        raise
     return 0
 
 
@@ -5679,7 +5686,7 @@ def _run_live(order, screen, stopping):
                                                                             order.limits),
                         order.late_limit_s, order.overview_minutes, order.on_error, order.runtime_dir,
                         _account_name(remote), 60.0)
-        LiveRun(plan, RemoteQmtProvider(connection=connection), remote, LiveClock(), stopping, screen.line, screen.say,
+        LiveRun(plan, RemoteQmtProvider(connection=connection), remote, LiveClock(), stopping, screen.line, screen.tell,
                 lambda: connection.connected).run()
 
 
@@ -7362,6 +7369,16 @@ class Screen:
             self._log.write(text + '\n')
         else:
             self.say(printable_lines(text))
+
+    def note(self, text):
+        """A line for the log alone, if there is one."""
+        if self._log is not None:
+            self._log.write(printable_lines(text) + '\n')
+
+    def tell(self, text):
+        """What belongs to the story of a run: on the console, and in the log if there is one."""
+        self.note(text)
+        self.say(text)
 
     def say(self, text):
         """Above the bar, which is drawn again below."""

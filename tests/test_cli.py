@@ -437,10 +437,12 @@ def test_warnings_are_loud(tmp_path):
     assert err.count('!!! 警告') == 3
 
 
-def test_the_log_file_rotates(tmp_path):
-    handler = bq._log_file(str(tmp_path / 'x.log'))
-    with contextlib.closing(handler):
-        assert (handler.maxBytes, handler.backupCount, handler.encoding) == (10 * 1024 * 1024, 5, 'utf-8')
+def test_the_log_file_moves_at_ten_megabytes(tmp_path):
+    path = tmp_path / 'x.log'
+    path.write_bytes(b'x' * (10 * 1024 * 1024 - 3))
+    with contextlib.closing(bq._log_file(str(path))) as handler:
+        handler.emit(bq.logging.LogRecord('bullet_qmt', 20, 'x', 1, '行', (), None))
+    assert path.read_text(encoding='utf-8') == '行\n' and (tmp_path / 'x.log.1').stat().st_size == 10 * 1024 * 1024 - 3
 
 
 def test_log_lines_are_in_beijing_time_on_any_machine():

@@ -252,7 +252,7 @@ def test_the_program_says_that_the_port_is_taken():
 
 
 # -- the access log ------------------------------------------------------------------------------------------
-LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} INFO "
+LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} (?P<level>INFO|WARNING) "
                   r"(?P<peer>\S+) (?P<session>s\w{12}) id=(?P<id>.*) (?P<action>\S+|'.*') account=(?P<account>.*)"
                   r" (?P<status>[A-Z_]+)(?: \(client gone\))? (?P<ms>\d+\.\d)ms(?: \| (?P<order>.*))?", re.DOTALL)
 
@@ -303,10 +303,13 @@ def test_lines_of_orders_say_what_was_ordered_and_what_became_of_it(lines, caplo
         ask_raw(sock, 'broker.place_order', dict(order, amount=150, style={'type': 'market', 'protect_price': 12.5},
                                                  idempotency_key='key-3'))
         ask_raw(sock, 'broker.place_order', dict(secret, security='000001.XSHE', side='SELL', amount='x y', market=1))
-        told = {line.group('order') for line in lines(4)}
-    assert told == {"000001.XSHE BUY 100 限价 %r key=key-1 备注='网格 一' -> %s %s" % (low, placed, status),
-                    '%s key=key-2 -> %s canceled' % (placed, placed),
-                    '000001.XSHE BUY 150 市价 12.5 key=key-3 -> -', "000001.XSHE SELL 'x y' 市价 -> -"}
+        told = {line.group('order').partition(' -> ')[0]: line for line in lines(4)}
+    bought, refused = "000001.XSHE BUY 100 限价 %r key=key-1 备注='网格 一'" % low, '000001.XSHE BUY 150 市价 12.5 key=key-3'
+    outcomes = {asked: line.group('level') + line.group('order').partition(' -> ')[2] for asked, line in told.items()}
+    assert outcomes.pop(bought) == 'INFO%s %s' % (placed, status)
+    assert outcomes.pop('%s key=key-2' % placed) == 'INFO%s canceled' % placed
+    assert outcomes.pop(refused) == 'WARNING-：000001.XSHE 数量 150 应为 100 起、100 的整数倍递增'
+    assert outcomes.pop("000001.XSHE SELL 'x y' 市价").startswith('WARNING-：委托含有不认识的字段') and not outcomes
     assert TOKEN not in caplog.text and 'not-for-logs' not in caplog.text and '10000001' not in caplog.text
 
 
@@ -319,11 +322,25 @@ def test_an_order_of_odd_style_has_its_line_and_so_have_those_after_it(lines, st
         assert [line.group('action') for line in lines(2)] == ['broker.place_order', 'broker.account']
 
 
-def test_no_line_where_the_log_is_switched_off(lines):
+def test_orders_alone_have_lines_where_the_log_is_switched_off(lines):
     with serving(access_log=False) as server, raw_socket(server) as sock:
         login_raw(sock)
         assert ask_raw(sock, 'broker.account')['type'] == 'response'
-        assert lines(0) == []
+        ask_raw(sock, 'broker.place_order', {'security': '000001.XSHE', 'side': 'BUY', 'amount': 3.5})
+        ask_raw(sock, 'broker.cancel_order', {'order_id': 'none'})
+        told = {line.group('action'): line for line in lines(2)}
+    placed, cancelled = told['broker.place_order'], told['broker.cancel_order']
+    assert (placed.group('level'), cancelled.group('level')) == ('WARNING', 'WARNING')
+    assert '3.5' in placed.group('order') and '没有' in cancelled.group('order')
+
+
+def test_an_order_that_the_broker_refuses_after_it_was_taken_has_its_reason_in_the_log(caplog, monkeypatch):
+    monkeypatch.setattr(bq.LOG, 'propagate', True)
+    row = bq.Order(order_id='7', security='000001.XSHE', side='BUY', amount=100, status='rejected', raw_status=57,
+                   status_msg='[COUNTER] 可用资金不足')
+    with serving(access_log=False) as server:
+        server.service.desk.stream.tell('default', 'order', row)
+        assert becomes(lambda: '委托 7 key=None 没有成立：[COUNTER] 可用资金不足' in caplog.text), caplog.text
 
 
 @pytest.mark.parametrize('evil', ['x\n2024-01-01 forged', 'x\r\nforged', '\x1b[2J', '\u2028forged', '\ud800', 'a\x00b',
