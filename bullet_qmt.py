@@ -3709,6 +3709,9 @@ class DataAdapter:
         """
         raise NotSupported('这个行情源不推送')
 
+    def renew(self, codes):
+        """Somebody subscribes what is subscribed: a source whose own subscription can be lost asks for it anew."""
+
     def unsubscribe(self, codes):
         raise NotSupported('这个行情源不推送')
 
@@ -7113,6 +7116,7 @@ class _QmtDataLink:
 
     call(function, *args) -> result. Raises QmtUnavailable where it cannot be had now.
     on_connect(client): called in the keeper's thread after every new connection, and again until it raises nothing.
+    on_turn(): called there at each look at a connection that is good; what it raises is logged.
     xtdata connects by itself, in any call, and then forgets all subscriptions without a word; so a client that is
     another one than before counts as a new connection as well.
     """
@@ -7121,7 +7125,7 @@ class _QmtDataLink:
 
     def __init__(self, xtdata, clock, deadline_s, probe_s=3.0, backoff_s=(1.0, 2.0, 5.0, 10.0, 30.0)):
         self.xtdata, self.clock, self.deadline_s = xtdata, clock, deadline_s
-        self.on_connect = lambda client: None
+        self.on_connect, self.on_turn = lambda client: None, lambda: None
         self._probe_s, self._backoff_s = probe_s, backoff_s
         self._guard, self._stuck = CallGuard('qmt-xtdata', 1), []
         self._lock = threading.Lock()
@@ -7224,7 +7228,15 @@ class _QmtDataLink:
                 self._lose(error)
         if self.connected and not self._restored:
             self._restore()
+        elif self.connected:
+            self._take_turn()
         return self.connected
+
+    def _take_turn(self):
+        try:
+            self.on_turn()
+        except Exception as error:
+            LOG.info('QMT 行情推送这次没有检查成：%s', printable(error))
 
     def _restore(self):
         """What fails here is tried again in the next turn: the connection itself is good."""
@@ -7553,18 +7565,83 @@ class _QmtStore:
 
 
 # -- pushed quotes --------------------------------------------------------------------------------------------------
+class _QmtTickWatch:
+    """Tells which securities are pushed no more although they are traded: their snapshots move, their ticks do not.
+
+    note(symbol, record): a tick was pushed.  dried(records): symbols of these snapshots whose ticks lag BEHIND_S or
+    more, in the market's time or in ours, and have since an earlier look, so that a tick on its way is no alarm. Each
+    alarm that brought no tick doubles the lag that makes the next.
+    """
+
+    BEHIND_S, PATIENCE_S = 6.0, 300.0
+
+    def __init__(self, clock):
+        self._clock, self._lock = clock, threading.Lock()
+        self._pushed, self._ahead, self._allowed_s, self._arrived = {}, {}, {}, set()
+
+    def note(self, symbol, record):
+        with self._lock:
+            self._pushed[symbol] = self._mark(record)
+            self._arrived.add(symbol)
+            self._ahead.pop(symbol, None)
+            self._allowed_s.pop(symbol, None)
+
+    def dried(self, records):
+        """(those of the symbols that are pushed no more, how many of them were pushed since the last look)."""
+        with self._lock:
+            arrived, self._arrived = self._arrived, set()
+            dry = [symbol for symbol, record in records.items() if self._is_dry(symbol, self._mark(record))]
+            return dry, len(arrived.intersection(records))
+
+    def busiest(self, symbols, count):
+        with self._lock:
+            return heapq.nlargest(count, symbols, key=lambda symbol: self._pushed.get(symbol, (0, 0)))
+
+    def pushed(self):
+        with self._lock:
+            return list(self._pushed)
+
+    def rest(self):
+        """Nothing is traded now: what was seen ahead of the ticks says nothing later."""
+        with self._lock:
+            self._ahead.clear()
+
+    def _is_dry(self, symbol, shown):
+        known = self._pushed.setdefault(symbol, shown)
+        if shown <= known:
+            return False
+        now = time.monotonic(), self._clock.monotonic()
+        seen = self._ahead.setdefault(symbol, now)
+        lag_s = max([(shown[0] - known[0]) / 1000.0] + [after - before for before, after in zip(seen, now)])
+        allowed_s = self._allowed_s.get(symbol, self.BEHIND_S)
+        if seen is now or lag_s < allowed_s:
+            return False
+        self._pushed[symbol] = shown
+        del self._ahead[symbol]
+        self._allowed_s[symbol] = min(2 * allowed_s, self.PATIENCE_S)
+        return True
+
+    @staticmethod
+    def _mark(record):
+        return _qmt_finite(record.get('time')), _qmt_finite(record.get('volume'))
+
+
 class _QmtFeed:
     """Subscriptions at the terminal and the thread `qmt-ticks` that hands on what is pushed.
 
     Up to SINGLES codes have a subscription each; beyond that, and for whole markets, one covers them all.
     deliver(code, record): called in that thread for codes that are wanted. A newer record of a code replaces one that
-    was not handed on yet.
+    was not handed on yet.  is_open(): whether anything is traded now.
+    A terminal can stop pushing without a word: look() notices it, and whoever subscribes again is subscribed anew.
     """
 
-    SINGLES = 50
+    SINGLES, LOOK_AT = 50, 50
+    LIQUID = ('000001.SH', '510300.SH', '600519.SH', '399001.SZ', '159915.SZ', '000001.SZ')  # until a market pushes
 
-    def __init__(self, link, deliver):
-        self.link, self._deliver = link, deliver
+    def __init__(self, link, deliver, is_open, look_s):
+        self.link, self._deliver, self._is_open, self._look_s = link, deliver, is_open, look_s
+        self._watch, self._looked_s = _QmtTickWatch(link.clock), -math.inf
+        self._renewed, self._renewed_at = 0, None
         self._change = threading.Lock()  # one change of subscriptions at a time
         self._wanted, self._singles, self._whole, self._client = frozenset(), {}, None, None
         self._arrived, self._inbox, self._closed = threading.Condition(), OrderedDict(), False
@@ -7573,12 +7650,17 @@ class _QmtFeed:
     def count(self):
         return len(self._wanted)
 
+    def health(self):
+        last = self._renewed_at
+        return {'renewed': self._renewed, 'last_renewed': last and last.isoformat(sep=' ', timespec='seconds')}
+
     def add(self, codes):
-        """All of them or none. Raises QmtUnavailable."""
+        """All of them or none. What is there already is subscribed anew. Raises QmtUnavailable."""
         with self._change:
             before = self._wanted
             self._wanted = before | set(codes)
             try:
+                self._let_go(before.intersection(codes))
                 self._apply()
             except BaseException:
                 self._wanted = before
@@ -7602,6 +7684,38 @@ class _QmtFeed:
                 self._client, self._singles, self._whole = client, {}, None
             self._apply()
 
+    def look(self):
+        """In the link's thread: whether what was asked for still comes. One question at most, and not at every turn."""
+        if not self._wanted or time.monotonic() - self._looked_s < self._look_s:
+            return
+        self._looked_s = time.monotonic()
+        dry = self._dry_codes()
+        with self._change:
+            if dry:
+                self._let_go(dry)
+                self._count_renewal(dry)
+            self._apply()  # also what an earlier attempt had to leave open
+
+    def _dry_codes(self):
+        if not self._is_open():
+            self._watch.rest()
+            return []
+        records = self.link.call(self.link.xtdata.get_full_tick, self._sample()) or {}
+        dry, arrived = self._watch.dried({symbol: record for symbol, record in records.items() if record})
+        if self._whole is not None and len(dry) <= arrived:
+            return []  # one subscription covers them: it lives
+        return [normalize_code(symbol) for symbol in dry]
+
+    def _sample(self):
+        codes = {qmt_code(code) for code in self._wanted if code not in MARKETS}
+        if not self._wanted.isdisjoint(MARKETS):
+            codes.update(self.LIQUID, self._watch.pushed())
+        return self._watch.busiest(codes, self.LOOK_AT)
+
+    def _count_renewal(self, codes):
+        self._renewed, self._renewed_at = self._renewed + 1, self.link.clock.now()
+        LOG.warning('QMT 不再推送 %s 的行情（快照在变，推送没有），已重新订阅', printable('、'.join(sorted(codes)[:5])))
+
     def close(self):
         if self.link.connected:
             self.remove(self._wanted)
@@ -7623,6 +7737,12 @@ class _QmtFeed:
                                                   self._receive)
         self._drop_singles(set(self._singles) - self._wanted)
         self._replace_whole(None)
+
+    def _let_go(self, codes):
+        """Undoes the subscriptions of these codes, whatever the terminal says to it: _apply asks for them anew."""
+        self._drop_singles(set(self._singles).intersection(codes))
+        if codes:
+            self._replace_whole(None)
 
     def _cover(self):
         if self._whole is None or self._whole[1] != self._wanted:
@@ -7662,6 +7782,7 @@ class _QmtFeed:
                 record = records[-1] if isinstance(records, (list, tuple)) and records else records
                 if isinstance(record, dict):
                     self._inbox[symbol] = record
+                    self._watch.note(symbol, record)
             self._arrived.notify()
 
     def _start(self):
@@ -7696,20 +7817,21 @@ class QmtData(DataAdapter):
     auto_download: history that is missing locally is fetched first. call_timeout_s: for one call of xtdata.
     quote_max_age_s: a quote older than this in trading hours is stale. stall_s: a download without progress for this
     long is given up. probe_s, backoff_s: how often the connection is looked at, and the pauses between attempts.
+    look_s: how often at most the pushed ticks are compared with snapshots.
     """
 
     DETAIL_S, CALENDAR_S, CHUNK = 30.0, 60.0, 200
     PUSH_DETAIL_S = 300.0  # of pushed ticks: a whole market's would be hundreds of questions a second
 
     def __init__(self, vendor, clock, auto_download=True, call_timeout_s=10.0, quote_max_age_s=15.0, stall_s=60.0,
-                 probe_s=3.0, backoff_s=(1.0, 2.0, 5.0, 10.0, 30.0)):
+                 probe_s=3.0, backoff_s=(1.0, 2.0, 5.0, 10.0, 30.0), look_s=2.5):
         super().__init__(clock)
         self.auto_download, self.quote_max_age_s = auto_download, quote_max_age_s
         self._xtdata = vendor.xtdata
         self._link = _QmtDataLink(vendor.xtdata, clock, call_timeout_s, probe_s, backoff_s)
         self._store = _QmtStore(self._link, clock, self.quote, stall_s)
-        self._feed = _QmtFeed(self._link, self._push)
-        self._link.on_connect = self._feed.restore
+        self._feed = _QmtFeed(self._link, self._push, lambda: self._is_open(clock.now()), look_s)
+        self._link.on_connect, self._link.on_turn = self._feed.restore, self._feed.look
         self._lock = threading.Lock()  # guards the caches below; never held while anything blocks
         self._details, self._units, self._calendar_days, self._calendar_until = {}, {}, None, None
 
@@ -7726,7 +7848,7 @@ class QmtData(DataAdapter):
 
     def health(self):
         downloads = self._store.downloads
-        return dict(self._link.health(), subscriptions=self._feed.count(),
+        return dict(self._link.health(), subscriptions=self._feed.count(), ticks=self._feed.health(),
                     downloads={'active': downloads.active, 'hung': downloads.hung})
 
     # -- calendar ---------------------------------------------------------------------------------------------
@@ -8059,6 +8181,9 @@ class QmtData(DataAdapter):
         for code in codes:
             if code not in MARKETS:
                 self._detail(code)
+        self._feed.add(codes)
+
+    def renew(self, codes):
         self._feed.add(codes)
 
     def unsubscribe(self, codes):
@@ -10040,6 +10165,8 @@ class TickHub:
             new = self._check_new(session, spelling)
             if new:
                 self.data.subscribe(new)
+            if len(new) < len(spelling):
+                self.data.renew([code for code in spelling if code not in new])
             with self._lock:
                 mine = self._spelling.setdefault(session, OrderedDict())
                 mine.update(spelling)

@@ -398,6 +398,126 @@ def test_subscriptions_are_restored_after_xtdata_reconnected_by_itself(terminal,
     assert listener.heard(STOCK, 10.3)
 
 
+# -- subscriptions that are lost without a word ---------------------------------------------------------------
+@pytest.fixture
+def trading(terminal):
+    """Data that looks at its ticks at every turn."""
+    data = open_data(terminal, look_s=0.0)
+    data.trade_days(count=1)
+    yield data
+    data.close()
+
+
+def trade_on(terminal, seconds, *codes):
+    """Trades every 3 s of the market's time, each seen by a look at the snapshots."""
+    for _ in range(seconds // 3):
+        terminal.clock.advance(3)
+        for code in codes:
+            terminal.push(code, 10.0, 100)
+        looks = [name for _, name in terminal.calls()].count('full_tick')
+        terminal.wait_called('full_tick', looks + 2)
+
+
+def ticks_of(data):
+    return data.health()['ticks']
+
+
+@pytest.mark.parametrize('wanted, pushed, kinds', [
+    ([STOCK], ['600000.SH'], [False]), ([STOCK, ETF], ['600000.SH', '510300.SH'], [False, False]),
+    (['XSHG'], ['600000.SH'], [True])])
+def test_ticks_that_dry_up_are_noticed_within_15_s_of_trading(terminal, trading, wanted, pushed, kinds):
+    listener = Listener()
+    trading.set_tick_listener(listener)
+    trading.subscribe(wanted)
+    terminal.push(pushed[0], 10.2, 100)
+    assert listener.heard(STOCK, 10.2)
+    trade_on(terminal, 30, *pushed)
+    assert ticks_of(trading) == {'renewed': 0, 'last_renewed': None}
+    terminal.forget_quotes()
+    trade_on(terminal, 15, *pushed)
+    assert [item[3] for item in terminal.market.subscriptions()] == kinds
+    assert ticks_of(trading)['renewed'] >= 1
+    assert '2025-08-06 10:00:30' < ticks_of(trading)['last_renewed'] <= '2025-08-06 10:00:45'
+    assert health_is(trading, 'connected')
+    terminal.push(pushed[0], 10.3, 100)
+    assert listener.heard(STOCK, 10.3)
+
+
+def test_one_that_dries_up_among_others_is_noticed(terminal, trading):
+    trading.subscribe([STOCK, ETF])
+    trade_on(terminal, 3, '600000.SH', '510300.SH')
+    number, = [seq for seq, codes, _, _ in terminal.market.subscriptions() if codes == ['600000.SH']]
+    link, = [link['number'] for link in terminal.links() if link['kind'] == 'data']
+    terminal.market.unsubscribe(link, number)
+    trade_on(terminal, 15, '600000.SH', '510300.SH')
+    assert sorted(item[1] for item in terminal.market.subscriptions()) == [['510300.SH'], ['600000.SH']]
+    assert ticks_of(trading)['renewed'] == 1
+
+
+def test_what_is_not_traded_is_no_alarm(terminal, trading):
+    trading.subscribe([STOCK, ETF])
+    trade_on(terminal, 3, '600000.SH', '510300.SH')
+    terminal.forget_quotes()
+    trade_on(terminal, 60)
+    assert terminal.market.subscriptions() == [] and ticks_of(trading)['renewed'] == 0
+    trade_on(terminal, 9, '600000.SH')
+    assert [item[1] for item in terminal.market.subscriptions()] == [['600000.SH']]
+
+
+@pytest.mark.parametrize('moment', ['2025-08-06 09:20:00', '2025-08-06 11:45:00', '2025-08-06 15:20:00',
+                                    '2025-08-09 10:00:00'])
+def test_nothing_is_asked_while_nothing_is_traded(terminal, moment):
+    """A Saturday among them."""
+    data = open_data(terminal, look_s=0.0, probe_s=60.0)
+    terminal.set_now(moment)
+    data.trade_days(count=1)
+    data.subscribe([STOCK])
+    for _ in range(3):
+        data._feed.look()
+    assert 'full_tick' not in [name for _, name in terminal.calls()]
+    data.close()
+
+
+@pytest.mark.parametrize('wanted', [[STOCK], [STOCK, SUSPENDED], ['XSHG', STOCK]])
+def test_who_subscribes_again_is_subscribed_anew(terminal, data, wanted):
+    """Whatever the adapter believes: once more at the terminal, once in it, and heard once."""
+    listener = Listener()
+    data.set_tick_listener(listener)
+    data.subscribe(wanted)
+    before = terminal.market.subscriptions()
+    terminal.forget_quotes()
+    data.subscribe([STOCK])
+    assert any(set(item[1]) & {'600000.SH', 'SH'} for item in terminal.market.subscriptions())
+    data.subscribe(wanted)
+    after = terminal.market.subscriptions()
+    assert [item[1:] for item in after] == [item[1:] for item in before] and after[0][0] > before[-1][0]
+    for price in (10.4, 10.5):
+        terminal.push('600000.SH', price, 100)
+        assert listener.heard(STOCK, price)
+    assert [tick.last_price for tick in listener.ticks].count(10.4) == 1
+
+
+def test_fifty_single_subscriptions_can_be_asked_for_again(terminal, data):
+    """The terminal takes no more than these at a time."""
+    codes = ['6010%02d.XSHG' % i for i in range(50)]
+    for code in codes:
+        terminal.add_security(bq.qmt_code(code), '测试', 10.0, first_day='20250801')
+    data.subscribe(codes)
+    terminal.forget_quotes()
+    data.subscribe(codes)
+    data.subscribe(codes[:7])
+    assert sorted(item[1][0] for item in terminal.market.subscriptions()) == [bq.qmt_code(code) for code in codes]
+
+
+def test_a_renewal_that_the_terminal_refuses_is_told_and_made_up_for(terminal, trading):
+    trading.subscribe([STOCK])
+    terminal.faults.fail_quotes()
+    with pytest.raises(bq.QmtUnavailable):
+        trading.subscribe([STOCK])
+    assert becomes(lambda: [item[1] for item in terminal.market.subscriptions()] == [['600000.SH']])
+    assert trading.health()['subscriptions'] == 1
+
+
 # -- the connection ------------------------------------------------------------------------------------------
 def test_the_server_starts_before_the_terminal(terminal):
     terminal.stop()

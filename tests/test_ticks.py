@@ -162,6 +162,18 @@ def test_sessions_share_a_subscription_and_the_last_releases_it(server, source):
     assert becomes(lambda: source.held == set()) and server.service.hub.count() == 0
 
 
+def test_who_subscribes_what_is_subscribed_makes_the_source_ask_anew(server, source, monkeypatch):
+    """Its own subscription may be lost without a word; the wish must reach where the ticks come from."""
+    renewed = []
+    monkeypatch.setattr(server.service.backend.data, 'renew', renewed.append)
+    with session(server) as first, session(server) as second:
+        change(first, 'subscribe', ONE)
+        assert renewed == []
+        assert change(first, 'subscribe', ONE) == {'count': 1} and renewed == [[ONE]]
+        assert change(second, 'subscribe', ONE, TWO) == {'count': 2} and renewed == [[ONE], [ONE]]
+        assert source.calls == [('+', [ONE]), ('+', [TWO])]
+
+
 def test_the_stub_pushes_at_its_interval(server):
     with session(server) as sock:
         ask_raw(sock, 'data.subscribe', {'securities': [ONE, TWO]})

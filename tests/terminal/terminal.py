@@ -189,6 +189,18 @@ class Terminal:
         with self._lock:
             self._cut('trade')
 
+    def forget_quotes(self):
+        """Quotes are pushed to nobody any more, who is connected stays so and hears nothing of it."""
+        with self._lock:
+            for link in self._links:
+                self._market.drop_link(link.number)
+
+    def forget_accounts(self):
+        """The same of orders and trades."""
+        with self._lock:
+            for link in self._links:
+                link.accounts.clear()
+
     def drop_data(self):
         """The data connections break, and their subscriptions are lost."""
         with self._lock:
