@@ -1515,10 +1515,10 @@ def _code_of(text):
 
 
 def normalize_codes(securities, name='security', maximum=6000):
-    """One code or a list of codes -> list of canonical codes, doubles dropped, order kept."""
+    """One code or a list of codes, maybe none -> list of canonical codes, doubles dropped, order kept."""
     items = [securities] if isinstance(securities, str) else securities
-    if not isinstance(items, (list, tuple)) or not 0 < len(items) <= maximum:
-        raise BadRequest('%s 应为证券代码或 1 到 %d 个代码的列表' % (name, maximum))
+    if not isinstance(items, (list, tuple)) or len(items) > maximum:
+        raise BadRequest('%s 应为证券代码或最多 %d 个代码的列表' % (name, maximum))
     return list(OrderedDict((normalize_code(item), None) for item in items))
 
 
@@ -10089,10 +10089,12 @@ def _unsubscribe_all(service, payload, caller):
 def _asked_codes(payload):
     """{canonical code: the spelling that the client used and will look for in ticks}; whole markets by their names."""
     asked = _first(payload, 'securities', 'symbols')
-    items = [asked] if isinstance(asked, str) else asked if isinstance(asked, list) else []
+    items = [asked] if isinstance(asked, str) else asked
+    if not items or not isinstance(items, list):
+        raise BadRequest('securities 应为证券代码、市场或它们的列表')
     markets = OrderedDict((market, market) for text in items for market in as_markets(text))
     texts = [text for text in items if not as_markets(text)]
-    codes = normalize_codes(texts, 'securities') if texts or not markets else []
+    codes = normalize_codes(texts, 'securities')
     spelling = {normalize_code(text): text for text in texts}
     return OrderedDict(list(markets.items()) + [(code, spelling[code]) for code in codes])
 
@@ -12389,9 +12391,10 @@ class RemoteQmtProvider:
         pre_factor_ref_date or today. start_date and count exclude each other.
         """
         many = not isinstance(security, str)
-        as_panel = many and panel and has_panel()
+        security = list(security) if many else security
+        as_panel = many and panel and has_panel() and len(security) > 0
         payload = _given_values(
-            security=list(security) if many else security, start=start_date, end=end_date, frequency=frequency,
+            security=security, start=start_date, end=end_date, frequency=frequency,
             fields=list(fields) if isinstance(fields, tuple) else fields, skip_paused=skip_paused or None, count=count,
             panel=as_panel, fill_paused=None if fill_paused is True else fill_paused,
             pre_factor_ref_date=pre_factor_ref_date)

@@ -1093,6 +1093,7 @@ class Portfolio:
     """The account in yuan, and its only sub-portfolio. returns: of the capital, up to yesterday's close."""
 
     type, margin = 'stock', 0.0
+    total_liability = cash_liability = sec_liability = interest = 0.0  # nothing is ever borrowed
 
     def __init__(self, cash, quote, warn):
         self.available_cash = self.inout_cash = float(cash)
@@ -1120,7 +1121,11 @@ class Portfolio:
     def total_value(self):
         return self.available_cash + self.locked_cash + self.positions_value
 
-    portfolio_value = total_value
+    portfolio_value = net_value = total_value
+
+    @property
+    def subportfolios(self):
+        return [self]
 
     def __repr__(self):
         return 'Portfolio(total_value=%.2f, available_cash=%.2f, positions=%s)' % (
@@ -1792,7 +1797,7 @@ class DataView:
         self.store, self.options, self._warn = store, options, warn
         self.numpy, self.pandas = store.numpy, store.pandas
         self._frame_type = placed_types()[0]
-        self.universe, self._label_cache = [], {}
+        self.universe, self._label_cache, self._told_of_panel = [], {}, False
 
     def move(self, moment):
         self.now, self.minute, day = moment, moment.hour * 60 + moment.minute, moment.date()
@@ -1994,9 +1999,8 @@ class DataView:
         return block.level(name, level)[places]
 
     def _empty(self, fields):
-        nothing = self.numpy.empty(0)
-        return Window(nothing.astype('int64'), OrderedDict((name, nothing) for name in fields),
-                      lambda: self.pandas.DatetimeIndex([]))
+        nothing, times = self.numpy.empty(0), self.numpy.empty(0, 'int64')
+        return Window(times, OrderedDict((name, nothing) for name in fields), lambda: self._index_of(times))
 
     # -- questions -----------------------------------------------------------------------------------------------
     def _end(self, end, unit):
@@ -2061,13 +2065,6 @@ class DataView:
     def _index_of(self, times):
         return self.pandas.DatetimeIndex(times.astype('datetime64[ms]').astype('datetime64[ns]'))
 
-    def _listed(self, code):
-        """Raises SecurityNotFound for what is not known at T."""
-        info = self.store.info(code)
-        if info['start_date'] > self.day:
-            raise SecurityNotFound('%s 在 %s 还没有上市' % (code, self.now.date()), '核对证券代码和日期')
-        return info
-
     # -- calls of a strategy: bars -------------------------------------------------------------------------------
     def get_price(self, security, start_date=None, end_date=None, frequency='daily', fields=None, skip_paused=False,
                   fq='pre', count=None, panel=True, fill_paused=True, round=True):
@@ -2119,11 +2116,23 @@ class DataView:
     def _many(self, windows, names, panel):
         if panel and has_panel():
             return self._panel(windows, names)
-        columns = OrderedDict([('time', self.numpy.concatenate([each.index.values for _, each in windows]))])
+        if panel:
+            self._tell_of_panel()
+        columns = OrderedDict([('time', self._joined([each.index.values for _, each in windows], 'datetime64[ns]'))])
         columns['code'] = [code for code, each in windows for _ in range(len(each.times))]
         for name in names:
-            columns[name] = self.numpy.concatenate([each.columns[name] for _, each in windows])
+            columns[name] = self._joined([each.columns[name] for _, each in windows], 'float64')
         return self._frame_type(columns, columns=list(columns))
+
+    def _joined(self, parts, kind):
+        return self.numpy.concatenate(parts) if parts else self.numpy.empty(0, kind)
+
+    def _tell_of_panel(self):
+        """Once a run: a shape that changes without a word makes other numbers, not errors."""
+        if not self._told_of_panel:
+            self._told_of_panel = True
+            self._warn('get_price 取多个证券：聚宽（pandas 0.23）给 Panel，这里的 pandas 没有 Panel，给的是 time、code 和各字段的长表；'
+                       "按证券取值写 frame.pivot(index='time', columns='code', values='close')，写上 panel=False 不再提示")
 
     def _panel(self, windows, names):
         frames = OrderedDict((name, self.pandas.DataFrame(OrderedDict(
@@ -2137,12 +2146,15 @@ class DataView:
         codes = _asked_codes(self.universe if security_list is None else security_list, 'security_list')
         self.store.load(codes)
         name = _asked_fields([field])[0]
+        _recent_terms(count, unit, fq)
         windows = OrderedDict((code, self._recent(code, count, unit, [name], skip_paused, fq)) for code in codes)
         if not df:
             return {code: self.numpy.array(window.columns[name]) for code, window in windows.items()}
         if skip_paused:
             return self._frame_type(OrderedDict(
                 (code, self.pandas.Series(window.columns[name])) for code, window in windows.items()))
+        if not windows:
+            return self._frame_type(index=self._empty(()).index)
         first = next(iter(windows.values()))
         if all(len(window.times) == len(first.times) for window in windows.values()):
             matrix = self.numpy.array([window.columns[name] for window in windows.values()]).T
@@ -2158,8 +2170,7 @@ class DataView:
         return {name: self.numpy.array(values) for name, values in window.columns.items()}
 
     def _recent(self, code, count, unit, names, skip_paused, fq):
-        step, unit = parse_frequency(unit)
-        count, fq = check_whole(count, 'count', 1, 10 ** 7), _asked_fq(fq)
+        step, unit, count, fq = _recent_terms(count, unit, fq)
         self.store.info(code)
         if unit == 'm':
             return self.window(code, unit, step, None, self.now_ms, count, names, skip_paused, True, fq)
@@ -2177,13 +2188,16 @@ class DataView:
         single, codes = isinstance(security, str), _asked_codes(security, 'security')
         fields = _asked_fields(fields, _CHART_FIELDS, ('date',))
         names = [name for name in fields if name != 'date']
-        count = check_whole(count, 'count', 1, 10 ** 7)
+        count, _ = check_whole(count, 'count', 1, 10 ** 7), parse_frequency(unit)
         charts = OrderedDict((code, self._chart(code, count, unit, names, include_now, end_dt, fq_ref_date))
                              for code in codes)
         if not df:
             arrays = OrderedDict((code, self._records(window, fields)) for code, window in charts.items())
             return arrays[codes[0]] if single else arrays
         frames = OrderedDict((code, self._dated_frame(window, fields)) for code, window in charts.items())
+        if not frames:
+            nothing = self.pandas.MultiIndex.from_arrays([[], []])
+            return self._dated_frame(self._empty(names), fields).set_index(nothing)
         return frames[codes[0]] if single else self.pandas.concat(list(frames.values()), keys=codes)
 
     def _chart(self, code, count, unit, names, include_now, end_dt, fq_ref_date):
@@ -2259,20 +2273,28 @@ class DataView:
         return CurrentData(self)
 
     def get_trade_days(self, start_date=None, end_date=None, count=None):
-        """List of date, both ends in; up to T if no end is given."""
+        """Array of date, both ends in; up to T if no end is given."""
         end = self.now.date() if end_date is None else _asked_moment(end_date, 'end_date').date()
         _refuse_reversed(start_date, end_date, 'd')
         stop = bisect.bisect_right(self.store.days, end)
         _refuse_both(start_date, count)
         if count is not None:
-            return self.store.days[max(0, stop - check_whole(count, 'count', 1)):stop]
+            return self._array_of(self.store.days[max(0, stop - check_whole(count, 'count', 1)):stop])
         start = date.min if start_date is None else _asked_moment(start_date, 'start_date').date()
-        return self.store.days[bisect.bisect_left(self.store.days, start):stop]
+        return self._array_of(self.store.days[bisect.bisect_left(self.store.days, start):stop])
 
     def get_all_trade_days(self):
-        days = self.numpy.empty(len(self.store.days), dtype=object)
-        days[:] = self.store.days
-        return days
+        return self._array_of(self.store.days)
+
+    def get_trade_day(self, security, query_dt):
+        """{code: the trade day of that moment, or the one before it}."""
+        days = self.get_trade_days(end_date=query_dt, count=1)
+        return {code: days[-1] if len(days) else None for code in _asked_codes(security, 'security')}
+
+    def _array_of(self, items):
+        array_of_objects = self.numpy.empty(len(items), dtype=object)
+        array_of_objects[:] = items
+        return array_of_objects
 
     def get_all_securities(self, types=(), date=None):
         """Frame by code. What is listed only after T is not in it; an end after T is not known yet."""
@@ -2283,10 +2305,14 @@ class DataView:
         now = self.pandas.Timestamp(self.now)
         frame = frame[frame['start_date'] <= now].copy()
         frame.loc[frame['end_date'] > now, 'end_date'] = self.pandas.Timestamp(2200, 1, 1)
+        for name in ('start_date', 'end_date'):
+            moments = frame[name].values.astype('datetime64[ms]').astype('int64').tolist()
+            frame[name] = self._array_of([listing_date(ms) for ms in moments])
         return placed(frame)
 
     def get_security_info(self, code, date=None):
-        info = self._listed(normalize_code(code))
+        """Of what is not listed yet, too: its start_date is then later than T."""
+        info = self.store.info(normalize_code(code))
         known = type(info)(info)
         if known['end_date'] > self.now.date():
             known['end_date'] = datetime(2200, 1, 1).date()
@@ -2304,7 +2330,8 @@ class DataView:
         flags = OrderedDict((code, [self.is_st(code)] * len(days)) for code in codes)
         if not df:
             return {code: self.numpy.array(values, dtype=bool) for code, values in flags.items()}
-        return self._frame_type(flags, index=self.pandas.DatetimeIndex(days), columns=codes)
+        times = self.numpy.array([to_ms(day) for day in days], dtype='int64')
+        return self._frame_type(flags, index=self._index_of(times), columns=codes)
 
     def is_st(self, code):
         return 'ST' in str(self.store.info(code).get('display_name') or '').upper()
@@ -2362,6 +2389,11 @@ def _listed_values(given):
     return sorted(given, key=str) if isinstance(given, (set, frozenset)) else list(given)
 
 
+def _recent_terms(count, unit, fq):
+    """(step, unit, count, fq), checked."""
+    return parse_frequency(unit) + (check_whole(count, 'count', 1, 10 ** 7), _asked_fq(fq))
+
+
 def _asked_fq(fq):
     return None if fq in (None, 'none', '') else check_choice(fq, 'fq', ('pre', 'post'))
 
@@ -2399,6 +2431,38 @@ def _chart_end(ms, step):
     """The label of the last minute of the group that this minute belongs to."""
     last = min(240, ((_trading_minute(ms) - 1) // step + 1) * step)
     return ms - ms % _DAY_MS + BAR_MINUTES[last - 1] * 60000
+
+
+class ListingDate(date):
+    """The date of a frame of securities. JoinQuant's compares with dates, with texts and with times."""
+
+    def _against(self, other, compare):
+        if isinstance(other, str):
+            other = check_moment(other, 'date')[0]
+        if isinstance(other, datetime):
+            return compare(datetime.combine(self, time()), other)
+        return NotImplemented if not isinstance(other, date) else compare(self.toordinal(), other.toordinal())
+
+    def __lt__(self, other):
+        return self._against(other, operator.lt)
+
+    def __le__(self, other):
+        return self._against(other, operator.le)
+
+    def __gt__(self, other):
+        return self._against(other, operator.gt)
+
+    def __ge__(self, other):
+        return self._against(other, operator.ge)
+
+    def __rsub__(self, other):
+        return other - datetime.combine(self, time()) if isinstance(other, datetime) else date.__rsub__(self, other)
+
+
+@functools.lru_cache(maxsize=16384)
+def listing_date(ms):
+    day = from_ms(ms)
+    return ListingDate(day.year, day.month, day.day)
 
 
 class CurrentData(dict):
@@ -3020,7 +3084,7 @@ class Options:
         setattr(self, name, value)
 
 
-_LEVELS = {'debug': 10, 'info': 20, 'warn': 30, 'warning': 30, 'error': 40}
+_LEVELS = {'debug': 10, 'info': 20, 'warn': 30, 'warning': 30, 'error': 40, 'critical': 50}
 
 
 class StrategyLog:
@@ -3043,6 +3107,9 @@ class StrategyLog:
 
     def error(self, message, *args):
         self.add('strategy', 'error', message, *args)
+
+    def critical(self, message, *args):
+        self.add('strategy', 'critical', message, *args)
 
     def set_level(self, source, level):
         if source not in self.levels or level not in _LEVELS:
@@ -3291,18 +3358,50 @@ class StrategyFile:
 _ENGINE_FILES = ('jq_helper.py', 'bullet_qmt.py')
 # What pandas no longer has -> what to write instead.
 _GONE_FROM_PANDAS = {'append': 'pd.concat([a, b])', 'ix': 'loc 或 iloc', 'iteritems': 'items()', 'as_matrix': 'values',
-                     'get_value': 'at', 'Panel': "panel=False 的长表", 'lookup': 'loc', 'mad': '自己计算'}
+                     'get_value': 'at', 'Panel': "panel=False 的长表", 'lookup': 'loc', 'mad': '自己计算',
+                     'minor_axis': "长表的 code 列", 'major_axis': "长表的 time 列", 'applymap': 'map', 'sort': 'sort_values',
+                     'to_panel': '长表', 'rolling_mean': 'series.rolling(n).mean()',
+                     'rolling_std': 'series.rolling(n).std()',
+                     'ewma': 'series.ewm(span=n).mean()', 'rolling_max': 'series.rolling(n).max()',
+                     'rolling_min': 'series.rolling(n).min()', 'rolling_sum': 'series.rolling(n).sum()'}
+# What pandas says where it takes no longer what it took -> what to write instead.
+_CHANGED_IN_PANDAS = [(re.compile(pattern), hint) for pattern, hint in (
+    (r"fillna\(\) got an unexpected keyword argument 'method'", "fillna 没有 method 了：写 ffill() 或 bfill()"),
+    (r"(\w+)\(\) got an unexpected keyword argument 'axis'", r"\1 没有 axis 了：先转置，例如 df.T.rolling(n).mean().T"),
+    (r"(\w+)\(\) got an unexpected keyword argument 'level'", r"\1 没有 level 了：写 groupby(level=0).\1()"),
+    (r"concat\(\) got an unexpected keyword argument 'join_axes'", 'concat 没有 join_axes 了：在结果后面写 .reindex(...)'),
+    (r"'(\w+)' is no longer supported for offsets. Please use '(\w+)'", r"频率 '\1' 改名了：写 '\2'"),
+    (r"Invalid frequency: (\w+).*Did you mean (\w+)\?", r"频率 '\1' 改名了：写 '\2'"),
+    (r"(?:DataFrame|Series|NDFrame)\.(\w+)\(\) takes .*positional arguments?", r"\1 的参数要写出名称，例如 axis=1"),
+    (r"Invalid comparison between dtype=datetime64\[\w+\] and date|Cannot compare .*Timestamp.*date|"
+     r"unsupported operand .*(?:date' and 'Timestamp|Timestamp' and 'datetime.date)",
+     'date 与 pandas 的时间不再能直接比较和相减：写 pd.Timestamp(日期)，或者对 pandas 的时间用 .date()'))]
+_NO_PANEL = ("若这是 get_price 取多个证券的结果：聚宽给 Panel，新的 pandas 没有，这里给 time、code 和各字段的长表；"
+             "按证券取值写 frame.pivot(index='time', columns='code', values='close')")
 
 
 def _old_pandas_hint(error, problem, frames):
     """What to write instead of what JoinQuant's pandas 0.23 took and the one here does not; '' if that was not it."""
     inside = frames and 'pandas' in re.split(r'[\\/]', frames[-1].filename)
-    if isinstance(error, KeyError) and inside and isinstance(error.args[0] if error.args else None, int):
-        return '新的 pandas 里 series[%d] 是按标签取，按位置取要写 series.iloc[%d]' % (error.args[0], error.args[0])
+    key = error.args[0] if isinstance(error, KeyError) and error.args else None
+    if inside and isinstance(key, int):
+        return '新的 pandas 里 series[%d] 是按标签取，按位置取要写 series.iloc[%d]' % (key, key)
+    if not has_panel() and (type(error).__name__ in ('IndexingError', 'InvalidIndexError')
+                            or inside and _names_a_security(key)):
+        return _NO_PANEL
     gone = re.search(r"(?:Series|DataFrame|Index|pandas)' (?:object )?has no attribute '(\w+)'", problem)
     if isinstance(error, AttributeError) and gone and gone.group(1) in _GONE_FROM_PANDAS:
         return '新的 pandas 里没有 %s，改用 %s' % (gone.group(1), _GONE_FROM_PANDAS[gone.group(1)])
-    return ''
+    changed = ((pattern.search(problem), hint) for pattern, hint in _CHANGED_IN_PANDAS)
+    return next(('新的 pandas 里 ' + found.expand(hint) for found, hint in changed if found), '')
+
+
+def _names_a_security(key):
+    """Whether a key is a code, or has one in it."""
+    for part in key if isinstance(key, tuple) else (key,):
+        with contextlib.suppress(SecurityNotFound):
+            return bool(normalize_code(part))
+    return False
 
 
 @functools.lru_cache(maxsize=4)
@@ -3650,6 +3749,13 @@ class Session:
         self._check_run()
         return self.broker.cancel(getattr(order, 'order_id', order))
 
+    def batch_cancel_orders(self, orders):
+        """cancel_order() of each; a list of what it gave."""
+        if not isinstance(orders, (list, tuple)):
+            raise BadRequest('batch_cancel_orders 的参数应为委托的列表，收到 %s' % brief(orders),
+                             '例如 batch_cancel_orders(list(get_open_orders().values()))')
+        return [self.cancel_order(order) for order in orders]
+
     def get_open_orders(self):
         return self.broker.open_orders()
 
@@ -3707,7 +3813,7 @@ class Session:
             if item.security == code:
                 self.broker.cancel(item.order_id)
         positions = self.context.portfolio.positions
-        held = positions[code].held_amount if code in positions else 0
+        held = positions[code].held_amount if isinstance(code, str) and code in positions else 0
         return self._place(code, shares - held, style)
 
 
@@ -3754,14 +3860,25 @@ def _refuse_script_arguments(given):
 
 
 def _recorded(value, name):
-    """The float of whatever number it is, of numpy or a bool, too."""
+    """The float of whatever number it is, of numpy or a bool, too, or of the only one in a container."""
     try:
-        number = math.inf if isinstance(value, (str, bytes)) else float(value)
+        single = _only_one(value)
+        number = math.inf if hasattr(single, '__len__') else float(single)  # texts, too
     except (TypeError, ValueError, OverflowError):
         number = math.inf
     if math.isinf(number):
         raise BadRequest('record 的 %s 应为数字，得到 %s' % (name, brief(value)), '没有值的日子用 float(\'nan\')，或不记')
     return number if number != number else check_number(number, name, -1e15, 1e15)
+
+
+def _only_one(value):
+    """What a list, array, Series, Index or frame holds if it holds one thing; anything else is itself."""
+    if isinstance(value, (list, tuple)):
+        return _only_one(value[0]) if len(value) == 1 else value
+    values = getattr(value, 'values', value)
+    if getattr(values, 'size', 0) != 1 or values.dtype.kind not in 'biufO':
+        return value
+    return values.item() if hasattr(values, 'item') else values[0]
 
 
 def _order_arguments(security, amount, style=None, side='long', pindex=0, close_today=False):
@@ -3811,12 +3928,14 @@ def _no_short(target):
 
 
 VIEW_NAMES = ('get_price', 'history', 'attribute_history', 'get_bars', 'get_current_data', 'get_trade_days',
-              'get_all_trade_days', 'get_all_securities', 'get_security_info', 'get_index_stocks', 'get_extras')
+              'get_trade_day', 'get_all_trade_days', 'get_all_securities', 'get_security_info', 'get_index_stocks',
+              'get_extras')
 SESSION_NAMES = ('run_daily', 'run_weekly', 'run_monthly', 'unschedule_all', 'set_option', 'set_benchmark',
                  'set_universe', 'set_slippage', 'set_order_cost', 'set_commission', 'record', 'inout_cash',
                  'subscribe', 'unsubscribe', 'unsubscribe_all', 'send_message', 'read_file', 'write_file', 'order',
                  'order_value', 'order_percent', 'order_target', 'order_target_value', 'order_target_percent',
-                 'batch_submit_orders', 'cancel_order', 'get_open_orders', 'get_orders', 'get_trades')
+                 'batch_submit_orders', 'cancel_order', 'batch_cancel_orders', 'get_open_orders', 'get_orders',
+                 'get_trades')
 
 
 def enable_profile():
@@ -5051,14 +5170,16 @@ class LiveSession(Session):
     # -- ticks -------------------------------------------------------------------------------------------------------
     def subscribe(self, security, frequency='tick'):
         self._check_tick(frequency)
-        codes = normalize_codes(security)
-        self.store.provider.subscribe_ticks(codes)
+        codes = _asked_codes(security, 'security')
+        if codes:
+            self.store.provider.subscribe_ticks(codes)
         self.subscribed.update(codes)
 
     def unsubscribe(self, security, frequency='tick'):
         self._check_tick(frequency)
-        codes = normalize_codes(security)
-        self.store.provider.unsubscribe_ticks(codes)
+        codes = _asked_codes(security, 'security')
+        if codes:
+            self.store.provider.unsubscribe_ticks(codes)
         self.subscribed.difference_update(codes)
 
     def unsubscribe_all(self):

@@ -4,6 +4,7 @@ import itertools
 import math
 import pickle
 from array import array
+from collections import OrderedDict
 from datetime import date, datetime
 
 import numpy
@@ -31,12 +32,12 @@ def paper():
         yield provider
 
 
-def view_at(provider, moment, start=None, real_price=True):
+def view_at(provider, moment, start=None, real_price=True, told=None):
     moment = datetime.strptime(moment, '%Y-%m-%d %H:%M')
     options = jq.Options()
     options.use_real_price = real_price
     store = jq.BarStore(provider, start or moment.date(), moment.date(), date(2020, 4, 10))
-    view = jq.DataView(store, options, None)
+    view = jq.DataView(store, options, [].append if told is None else told.append)
     view.move(moment)
     return view
 
@@ -130,8 +131,11 @@ def test_a_pool_may_hold_what_is_not_listed_yet(paper):
     bar = jq.BarData(view, '1d')[new]
     assert bar.isnan() and math.isnan(bar.returns) and math.isnan(bar.mavg(2))
     assert view.get_current_data()[new].paused and view.get_current_data()[new].last_price == 0
+    info = view.get_security_info(new)
+    assert info.start_date == date(2018, 6, 11) > view.now.date() and info.end_date == date(2200, 1, 1)
+    assert view.get_extras('is_st', [new], count=1)[new].tolist() == [False]
     with pytest.raises(bq.SecurityNotFound):
-        view.get_security_info(new)
+        view.get_security_info('999999.XSHE')
 
 
 def test_more_minutes_than_there_are_take_few_questions(tmp_path, monkeypatch):
@@ -301,8 +305,8 @@ def test_prices_of_the_day_the_run_was_made_on(real):
 
 def test_securities_and_days(real):
     view = view_at(real, '2018-03-15 09:30')
-    assert view.get_trade_days(count=2) == [date(2018, 3, 14), date(2018, 3, 15)]
-    assert view.get_trade_days('2018-03-10', '2018-03-13') == [date(2018, 3, 12), date(2018, 3, 13)]
+    assert list(view.get_trade_days(count=2)) == [date(2018, 3, 14), date(2018, 3, 15)]
+    assert list(view.get_trade_days('2018-03-10', '2018-03-13')) == [date(2018, 3, 12), date(2018, 3, 13)]
     assert view.get_all_trade_days()[0] == date(2010, 1, 4)
     info = view.get_security_info(MOUTAI)
     assert info.display_name == '贵州茅台' and info.start_date == date(2010, 1, 4) and info.end_date == date(2200, 1, 1)
@@ -316,11 +320,14 @@ def test_securities_and_days(real):
 @pytest.mark.parametrize('name, arguments, how', [
     ('get_price', (MOUTAI,), dict(start_date='2018-01-01', count=3)), ('get_price', (MOUTAI,), dict(fields=['last'])),
     ('get_price', (MOUTAI,), dict(count=0)), ('get_price', ([MOUTAI, UNIS],), dict(count=2, skip_paused=True)),
-    ('history', (3, '1y'), {}), ('history', (3,), {}), ('attribute_history', (MOUTAI, 3), dict(fq='after')),
+    ('history', (3, '1y'), {}), ('history', (3, '1y', 'close', []), {}), ('history', (0, '1d', 'close', []), {}),
+    ('get_bars', ([], 3, '1y'), {}), ('get_price', ([],), dict(count=0)), ('get_price', ([],), dict(fields=['last'])),
+    ('get_extras', ('nav', []), {}), ('attribute_history', ([], 3), {}), ('get_security_info', ([],), {}),
+    ('history', (3, '1d', 'none', []), {}), ('attribute_history', (MOUTAI, 3), dict(fq='after')),
     ('get_bars', ('600519', 3), {}), ('get_price', (MOUTAI,), dict(end_date='soon')),
     ('get_price', (MOUTAI,), dict(end_date=numpy.datetime64('NaT', 's'))), ('get_bars', (MOUTAI, 3, '1d', []), {}),
     ('get_bars', (MOUTAI, 3, '1d', 5), {}), ('history', (3, '1d', ['close'], [MOUTAI]), {}),
-    ('history', (3, '1d', 'close', []), {}), ('history', (3, '1d', 'close', [MOUTAI, None]), {}),
+    ('history', (3, '1d', 'close', [MOUTAI, None]), {}),
     ('get_price', (5,), dict(count=1)), ('get_all_securities', (5,), {}),
     ('get_trade_days', ('2018-01-02',), dict(count=2)),
     ('get_extras', ('is_st', [MOUTAI], '2018-01-02'), dict(count=2)),
@@ -329,8 +336,119 @@ def test_securities_and_days(real):
     ('get_trade_days', ('2018-03-02', '2018-03-01'), {}),
     ('get_extras', ('is_st', [MOUTAI], '2018-03-02', '2018-03-01'), {})])
 def test_questions_that_make_no_sense(real, name, arguments, how):
-    with pytest.raises((bq.BadRequest, bq.SecurityNotFound)):
+    with pytest.raises((bq.BadRequest, bq.SecurityNotFound, NotImplementedError)):
         getattr(view_at(real, '2018-03-15 09:30'), name)(*arguments, **how)
+
+
+@pytest.mark.parametrize('none', [
+    [], (), set(), {}, numpy.array([]), pandas.Series([], dtype=object), pandas.Index([])])
+def test_of_no_securities_there_is_an_empty_answer(real, none):
+    """A pool that a filter left empty is no fault of the strategy."""
+    view, six = view_at(real, '2018-03-15 09:30'), ['open', 'close', 'high', 'low', 'volume', 'money']
+    for frame in (view.get_price(none, count=3, panel=False),
+                  view.get_price(none, count=3, skip_paused=True, panel=False),
+                  view.get_price(none, start_date='2018-01-01', frequency='1m', panel=False)):
+        assert list(frame.columns) == ['time', 'code'] + six and len(frame) == 0
+        assert [str(frame[name].dtype) for name in six] == ['float64'] * 6 and 'datetime64' in str(frame['time'].dtype)
+    for panel in (view.get_price(none, count=3), view.get_price(none, count=3, fields=['close'])):
+        assert len(panel['close']) == 0
+    for skip in (True, False):
+        frame = view.history(3, '1d', 'close', none, skip_paused=skip)
+        assert frame.shape == (0, 0) and frame.empty and (skip or str(frame.index.dtype) == 'datetime64[ns]')
+        assert view.history(3, '1m', 'close', none, df=False, skip_paused=skip) == {}
+    assert view.get_bars(none, 3) == view.get_bars(none, 3, '1m', include_now=True) == {}
+    frame = view.get_bars(none, 3, fields=['date', 'close'], df=True)
+    assert list(frame.columns) == ['date', 'close'] and len(frame) == 0 and frame.index.nlevels == 2
+    frame = view.get_extras('is_st', none, count=3)
+    assert list(frame.columns) == [] and len(frame.index) == 3
+    assert view.get_extras('is_st', none, count=3, df=False) == view.get_trade_day(none, '2018-03-10') == {}
+    assert view.get_current_data(none)[MOUTAI].paused is False
+
+
+def test_without_a_universe_history_is_empty(real):
+    view = view_at(real, '2018-03-15 09:30')
+    assert view.history(3, '1d', 'close').empty and view.history(3, df=False) == {}
+    view.universe = [MOUTAI]
+    assert list(view.history(3, '1d', 'close').columns) == [MOUTAI]
+
+
+def test_a_long_table_in_the_place_of_a_panel_is_told_once(real):
+    told = []
+    view = view_at(real, '2018-03-15 09:30', told=told)
+    view.get_price(MOUTAI, count=2)
+    view.get_price([MOUTAI, UNIS], count=2, panel=False)
+    assert told == []
+    for _ in range(3):
+        view.get_price([MOUTAI, UNIS], count=2)
+    assert [('长表' in text, 'pivot' in text) for text in told] == ([] if OLD else [(True, True)])
+
+
+def kinds(frame):
+    """dtype by column; what is in columns of objects by the class of its first one."""
+    return OrderedDict((name, type(column.iloc[0]).__name__ if column.dtype == object else str(column.dtype))
+                       for name, column in ((name, frame[name]) for name in frame.columns))
+
+
+def test_types_of_what_is_returned_are_joinquants(paper):
+    """Documented there: numpy arrays of date for days, lists of text for members, frames by time in nanoseconds."""
+    view, code, etf = view_at(paper, '2024-05-10 10:30'), '000001.XSHE', '510300.XSHG'
+    six, times = ['open', 'close', 'high', 'low', 'volume', 'money'], 'datetime64[ns]'
+    text = kinds(pandas.DataFrame({'code': ['a']}))['code']
+    for days in (view.get_trade_days(count=3), view.get_trade_days('2024-05-01', '2024-05-10'),
+                 view.get_all_trade_days()):
+        assert isinstance(days, numpy.ndarray) and days.dtype == object and {type(day) for day in days} == {date}
+    assert view.get_trade_days('2024-05-04', '2024-05-05').shape == (0,)
+    assert view.get_trade_day([code, etf], '2024-05-12') == {code: date(2024, 5, 10), etf: date(2024, 5, 10)}
+    for frame in (view.get_price(code, count=2), view.attribute_history(code, 2),
+                  view.history(2, '1d', 'close', [code, etf]), view.get_price(code, count=2, frequency='1m'),
+                  view.attribute_history(code, 2, '1m')):
+        assert str(frame.index.dtype) == times and set(kinds(frame).values()) == {'float64'}
+    assert list(view.get_price(code, count=2).columns) == list(view.attribute_history(code, 2).columns) == six
+    assert kinds(view.get_price([code, etf], count=2, panel=False)) == OrderedDict(
+        [('time', times), ('code', text)] + [(name, 'float64') for name in six])
+    assert list(view.history(2, '1d', 'close', [code], skip_paused=True).index) == [0, 1]
+    arrays = view.history(2, '1d', 'close', [code, etf], df=False), view.attribute_history(code, 2, df=False)
+    assert [list(each) for each in arrays] == [[code, etf], six] and {type(each) for each in arrays} == {dict}
+    assert {(type(values), str(values.dtype)) for each in arrays for values in each.values()} == {
+        (numpy.ndarray, 'float64')}
+
+
+def test_types_of_charts_are_joinquants(paper):
+    view, code, etf = view_at(paper, '2024-05-10 10:30'), '000001.XSHE', '510300.XSHG'
+    for unit, kind in (('1d', date), ('1w', date), ('1m', datetime), ('30m', datetime)):
+        bars = view.get_bars(code, 2, unit)
+        assert isinstance(bars, numpy.ndarray) and bars.dtype.names == ('date', 'open', 'high', 'low', 'close')
+        assert {type(moment) for moment in bars['date']} == {kind} and bars['close'].dtype == 'float64'
+        frame = view.get_bars(code, 2, unit, df=True)
+        assert list(frame.index) == [0, 1] and list(frame.columns) == list(bars.dtype.names)
+    both = view.get_bars([code, etf], 2)
+    assert isinstance(both, dict) and list(both) == [code, etf] and isinstance(both[etf], numpy.ndarray)
+    assert view.get_bars([code, etf], 2, df=True).index.nlevels == 2
+
+
+def test_types_of_securities_are_joinquants(paper):
+    view, code = view_at(paper, '2024-05-10 10:30'), '000001.XSHE'
+    frame, info = view.get_all_securities(['stock', 'etf']), view.get_security_info(code)
+    assert list(frame.columns) == ['display_name', 'name', 'start_date', 'end_date', 'type'] and code in frame.index
+    assert type(info.start_date) is type(info.end_date) is date and info.end_date == date(2200, 1, 1)
+    row, day = frame.loc[code], view.now.date()
+    assert isinstance(row.start_date, date) and not isinstance(row.start_date, datetime)
+    assert row.start_date == info.start_date and row.start_date <= day < row['end_date']
+    assert (day - row.start_date).days == (day - info.start_date).days > 0
+    assert (view.now - row.start_date).days == (day - info.start_date).days
+    for early in ('2000-01-01', date(2000, 1, 1), datetime(2000, 1, 1), pandas.Timestamp(2000, 1, 1)):
+        assert list(frame[frame['start_date'] < early].index) == [
+            each for each in frame.index if view.get_security_info(each).start_date < date(2000, 1, 1)] != []
+    assert list(pandas.to_datetime(frame['end_date']).dt.year.unique()) == [2200]
+    assert copy.deepcopy(frame).equals(frame) and pickle.loads(pickle.dumps(row.start_date)) == row.start_date
+    members = view.get_index_stocks('000300.XSHG')
+    assert type(members) is list and {type(each) for each in members} == {str}
+    flags = view.get_extras('is_st', [code], count=2)
+    assert dict(kinds(flags)) == {code: 'bool'} and str(flags.index.dtype) == 'datetime64[ns]'
+    assert view.get_extras('is_st', [code], count=2, df=False)[code].dtype == bool
+    unit = view.get_current_data()[code]
+    assert [type(getattr(unit, name)) for name in ('last_price', 'high_limit', 'low_limit', 'day_open')] == [float] * 4
+    assert [type(getattr(unit, name)) for name in ('paused', 'is_st', 'name')] == [bool, bool, str]
 
 
 def test_what_a_strategy_does_to_its_frames_stays_with_it(real):

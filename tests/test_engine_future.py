@@ -91,7 +91,7 @@ def answers(history):
         first, last = (datetime.strptime(day, '%Y-%m-%d').date() for day in (DAYS[10], DAYS[-1]))
         options = jq.Options()
         options.use_real_price = True
-        view = jq.DataView(jq.BarStore(provider, first, last, last), options, None)
+        view = jq.DataView(jq.BarStore(provider, first, last, last), options, [].append)
         view.move(history.moment)
         said = [(name, arguments, how, plain(getattr(view, name)(*arguments, **how)))
                 for name, arguments, how in calls()]
@@ -154,7 +154,7 @@ def test_the_future_is_refused_where_the_strategy_wants_that(tmp_path, name, arg
     with jq.opened_provider(history.market.source) as provider:
         last, options = datetime.strptime(DAYS[-1], '%Y-%m-%d').date(), jq.Options()
         options.avoid_future_data = options.use_real_price = True
-        view = jq.DataView(jq.BarStore(provider, last, last, last), options, None)
+        view = jq.DataView(jq.BarStore(provider, last, last, last), options, [].append)
         view.move(history.moment)
         with pytest.raises(jq.FutureDataError):
             getattr(view, name)(*arguments, **how)

@@ -81,7 +81,22 @@ def initialize(context):
     ("pd.Series([1.0], ['x'])[-1]", 'series.iloc[-1]'),
     ("pd.Series([1.0], ['x'])[0]", 'series.iloc[0]'),
     ("attribute_history('%s', 1).append(1)" % A, 'pd.concat'), ("attribute_history('%s', 1).ix" % A, 'iloc'),
-    ('pd.Panel()', 'panel=False'), ('{}[-1]', None), ("attribute_history('%s', 1)['none']" % A, None)])
+    ('pd.Panel()', 'panel=False'), ('{}[-1]', None), ("attribute_history('%s', 1)['none']" % A, None),
+    ("attribute_history('%s', 1).fillna(method='ffill')" % A, 'ffill()'),
+    ("attribute_history('%s', 1)['close'].fillna(method='bfill')" % A, 'bfill()'),
+    ("attribute_history('%s', 1).rolling(2, axis=1).mean()" % A, 'df.T.rolling'),
+    ("attribute_history('%s', 1).resample('M').last()" % A, "写 'ME'"),
+    ("attribute_history('%s', 1).resample('H').last()" % A, "写 'h'"),
+    ("attribute_history('%s', 1).index < context.current_dt.date()" % A, 'pd.Timestamp(日期)'),
+    ("get_price('%s', count=1).index[-1] < context.current_dt.date()" % A, 'pd.Timestamp(日期)'),
+    ("context.current_dt.date() - get_price('%s', count=1).index[-1]" % A, '.date()'),
+    ("attribute_history('%s', 1).drop('close', 1)" % A, 'axis=1'),
+    ("pd.rolling_mean(attribute_history('%s', 1), 2)" % A, 'rolling(n).mean()'),
+    ("get_price(['%s', '%s'], count=2)['close']['%s']" % (A, B, A), 'pivot'),
+    ("get_price(['%s', '%s'], count=2)['close', '%s']" % (A, B, A), 'pivot'),
+    ("get_price(['%s', '%s'], count=2).iloc[:, :, 0]" % (A, B), 'pivot'),
+    ("get_price(['%s', '%s'], count=2).minor_axis" % (A, B), 'code 列'),
+    ("{}['%s']" % A, None), ("dict(method=1)['%s']" % B, None)])
 def test_what_pandas_no_longer_takes_has_a_hint(market, tmp_path, line, hint):
     if int(pd.__version__.split('.')[0]) < 3 and hint is not None:
         pytest.skip('this pandas takes it')
@@ -385,6 +400,76 @@ def test_figures_of_handle_data_are_those_of_days(tmp_path, frequency):
     assert seen['mean'] == pytest.approx(11.2) and seen['opened'] == 13
     assert seen['spread'] == pytest.approx((sum((value - mean) ** 2 for value in five) / 5) ** 0.5)
     assert seen['price'] == pytest.approx((10 * 400 + 12 * 500 + 14 * 600) / 1500)
+
+
+NUMBERS = ["pd.Series([0.4], index=['score'])", 'np.array([0.4])', '[0.4]', '(0.4,)', 'np.array([[0.4]])', '[[0.4]]',
+           "pd.DataFrame({'a': [0.4]})", "pd.Series([0.4], dtype=object)", 'pd.Index([0.4])',
+           'np.float32(0.4)', 'np.array(0.4)', "Decimal('0.4')"]
+
+
+@pytest.mark.parametrize('value', NUMBERS)
+def test_the_only_number_of_a_container_is_recorded(market, tmp_path, value):
+    result, _ = play(market, tmp_path, 'from decimal import Decimal\ndef handle_data(context, data):\n'
+                     '    record(x=%s)\n' % value, days=1)
+    assert [values for _, values in result.records] == [{'x': pytest.approx(0.4)}]
+
+
+@pytest.mark.parametrize('value', [
+    '[0.4, 0.5]', '[]', 'pd.Series([0.4, 0.5])', 'pd.Series([], dtype=float)', "'0.4'", "['0.4']", 'None', '[None]',
+    "pd.Series(['0.4'])", "np.array(['0.4'])", "pd.Series([pd.Timestamp('2024-01-01')])", '{}', '{0.4}', 'object()'])
+def test_what_is_no_single_number_is_not_recorded(market, tmp_path, value):
+    error = failing(market, tmp_path, 'def handle_data(context, data):\n    record(x=%s)\n' % value)
+    assert 'record 的 x 应为数字' in error.summary
+
+
+def test_a_pool_may_be_empty(market, tmp_path):
+    result, _ = play(market, tmp_path, '''def initialize(context):
+    set_universe([])
+    assert context.universe == []
+
+
+def handle_data(context, data):
+    assert history(3, '1d', 'close').empty and history(3, df=False) == {} and get_bars([], 3) == {}
+    assert get_extras('is_st', [], count=1).empty and batch_submit_orders([]) == [] and batch_cancel_orders([]) == []
+    subscribe([], 'tick')
+    unsubscribe([], 'tick')
+    record(looked=1)
+''', days=1)
+    assert len(result.records) == 1
+
+
+@pytest.mark.parametrize('call', ['order([], 100)', "order('', 100)", 'order_target([], 0)', 'order_value([], 1000)',
+                                  'order_target_value([], 0)', 'order(None, 100)', "order(['%s'], 100)" % A])
+def test_an_order_names_a_security(market, tmp_path, call):
+    result, _ = play(market, tmp_path, '''def handle_data(context, data):
+    try:
+        assert %s is None
+    except Exception as error:
+        assert 'BadRequest' in repr(type(error)) or 'SecurityNotFound' in repr(type(error))
+''' % call, days=1)
+    assert not result.orders
+
+
+def test_names_that_are_on_joinquant_are_here(market, tmp_path):
+    result, lines = play(market, tmp_path, '''def handle_data(context, data):
+    log.critical('of %%s', 'weight')
+    portfolio = context.portfolio
+    only, = portfolio.subportfolios
+    assert only is context.subportfolios[0] and only.net_value == only.total_value == portfolio.net_value == 1000000
+    assert only.total_liability == only.interest == 0
+    assert get_trade_day('%s', context.current_dt) == {'%s': context.current_dt.date()}
+    placed = [order('%s', 100, LimitOrderStyle(9.5)), order('%s', 100, LimitOrderStyle(9.6))]
+    assert batch_cancel_orders(placed) == placed and not get_open_orders()
+    assert [str(each.status) for each in placed] == ['canceled'] * 2
+    assert batch_cancel_orders([each.order_id for each in placed] + [77]) == [None] * 3
+''' % (A, A, A, B), days=1)
+    assert any(line.endswith(' - CRITICAL - of weight') for line in lines) and len(result.orders) == 2
+
+
+@pytest.mark.parametrize('orders', ["'1'", 'None', '{}', '5'])
+def test_what_is_no_list_of_orders_is_not_cancelled(market, tmp_path, orders):
+    error = failing(market, tmp_path, 'def handle_data(context, data):\n    batch_cancel_orders(%s)\n' % orders)
+    assert 'batch_cancel_orders' in error.summary
 
 
 # -- benchmark, arguments ------------------------------------------------------------------------------------------

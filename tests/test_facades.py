@@ -168,7 +168,7 @@ def test_many_quotes_are_one_request(provider):
     many = ['%06d.XSHE' % number for number in range(1, 302)]
     assert list(bq.RemoteQmtProvider(connection=new).get_live_currents(many)) == many
     assert [len(payload['securities']) for _, payload in new.asked] == [200, 101]
-    with pytest.raises(bq.BadRequest, match='1 到 200'):
+    with pytest.raises(bq.BadRequest, match='最多 200'):
         provider._connection.request('data.live_current', {'securities': many})
 
 

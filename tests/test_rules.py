@@ -30,8 +30,9 @@ def test_what_is_no_code_is_refused(text):
 def test_lists_of_codes():
     assert b.normalize_codes('600519.SH') == ['600519.XSHG']
     assert b.normalize_codes(['600519.SH', '000001.SZ', '600519.XSHG']) == ['600519.XSHG', '000001.XSHE']
-    for wrong in ([], None, 5, {'600519.SH': 1}, ['600519.SH'] * 3):
-        with pytest.raises(b.BadRequest):
+    assert b.normalize_codes([]) == b.normalize_codes(()) == []
+    for wrong in (None, 5, '', {'600519.SH': 1}, ['600519.SH'] * 3):
+        with pytest.raises((b.BadRequest, b.SecurityNotFound)):
             b.normalize_codes(wrong, maximum=2)
 
 
