@@ -596,8 +596,9 @@ class LineWriter:
     RETRY_S = 1.0
     PATIENCE_S, CLOSE_S = 1.0, 5.0  # close() waits while something is taken, at most so long
 
-    def __init__(self, name, sink, told, troubled=lambda error: None, limit=LIMIT):
-        self._name, self._sink, self._told, self._troubled, self._limit = name, sink, told, troubled, limit
+    def __init__(self, name, sink, told, troubled=lambda error: None, limit=None):
+        self._name, self._sink, self._told, self._troubled = name, sink, told, troubled
+        self._limit = self.LIMIT if limit is None else limit
         self._changed, self._closing = threading.Condition(), threading.Event()
         self._parts, self._size, self._lost, self._is_full = deque(), 0, 0, False
         self._thread, self._taken, self._gone = None, 0, False
