@@ -11214,7 +11214,7 @@ class Endpoint:
             raise ConfigError('缺少口令', '给出 ' + ways('token'))
         self.host, self.port, self.tls_cert, self.connect_timeout = host, int(port), tls_cert, connect_timeout
         self._token, self.is_far = token, False
-        self._clock, self.clock_skew_s, self.clock_skew_error_s = clock or Clock(), None, None
+        self._clock, self._compared, self.clock_skew_error_s = clock or Clock(), None, None
         self._tls = self._tls_context() if tls_cert else None
 
     def __repr__(self):
@@ -11249,11 +11249,20 @@ class Endpoint:
     def _compare_clocks(self, server_ms, round_trip_s):
         """The server told its time between question and answer: the middle is wrong by half of that at most."""
         if not isinstance(server_ms, int) or isinstance(server_ms, bool):  # an older server, or one of another kind
-            self.clock_skew_s = self.clock_skew_error_s = None
+            self._compared = self.clock_skew_error_s = None
             return
-        now_ms = unix_ms(self._clock.now())
-        self.clock_skew_s = (server_ms - now_ms) / 1000.0 + round_trip_s / 2
+        now, counter_s = self._clock.now(), self._clock.monotonic()
+        self._compared = (server_ms - unix_ms(now)) / 1000.0 + round_trip_s / 2, now, counter_s
         self.clock_skew_error_s = round_trip_s / 2
+
+    @property
+    def clock_skew_s(self):
+        """Whoever has set this machine's clock since then, or let it sleep, has changed that by as much."""
+        if self._compared is None:
+            return None
+        skew_s, now, counter_s = self._compared
+        passed_s = (self._clock.now() - now).total_seconds()
+        return skew_s - (passed_s - (self._clock.monotonic() - counter_s))
 
     def packs(self, compress):
         """Whether long answers are worth packing on the way from there."""
@@ -13658,7 +13667,7 @@ COMMANDS = OrderedDict([
         _argument('--max-holdings', type=_positive, metavar='N', help='同时持有的证券数上限'),
         _argument('--order-wait', type=_seconds, default=16.0, metavar='SECONDS', help='下单后等结果的秒数（默认 16）'),
         _argument('--late-limit', type=_seconds, default=300.0, metavar='SECONDS',
-                  help='任务最多晚多少秒还补做（默认 300）'),
+                  help='任务最多晚多少秒还补做、还能下单（默认 300）'),
         _argument('--overview-every', type=_minutes, default=0, metavar='MINUTES', help='每隔多少分钟显示账户总览（默认不）'),
         _argument('--log', metavar='FILE', help='策略的日志写进这个文件（接在后面），而不是屏幕'),
         _argument('--keep-going', action='store_true', help='策略出错后继续运行（默认停止）')])),

@@ -4081,6 +4081,23 @@ LiveTerms = namedtuple('LiveTerms', 'wait_s dry_run limits')
 LIMIT_WAIT_S = 2.0     # a limit order that has not filled by then rests
 VALID_S = 120          # an order that reaches the server later than this is not submitted any more
 FIND_OUT_S = 30.0      # how long an unknown outcome is asked about before the strategy is told
+SKEW_TOLD_S, SKEW_LIMIT_S = 5, 60  # two clocks that differ by more are told of, and nothing is ordered
+AT_ONCE_S = 60.0       # how long after its instant a task that is never made up for may order
+
+
+def clock_gap_s(connection):
+    """Seconds by which the server's clock is certainly ahead of ours, negative if behind; None where nobody told."""
+    gap_s, error_s = connection.clock_skew_s, connection.clock_skew_error_s
+    return None if gap_s is None else math.copysign(max(0.0, abs(gap_s) - (error_s or 0.0)), gap_s)
+
+
+def clock_text(gap_s, limit_s):
+    """What to say of clocks that differ by more than the limit, else None."""
+    if gap_s is not None and abs(gap_s) > limit_s:
+        return '本机的时钟比服务端%s约 %.0f 秒' % ('慢' if gap_s > 0 else '快', abs(gap_s))
+
+
+CLOCK_HINT = '校准两台机器的时钟（打开系统的自动对时），任务才会按交易所的时间执行'
 
 
 class Patience:
@@ -4227,13 +4244,17 @@ class RemoteBroker(BrokerInterface):
     count_cancel(order_id, security) -> key; want_gone(order_id, security); undecided: order id -> security of what was
     to be cancelled and may still be there; count_order(); day: whose tasks run; keys: key -> dict security, side, ...;
     own: order id -> key, of today; unfinished: of these order id -> dict security, side, ... until finish(order_id);
-    is_own_key(key); orders, cancels: counts of today. remote: RemoteQmtBroker. log(level, text).
+    is_own_key(key); orders, cancels: counts of today. remote: RemoteQmtBroker. log(level, text). late_limit_s: how
+    long after its instant a task may order; clock_problem(): why this machine's clock forbids to order, or None.
     overview: (RemoteAccount, RemotePositions) as read last. A failing read is an error, never an empty
     account; an order whose outcome is unknown is never sent again.
     """
 
-    def __init__(self, view, costs, options, log, remote, book, patience, terms):
+    def __init__(self, view, costs, options, log, remote, book, patience, terms, late_limit_s=300.0,
+                 clock_problem=lambda: None):
         self.view, self.costs, self.options, self._log = view, costs, options, log
+        self._late_limit_s, self._clock_problem = late_limit_s or AT_ONCE_S, clock_problem
+        self._instant, self._begun_s = None, None  # of the task at work, and when it began by the clock nobody sets
         self._remote, self._book, self._patience, self._terms = remote, book, patience, terms
         self.portfolio = RemotePortfolio(view.last_price, lambda text: log('warning', text), self.refresh)
         self.overview, self._fresh, self._puzzled = None, False, set()
@@ -4355,7 +4376,7 @@ class RemoteBroker(BrokerInterface):
             shares = self._sized(code, amount, style)
             self._check_open_keys(code, shares)
             self._check_limits(code, shares, style, before)
-            self._check_day()
+            self._check_time()
         except (_Void, DataUnavailable, SecurityNotFound) as reason:
             self._log('warning', '%s 下单 %s 股没有成立：%s' % (printable(str(security)), amount, reason))
             return None
@@ -4390,11 +4411,35 @@ class RemoteBroker(BrokerInterface):
         own = style.limit_price
         return min(filter(None, (bound or last, own)), default=0.0)
 
-    def _check_day(self):
-        """A machine that slept in the middle of a task must not order on another day what was meant for that one."""
-        today = self._patience.clock.now().date()
-        if today != self._book.day:
-            raise _Void('任务是 %s 的，现在是 %s' % (self._book.day, today))
+    def begin_task(self, instant):
+        """What is ordered from now on was decided for this instant."""
+        self._instant, self._begun_s = instant, self._patience.clock.monotonic()
+
+    def _check_time(self):
+        """A machine that stood still in the middle of a task must not order later what was decided for then."""
+        now = self._patience.clock.now()
+        if now.date() != self._book.day:
+            raise _Void('任务是 %s 的，现在是 %s' % (self._book.day, now.date()))
+        if self._instant is not None:
+            self._check_lateness((now - self._instant).total_seconds())
+        problem = self._clock_problem()
+        if problem:
+            raise _Void(problem)
+
+    def _check_lateness(self, late_s):
+        """late_s: by the wall clock, which somebody may have set back meanwhile."""
+        worked_s = self._patience.clock.monotonic() - self._begun_s
+        if not -self._late_limit_s <= late_s <= self._late_limit_s or worked_s > self._late_limit_s:
+            raise _Void('任务是 %s 的，现在是 %s，相差 %d 秒，超过 --late-limit 的 %g 秒，没有发出' % (
+                self._instant.strftime('%H:%M'), self._patience.clock.now().strftime('%H:%M:%S'),
+                max(late_s, worked_s, key=abs), self._late_limit_s))
+
+    def _valid_until(self, now):
+        """The server must not submit it later, wherever it waits on its way."""
+        latest = now + timedelta(seconds=VALID_S)
+        if self._instant is not None:
+            latest = min(latest, self._instant + timedelta(seconds=self._late_limit_s))
+        return latest.replace(microsecond=0)
 
     def _check_open_keys(self, code, amount):
         side = 'BUY' if amount > 0 else 'SELL'
@@ -4453,7 +4498,7 @@ class RemoteBroker(BrokerInterface):
         try:
             row = self._remote.place_order(
                 code, side, abs(amount), order_style(style.limit_price, is_market), self._wait_s(is_market, now),
-                idempotency_key=key, valid_until=now.replace(microsecond=0) + timedelta(seconds=VALID_S))
+                idempotency_key=key, valid_until=self._valid_until(now))
         except OrderStateUnknown as error:
             self._log('error', '%s 结果未知，正在核对（key=%s）：%s' % (_order_text(code, amount, style), key, error.message))
             row = self._found_out(key)
@@ -5345,11 +5390,11 @@ class LiveRun:
     provider: RemoteQmtProvider; remote: RemoteQmtBroker; clock: now(), monotonic(), wait(seconds, event).
     stopping(): whether somebody wants the end, or the reason. say(text): lines of the engine; write(line): the
     strategy's log.
-    is_linked(): whether the connection stands.
+    is_linked(): whether the connection stands. clock_gap(): as clock_gap_s.
     """
 
     def __init__(self, plan, provider, remote, clock, stopping=lambda: False, write=lambda line: None,
-                 say=lambda text: None, is_linked=lambda: True):
+                 say=lambda text: None, is_linked=lambda: True, clock_gap=lambda: None):
         self.plan, self.clock, self._write, self._say = plan, clock, SteadyLines(write), SteadyLines(say)
         self._stop_path, self._asked_to_stop = os.path.join(plan.runtime_dir, STOP_FILE), stopping
         self._event = threading.Event()
@@ -5361,6 +5406,7 @@ class LiveRun:
         self._resolve_at = self._calendar_at = self._retry_at = self._account_at = self._overview_at = -math.inf
         self._close_shown, self._worried, self._idle_s = None, None, 0.0
         self._is_linked, self._lost_at = is_linked, None  # the latter: since when the connection is lost
+        self._clock_gap, self._gap_told = clock_gap, None
 
     def stopping(self):
         """What asks for the end; nothing as long as nobody does."""
@@ -5422,11 +5468,15 @@ class LiveRun:
 
     def _broker(self, session):
         return RemoteBroker(session.view, session.costs, session.options, functools.partial(session.log.add, 'order'),
-                            self._remote, self.state, self._patience, self.plan.terms)
+                            self._remote, self.state, self._patience, self.plan.terms, self.plan.late_limit_s,
+                            self._clock_problem)
 
     def _begin(self):
         """The account first, then what was left open, then the strategy's own beginning."""
         session, state, now = self.session, self.state, self.clock.now()
+        problem = clock_text(self._clock_gap(), SKEW_LIMIT_S)
+        if problem:
+            raise ConfigError(problem + '，没有启动', CLOCK_HINT)
         session.move(now.replace(second=0, microsecond=0))
         session.broker.refresh()
         if state.capital is None:
@@ -5444,6 +5494,7 @@ class LiveRun:
     def _begin_strategy(self):
         """A new one is initialized; another goes on with what was kept of it."""
         session, state = self.session, self.state
+        session.broker.begin_task(self.clock.now())
         if self._is_new:
             session.load(('initialize', 'process_initialize'))
         else:
@@ -5529,6 +5580,7 @@ class LiveRun:
     def _step(self):
         """One thing that is due, or the wait for the next one."""
         self._watch_link()
+        self._watch_clocks()
         now = self.clock.now()
         if not self._is_day_begun(now):
             return self._wait(self._idle_s)
@@ -5546,6 +5598,23 @@ class LiveRun:
         if seconds > 0:
             self.clock.wait(seconds, self._event)
         self._event.clear()
+
+    def _clock_problem(self):
+        problem = clock_text(self._clock_gap(), SKEW_LIMIT_S)
+        return problem and '%s，超过 %d 秒，没有发出；%s' % (problem, SKEW_LIMIT_S, CLOCK_HINT)
+
+    def _watch_clocks(self):
+        """A difference is told once, and again when it is more than twice of that or has gone."""
+        gap_s = self._clock_gap()
+        if gap_s is None:
+            return
+        text = clock_text(gap_s, SKEW_TOLD_S)
+        if text and (self._gap_told is None or abs(gap_s) > 2 * self._gap_told):
+            self._gap_told = abs(gap_s)
+            self.tell('%s：超过 %d 秒就不再下单；%s' % (text, SKEW_LIMIT_S, CLOCK_HINT))
+        elif not text and self._gap_told is not None:
+            self._gap_told = None
+            self.tell('本机与服务端的时钟又一致了')
 
     def _watch_link(self):
         """Who watches is told, also while there is nothing to ask the server."""
@@ -5665,6 +5734,8 @@ class LiveRun:
         if minute > instant:
             self.tell('%s 的 %s 晚了 %d 秒' % (_clock_time(job.key), _name_of(job), (now - instant).total_seconds()))
         self.state.begin_job(job.key)
+        made_up = job.run == 'before_trading_start'  # until 15:00, so it counts from its beginning
+        self.session.broker.begin_task(now if made_up else instant)
         self._fire(lambda: self.session.fire(job, max(instant, minute)))
 
     def _skip(self, day, now):
@@ -5719,6 +5790,7 @@ class LiveRun:
             return
         for row in ticks:
             if row['sid'] in self.session.subscribed:
+                self.session.broker.begin_task(self.clock.now())
                 self._fire(lambda: self.session.fire_tick(row, self.clock.now().replace(microsecond=0)))
 
     def _is_of(self, day, tick):
@@ -5808,7 +5880,7 @@ def _run_live(order, screen, stopping):
                         order.late_limit_s, order.overview_minutes, order.on_error, order.runtime_dir,
                         _account_name(remote), 60.0)
         LiveRun(plan, RemoteQmtProvider(connection=connection), remote, LiveClock(), stopping, screen.line, screen.tell,
-                lambda: connection.connected).run()
+                lambda: connection.connected, lambda: clock_gap_s(connection)).run()
 
 
 def _account_name(remote):
