@@ -1494,16 +1494,12 @@ _KINDS = [(market, re.compile(pattern), kind, board) for market, pattern, kind, 
     ('XSHE', r'12[378]', 'bond', ''), ('XSHE', r'131', 'repo', ''), ('BJ', r'899', 'index', ''),
     ('BJ', r'[489]', 'stock', 'bse'))]
 
-# What the code alone proves to be T+0: money, bond, gold and cross-border ETFs of Shanghai, money ETFs of Shenzhen.
-_T0_FUND = re.compile(r'51[138]\d{3}\.XSHG|15900[135]\.XSHE')
-
-
 def normalize_code(security):
     """'600519.SH', '600519.XSHG', '600519.sh' -> '600519.XSHG'. A bare number is refused: 000001 is two things."""
     code = _code_of(security) if isinstance(security, str) and len(security) <= 32 else None
     if code is None:
         raise SecurityNotFound('证券代码不认识：%s' % brief(security),
-                               '写成 000001.XSHE / 000001.SZ、600000.XSHG / 600000.SH 或 430047.BJ')
+                               '写成 000001.XSHE / 000001.SZ、600000.XSHG / 600000.SH 或 920002.BJ')
     return code
 
 
@@ -1544,6 +1540,31 @@ def as_markets(text):
     return MARKETS if name == '*' else (_SUFFIXES[name],) if name in _SUFFIXES else ()
 
 
+# Funds whose purchases can be sold the same day: money, bond, gold, commodity and cross-border ETFs and cross-border
+# LOFs. Source: SSE trading rules 3.1.4 (2023; 2026 alike), SZSE trading rules 3.1.4. In Shanghai the first digits tell
+# (511 money and bond, 513 and 520 cross-border, 518 gold, 551 bond); what else has it must be listed, as of 2026-08.
+_T0_FUND = re.compile(r'(?:51[138]|520|551)\d{3}\.XSHG')
+_T0_LISTED = {'XSHG': frozenset("""
+501018 501021 501025 501225 501300 501301 501302 501303 501305 501306 501311 501312 510900 526000 526010 526050 526070
+""".split()), 'XSHE': frozenset("""
+159001 159003 159005 159010 159015 159028 159100 159101 159102 159105 159109 159110 159111 159112 159113 159115 159116
+159117 159118 159120 159121 159125 159126 159127 159128 159130 159131 159132 159135 159137 159143 159152 159167 159169
+159170 159179 159185 159186 159191 159196 159198 159200 159202 159210 159217 159220 159237 159239 159245 159251 159262
+159265 159266 159268 159269 159271 159277 159280 159281 159285 159286 159297 159302 159303 159312 159316 159318 159323
+159329 159331 159333 159365 159366 159395 159396 159397 159398 159400 159501 159502 159506 159509 159513 159518 159519
+159529 159545 159557 159561 159567 159568 159569 159570 159577 159600 159605 159607 159612 159615 159632 159636 159649
+159650 159651 159655 159659 159660 159687 159688 159691 159696 159699 159700 159711 159712 159718 159726 159735 159740
+159741 159742 159747 159750 159751 159776 159788 159792 159812 159816 159822 159830 159831 159834 159850 159866 159892
+159920 159934 159937 159941 159954 159960 159972 159980 159981 159985
+160125 160140 160216 160322 160416 160644 160717 160719 160723 160924 161116 161124 161125 161126 161127 161128 161129
+161130 161815 161831 162411 162415 162719 163208 164701 164705 164824 164906 165513""".split())}
+
+
+def _trades_same_day(code, kind):
+    number, _, market = code.partition('.')
+    return kind == 'bond' or bool(_T0_FUND.fullmatch(code)) or number in _T0_LISTED.get(market, ())
+
+
 @lru_cache(maxsize=16384)
 def instrument(security):
     """What the exchange's rules make of a code. Source: trading rules of SSE, SZSE and BSE."""
@@ -1551,7 +1572,7 @@ def instrument(security):
     kind, board = _kind_of(code)
     tick = 0.01 if kind in ('stock', 'index', 'other') else 0.001
     lot, step = _lot_of(kind, board)
-    return Instrument(code, kind, board, tick, lot, step, kind == 'bond' or bool(_T0_FUND.fullmatch(code)))
+    return Instrument(code, kind, board, tick, lot, step, _trades_same_day(code, kind))
 
 
 def _kind_of(code):
@@ -1583,70 +1604,173 @@ def on_tick(price, tick):
     return Decimal(repr(price)) % Decimal(str(tick)) == 0
 
 
-_CHINEXT_REFORM = date(2020, 8, 24)
-_BOND_LIMITS = date(2022, 8, 1)
+# -- limits of a day: how far up and down from the previous close, in thousandths; no band: no limits ----------------
+# group: 'st' risk warning, 'wide' funds that hold only stocks with 20 % (or whose contract says 80 % of them), 'reit',
+# '' all others. The newest row with since <= day holds.
+_Band = namedtuple('_Band', 'kind board group since band source')
+_SSE_2026 = '上证发〔2026〕41号 上交所交易规则（2026 年修订），深证上〔2026〕551号 深交所交易规则（2026 年修订）'
+_CHINEXT_RULES = '深证上〔2020〕515号 深交所创业板交易特别规定 2.1、2.9'
+_BANDS = [_Band(kind, board, group, date(*since), band and (band, band), source)
+          for kind, board, group, since, band, source in (
+    ('stock', 'main', '', (1996, 12, 16), 100, '证监会 1996-12-13 通知，沪深交易所交易规则'),
+    ('stock', 'main', 'st', (1998, 4, 22), 50, '沪深交易所 1998-04-22 起特别处理'),
+    ('stock', 'main', 'st', (2026, 7, 6), 100, _SSE_2026),
+    ('stock', 'chinext', '', (2009, 10, 30), 100, '深交所交易规则（2009 年时）'),
+    ('stock', 'chinext', '', (2020, 8, 24), 200, _CHINEXT_RULES),
+    ('stock', 'star', '', (2019, 7, 22), 200, '上证发〔2019〕23号 科创板股票交易特别规定 第十八条'),
+    ('stock', 'bse', '', (2020, 7, 27), 300, '精选层交易规则；2021-11-15 起北交所交易规则'),
+    ('fund', '', '', (1996, 12, 16), 100, '沪深交易所交易规则'),
+    ('fund', '', 'wide', (2020, 8, 24), 200, _CHINEXT_RULES + '；上交所科创板相关基金同'),
+    ('fund', '', 'reit', (2021, 6, 21), 100, '沪深交易所公开募集基础设施基金业务办法（试行），2021-01-29'),
+    ('bond', '', '', (2022, 8, 1), 200, '沪深交易所可转换公司债券交易实施细则，2022-07-29'))]
+# The first days of what was listed from `since` on: (number of days, band; None: without limits).
+_FirstDays = namedtuple('_FirstDays', 'kind board group since days band source')
+_FIRST_DAYS = [_FirstDays(kind, board, group, date(*since), days, band, source)
+               for kind, board, group, since, days, band, source in (
+    ('stock', 'main', '', (1990, 12, 19), 1, None, '沪深交易所交易规则'),
+    ('stock', 'main', '', (2014, 1, 1), 1, (440, 360), '沪深交易所 2013-12-13 关于新股上市初期交易监管的通知：发行价的 64% 到 144%'),
+    ('stock', 'main', '', (2023, 4, 10), 5, None, '沪深交易所交易规则（2023 年修订），首批主板注册制股票上市'),
+    ('stock', 'chinext', '', (2009, 10, 30), 1, None, '深交所交易规则（2009 年时）'),
+    ('stock', 'chinext', '', (2014, 1, 1), 1, (440, 360), '深交所 2013-12-13 关于首次公开发行股票上市首日交易监控的通知'),
+    ('stock', 'chinext', '', (2020, 8, 24), 5, None, _CHINEXT_RULES),
+    ('stock', 'star', '', (2019, 7, 22), 5, None, '上证发〔2019〕23号 科创板股票交易特别规定 第十八条'),
+    ('stock', 'bse', '', (2020, 7, 27), 1, None, '精选层交易规则；2021-11-15 起北交所交易规则'),
+    ('fund', '', 'reit', (2021, 6, 21), 1, (300, 300), '沪深交易所公开募集基础设施基金业务办法（试行），2021-01-29'),
+    ('bond', '', '', (2022, 8, 1), 1, (573, 433), '沪深交易所可转换公司债券交易实施细则，2022-07-29'))]
+
+_REIT = re.compile(r'508\d{3}\.XSHG|180\d{3}\.XSHE')
+# STAR ETFs and STAR funds of Shanghai have numbers of their own, ETFs and LOFs of Shenzhen must be listed: those of
+# ChiNext, STAR and both together, by name of the index or contract, as of 2026-08. The newest will be missing here.
+_WIDE_FUND = re.compile(r'(?:58[89]|506)\d{3}\.XSHG')
+_WIDE_LISTED = frozenset("""
+159009 159012 159022 159069 159076 159107 159122 159139 159140 159141 159142 159149 159187 159190 159205 159242 159243
+159246 159247 159256 159261 159270 159279 159287 159288 159289 159290 159291 159292 159293 159295 159298 159363 159367
+159368 159369 159370 159371 159372 159373 159375 159377 159381 159382 159383 159387 159388 159541 159563 159571 159572
+159573 159575 159597 159603 159675 159676 159681 159682 159773 159777 159780 159781 159782 159783 159804 159808 159810
+159814 159821 159836 159908 159915 159948 159949 159952 159955 159956 159957 159958 159964 159966 159967 159971 159977
+159991 160143 160223 160325 160529 160637 160926 161040 161914 162720 166027 168207""".split())
+
+
+@lru_cache(maxsize=16384)
+def _band_key(security):
+    """(kind, board, group) of the tables; kind None: never any limits."""
+    item = instrument(security)
+    if item.kind in ('etf', 'lof'):
+        number, _, market = item.code.partition('.')
+        wide = _WIDE_FUND.fullmatch(item.code) or (market == 'XSHE' and number in _WIDE_LISTED)
+        return 'fund', '', 'reit' if _REIT.fullmatch(item.code) else 'wide' if wide else ''
+    return (item.kind if item.kind in ('stock', 'bond') else None), item.board, ''
+
+
+def _newest(rows, kind, board, groups, day):
+    found = [row for row in rows if (row.kind, row.board) == (kind, board) and row.group in groups and row.since <= day]
+    return max(found, key=lambda row: (groups.index(row.group), row.since), default=None)
+
+
+@lru_cache(maxsize=65536)
+def limit_band(security, day, is_st=False, listed=None, number=None):
+    """(up, down) in thousandths of the previous close; None where the exchange sets no limits.
+
+    listed, number: day of listing, and which trade day since then it is (1: the first); None: long ago.
+    """
+    kind, board, group = _band_key(security)
+    groups = ['', 'st'] if is_st and board == 'main' else ['', group] if group else ['']
+    if listed is not None and number is not None:
+        first = _newest(_FIRST_DAYS, kind, board, groups, listed)
+        if first is not None and 1 <= number <= first.days:
+            return first.band
+    row = _newest(_BANDS, kind, board, groups, day)
+    return None if row is None else row.band
+
+
+@lru_cache(maxsize=4096)
+def _bands_of_kind(security, day):
+    """Every band that anything of this kind may have on that day, narrow ones first."""
+    kind, board, group = _band_key(security)
+    groups = ('', group) if group == 'reit' else ('', 'st', 'wide')
+    rows = [_newest(table, kind, board, [name], day) for table in (_BANDS, _FIRST_DAYS) for name in groups]
+    return sorted({row.band for row in rows if row is not None and row.band})
 
 
 def limit_ratio(security, day, is_st=False):
-    """Largest move of a day as a fraction of the previous close; None where the exchange sets none."""
-    item = instrument(security)
-    if item.kind in ('index', 'repo', 'other') or (item.kind == 'bond' and day < _BOND_LIMITS):
-        return None
-    if item.board == 'bse':
-        return 0.3
-    wide = item.board == 'star' or (item.board == 'chinext' and day >= _CHINEXT_REFORM) or item.kind == 'bond'
-    if wide or item.code.startswith(('588', '589')):
-        return 0.2
-    return 0.05 if is_st else 0.1
-
-
-# Boards whose new stocks trade their first days without price limits: (from that day on, number of days).
-_FREE_START = {'star': (date(2019, 7, 22), 5), 'chinext': (date(2020, 8, 24), 5), 'main': (date(2023, 4, 10), 5),
-               'bse': (date(2021, 11, 15), 1)}
+    """Largest rise of an ordinary day as a fraction of the previous close; None where the exchange sets none."""
+    band = limit_band(security, day, is_st)
+    return None if band is None else band[0] / 1000
 
 
 def starts_without_limits(security, listed, days):
     """Whether a stock listed on that date has no price limits on its `days`-th trade day (1: the first)."""
-    since, count = _FREE_START.get(instrument(security).board, (date.max, 0))
-    return listed >= since and 1 <= days <= count
+    kind, board, _ = _band_key(security)
+    first = _newest(_FIRST_DAYS, kind, board, [''], listed)
+    return first is not None and first.band is None and 1 <= days <= first.days
 
 
-def limit_percent(security, day, is_st=False):
-    """limit_ratio in whole percent, or None."""
-    ratio = limit_ratio(security, day, is_st)
-    return None if ratio is None else int(round(ratio * 100))
+def limit_ticks(security, pre, band):
+    """Limits in whole ticks of a previous close in ticks, at least a tick away from it. (None, None): without.
 
-
-def limit_ticks(pre, percent):
-    """Limits in whole ticks of a previous close in ticks: half up, at least a tick away. (None, None): without."""
-    if percent is None:
+    Half up; Beijing refuses whatever is beyond the ratio, so that its limits are rounded towards the previous close.
+    """
+    if band is None:
         return None, None
-    return max(pre + 1, (pre * (100 + percent) + 50) // 100), max(1, min(pre - 1, (pre * (100 - percent) + 50) // 100))
+    up, down = pre * (1000 + band[0]), pre * (1000 - band[1])
+    if market_of(security) in _ROUNDED_INWARD:
+        top, bottom = up // 1000, -(-down // 1000)
+    else:
+        top, bottom = (up + 500) // 1000, (down + 500) // 1000
+    return max(pre + 1, top), max(1, min(pre - 1, bottom))
+
+
+_ROUNDED_INWARD = ('BJ',)  # 北交所交易规则：超过涨跌幅限制的申报无效；84.63 -> 110.01, 2.85 -> 3.70
 
 
 def ticks_per_yuan(security):
     return int(round(1 / instrument(security).tick))
 
 
-def price_limits(security, pre_close, day, is_st=False):
-    """(high_limit, low_limit) in yuan, or (None, None) where there is none. Rounded half up to the tick.
+def price_limits(security, pre_close, day, is_st=False, listed=None, number=None, seen=None):
+    """(high_limit, low_limit) in yuan, or (None, None) where there is none.
 
-    A previous close on a tick is counted in ticks: a history has thousands of days, and decimals take ten times as
-    long.
+    seen: lowest and highest trade of that day. One beyond the limits proves that the security has others, such as a
+    fund that is not listed here: then they are the next wider ones of its kind, or none.
     """
-    percent = limit_percent(security, day, is_st)
-    if percent is None or not pre_close or not pre_close > 0:
+    if not pre_close or not pre_close > 0:
+        return None, None
+    band = limit_band(security, day, is_st, listed, number)
+    limits = _limits_of_band(security, pre_close, band)
+    if seen is None or inside_limits(limits, *seen):
+        return limits
+    wider = (_limits_of_band(security, pre_close, other) for other in _bands_of_kind(security, day) if other > band)
+    return next((limits for limits in wider if inside_limits(limits, *seen)), (None, None))
+
+
+def inside_limits(limits, low, high):
+    """Whether the day's trades lie inside (high_limit, low_limit). What is None, NaN or 0 proves nothing."""
+    top, bottom = limits
+    return top is None or not (_is_more(high, top) or _is_more(bottom, low))
+
+
+def _is_more(value, bound):
+    return value is not None and bound is not None and 0 < bound < value - 1e-6
+
+
+def _limits_of_band(security, pre_close, band):
+    """A previous close on a tick is counted in ticks: a history has thousands of days, and decimals take longer."""
+    if band is None:
         return None, None
     per_yuan = ticks_per_yuan(security)
     ticks = int(round(pre_close * per_yuan))
     if ticks and abs(ticks - pre_close * per_yuan) <= 1e-6:
-        return tuple(limit / per_yuan for limit in limit_ticks(ticks, percent))
-    return _limits_off_tick(pre_close, percent, instrument(security).tick)
+        return tuple(limit / per_yuan for limit in limit_ticks(security, ticks, band))
+    return _limits_off_tick(security, pre_close, band)
 
 
-def _limits_off_tick(pre_close, percent, tick):
-    base, part = Decimal(repr(pre_close)), Decimal(percent) / 100
-    high, low = round_to_tick(float(base * (1 + part)), tick), round_to_tick(float(base * (1 - part)), tick)
+def _limits_off_tick(security, pre_close, band):
+    tick, base = instrument(security).tick, Decimal(repr(pre_close))
+    up, down = (float(base * (1000 + change) / 1000) for change in (band[0], -band[1]))
+    if market_of(security) in _ROUNDED_INWARD:
+        high, low = floor_to_tick(up, tick), ceil_to_tick(down, tick)
+    else:
+        high, low = round_to_tick(up, tick), round_to_tick(down, tick)
     return (max(high, ceil_to_tick(pre_close + tick, tick)),
             max(tick, min(low, floor_to_tick(pre_close - tick, tick))))
 
@@ -3745,11 +3869,15 @@ class DataAdapter:
         return in_continuous_trading(code, moment)
 
     def _is_unlimited(self, code, day):
-        """The calendar is only asked where the listing is that young."""
+        listed, number = self._trade_day_number(code, day)
+        return number is not None and starts_without_limits(code, listed, number)
+
+    def _trade_day_number(self, code, day):
+        """(day of listing, which trade day since then it is or None for long ago); a young one asks the calendar."""
         listed = self._info(code)['start_date']
         if not timedelta(0) <= day - listed <= timedelta(days=30):
-            return False
-        return starts_without_limits(code, listed, len(self.trade_days(to_ms(listed), to_ms(day))))
+            return listed, None
+        return listed, len(self.trade_days(to_ms(listed), to_ms(day)))
 
     def security_info(self, code, day=None):
         """Raises SecurityNotFound also for one that was not listed on `day`."""
@@ -4068,9 +4196,9 @@ def _stub_info(profile, listed=None):
 _STUB_PULL = 0.004  # share of the way back to the base price that a day goes: keeps 20 years in a sane band
 
 
-def _draw_day(rng, profile, base, pre, percent):
+def _draw_day(rng, profile, base, pre, band):
     """(open, close, high, low, lots, high limit, low limit) after a previous close of `pre` ticks; ten draws."""
-    top, bottom = limit_ticks(pre, percent)
+    top, bottom = limit_ticks(profile.code, pre, band)
     highest, lowest = top or pre * 2, bottom or max(1, pre // 2)
     sigma, draw = profile.sigma, rng.random
     move = sigma * 2 * (draw() + draw() + draw() - 1.5) * (3 if draw() < 0.02 else 1) + _STUB_PULL * (base / pre - 1)
@@ -4209,7 +4337,7 @@ class _StubMarket:
         """A day that is not in the history, such as a Sunday of the exchange that is always open."""
         profile, per_yuan = _stub_profile(code), ticks_per_yuan(code)
         pre, rng = max(1, int(round(pre_close * per_yuan))), random.Random('%s/%s/%s' % (self.seed, code, day))
-        prices = _draw_day(rng, profile, pre, pre, limit_percent(code, day))
+        prices = _draw_day(rng, profile, pre, pre, limit_band(code, day))
         return _bar_from_ticks(profile, day, pre, prices, per_yuan)
 
     def plan_minutes(self, code, bar):
@@ -4278,17 +4406,23 @@ class _SyntheticSeries:
         return self._is_stock and not first_day and any(start <= day <= end for start, end in self._blocks)
 
     def _paused_day(self, day):
-        limits = limit_ticks(self._close, limit_percent(self.profile.code, day))
+        limits = limit_ticks(self.profile.code, self._close, self._band(day))
         return _paused_bar(day, self._close / self.per_yuan, *[limit and limit / self.per_yuan for limit in limits])
 
     def _trading_day(self, day):
         if self._is_stock and self.columns['time'] and self._ex_date and day >= self._ex_date:
             self._ex_date = None
             self._pay(day)
-        pre, percent = self._close, limit_percent(self.profile.code, day)
-        prices = _draw_day(self._rng, self.profile, self._base, pre, percent)
+        pre = self._close
+        prices = _draw_day(self._rng, self.profile, self._base, pre, self._band(day))
         self._close = prices[1]
         return _bar_from_ticks(self.profile, day, pre, prices, self.per_yuan)
+
+    def _band(self, day):
+        """The series begins with the listing, or with the paper exchange long after it."""
+        listed = self.profile.listed
+        number = len(self.columns['time']) + 1 if listed >= _STUB_START else None
+        return limit_band(self.profile.code, day, False, listed, number)
 
     def _pay(self, day):
         """The reference price of an ex-date: (close - cash) / (1 + bonus), to the tick."""
@@ -4691,14 +4825,17 @@ def _complete_days(code, columns):
     columns = dict(columns)
     columns.setdefault('paused', array('d', bytes(8 * len(columns['time']))))
     columns.setdefault('pre_close', columns['open'][:1] + columns['close'][:-1])
-    limits = [_limits_of(code, pre, from_ms(day)) for day, pre in zip(columns['time'], columns['pre_close'])]
+    names = ('time', 'pre_close', 'low', 'high', 'paused')
+    limits = [_limits_of(code, *row) for row in zip(*(columns[name] for name in names))]
     columns.setdefault('high_limit', array('d', [pair[0] for pair in limits]))
     columns.setdefault('low_limit', array('d', [pair[1] for pair in limits]))
     return columns
 
 
-def _limits_of(code, pre_close, moment):
-    return [math.nan if limit is None else limit for limit in price_limits(code, pre_close, moment.date())]
+def _limits_of(code, day, pre_close, low, high, paused):
+    seen = None if paused else (low, high)
+    return [math.nan if limit is None else limit
+            for limit in price_limits(code, pre_close, from_ms(day).date(), seen=seen)]
 
 
 def _days_of_minutes(code, minutes):
@@ -7006,11 +7143,13 @@ def _qmt_bar(row, unit, before):
     return _QmtBar(row[0], opened, high, low, close, volume * unit, money, pre_close or opened, paused)
 
 
-def _qmt_daily(code, bars, is_st):
-    """DAILY_COLUMNS of day bars."""
+def _qmt_daily(code, bars, is_st, listed=None):
+    """DAILY_COLUMNS of day bars. listed: day of listing, if the first bar may be of that day."""
     columns = {name: [getattr(bar, name) for bar in bars]
                for name in ('open', 'close', 'high', 'low', 'volume', 'money', 'pre_close')}
-    limits = [_qmt_day_limits(code, bar, is_st) for bar in bars]
+    begins = bool(bars) and listed is not None and from_ms(bars[0].time).date() == listed
+    limits = [_qmt_day_limits(code, bar, is_st, listed, number if begins else None)
+              for number, bar in enumerate(bars, 1)]
     return _qmt_arrays(dict(
         columns, time=[_qmt_day_of(bar.time) for bar in bars], paused=[float(bar.paused) for bar in bars],
         high_limit=[pair[0] for pair in limits], low_limit=[pair[1] for pair in limits]))
@@ -7020,15 +7159,12 @@ def _qmt_arrays(columns):
     return {name: array('q' if name == 'time' else 'd', values) for name, values in columns.items()}
 
 
-def _qmt_day_limits(code, bar, is_st):
+def _qmt_day_limits(code, bar, is_st, listed=None, number=None):
     """Limits by the rules, NaN without. Only today's name says ST: a day that went beyond 5 % was none of ST,
-    and one that went beyond every limit, such as the first after listing, had none."""
-    day = from_ms(bar.time).date()
-    for st in ((True, False) if is_st else (False,)):
-        high, low = price_limits(code, bar.pre_close, day, st)
-        if high is None or low - 1e-6 <= bar.low and bar.high <= high + 1e-6:
-            return (math.nan, math.nan) if high is None else (high, low)
-    return math.nan, math.nan
+    and one that went beyond every limit, such as the first after a long suspension, had none."""
+    seen = None if bar.paused else (bar.low, bar.high)
+    high, low = price_limits(code, bar.pre_close, from_ms(bar.time).date(), is_st, listed, number, seen)
+    return (math.nan, math.nan) if high is None else (high, low)
 
 
 def _qmt_minute_label(ms):
@@ -7983,7 +8119,8 @@ class QmtData(DataAdapter):
         if need is not None:
             self._store.require(need, self.auto_download)
         bars = self._store.read(code, '1d', first, last, set(days))
-        return _qmt_daily(code, self._with_running_day(code, bars, days), _qmt_is_st(info['display_name']))
+        return _qmt_daily(code, self._with_running_day(code, bars, days), _qmt_is_st(info['display_name']),
+                          info['start_date'])
 
     def _day_runs(self, code, info, query, start, end, days_a_bar, spare=0):
         """Beyond the contract's: refuses an answer that would need bars from before the source's first."""
@@ -8209,7 +8346,7 @@ class QmtData(DataAdapter):
         if last <= 0:
             return None
         unit = self._tick_unit(code, numbers_of, last)
-        high_limit, low_limit = self._limits(code, pre_close, detail)
+        high_limit, low_limit = self._limits(code, pre_close, detail, (numbers_of['low'], numbers_of['high']))
         dt = from_ms(_qmt_wall_ms(numbers_of['time'])) if numbers_of['time'] > 0 else None
         age_s, stale = self._age(dt)
         book = {} if instrument(code).kind == 'index' else self._book(record, unit)
@@ -8238,26 +8375,28 @@ class QmtData(DataAdapter):
                 self._units[code] = _qmt_unit(code, [(last, values['volume'], values['amount'])])
         return self._units.get(code, _qmt_lots(code))
 
-    def _limits(self, code, pre_close, detail):
-        """The detail's, if they are of the quote's day; otherwise by the rules. (None, None): there is none."""
+    def _limits(self, code, pre_close, detail, seen):
+        """The detail's, if they are of the quote's day; otherwise by the rules. (None, None): there is none.
+
+        seen: the day's lowest and highest trade.
+        """
         high, low = _qmt_finite(detail.get('UpStopPrice')), _qmt_finite(detail.get('DownStopPrice'))
         before = _qmt_finite(detail.get('PreClose'))
         if high > 0 and low > 0 and (not before or not pre_close or abs(before - pre_close) < 1e-6):
             return high, low
-        if self._is_new(code, detail):
-            return None, None
-        name = str(detail.get('InstrumentName') or '')
-        return price_limits(code, pre_close, self.clock.now().date(), _qmt_is_st(name))
+        is_st = _qmt_is_st(str(detail.get('InstrumentName') or ''))
+        listed, number = self._listing(code, detail)
+        return price_limits(code, pre_close, self.clock.now().date(), is_st, listed, number, seen)
 
-    def _is_new(self, code, detail):
-        """Whether limits that the detail lacks are none. Where the calendar cannot be had they are derived instead."""
+    def _listing(self, code, detail):
+        """_trade_day_number, or (None, None) where it cannot be told: then limits are those of an ordinary day."""
         if not _qmt_date(detail.get('OpenDate'), None):
-            return False
+            return None, None
         try:
-            return self._is_unlimited(code, self.clock.now().date())
+            return self._trade_day_number(code, self.clock.now().date())
         except BulletError as error:
             LOG.info('%s 是否在上市首日无法判断：%s', code, printable(error))
-            return False
+            return None, None
 
     def _age(self, dt):
         """(age in seconds, whether that is too old). Only time in a session counts: nothing is quoted at noon."""
@@ -8816,7 +8955,7 @@ def _day_limits(security, quote, now, state):
         return None, None
     high, low = quote.high_limit, quote.low_limit
     if not (_is_price(high) and _is_price(low)):
-        high, low = price_limits(security, quote.pre_close, now.date())
+        high, low = price_limits(security, quote.pre_close, now.date(), seen=(quote.low, quote.high))
     _refuse_if(not (_is_price(high) and _is_price(low)), '%s 的涨跌停价未知' % security)
     return high, low
 

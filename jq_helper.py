@@ -80,7 +80,7 @@ from bullet_qmt import (
     open_service, optional_import, order_style, parse_bool, parse_data_source, parse_frequency, parse_host,
     parse_moment, parse_order_id, parse_text, parse_token, price_limits, printable, protect_price, qmt_code, real,
     restrict_to_owner, round_lot, round_to_tick, scale, text_width, to_ms, tradable, trade_fees, whole,
-    windows_from_end, exchange_opens, surely_closed)
+    windows_from_end, exchange_opens, inside_limits, surely_closed)
 from bullet_qmt import Account as AccountRow
 from bullet_qmt import Position as PositionRow
 
@@ -1866,14 +1866,25 @@ class DataView:
         return self.today_row is None or self.day_value(code, 'paused') != 0
 
     def limits(self, code):
-        """(high, low) of today, infinities where there are none; NaN where the source does not tell, nor the rules."""
+        """(high, low) of today, infinities where there are none; NaN where the source does not tell, nor the rules.
+
+        What the source tells does not count where the day's trades lie beyond it: it was derived without knowing
+        what the security is.
+        """
+        seen = self.day_value(code, 'low'), self.day_value(code, 'high')
         told = self.day_value(code, 'high_limit'), self.day_value(code, 'low_limit')
+        refuted = not inside_limits(told, *seen)
+        if refuted:
+            told = math.nan, math.nan
         if told[0] == told[0] and told[1] == told[1]:
             return told
-        before = self.day_value(code, 'pre_close')
+        return self._limits_by_rule(told, refuted, seen, self.day_value(code, 'pre_close'), code)
+
+    def _limits_by_rule(self, told, refuted, seen, before, code):
+        none = (math.inf, -math.inf)
         if not before > 0:
-            return math.nan, math.nan
-        rules, none = price_limits(code, before, self.now.date()), (math.inf, -math.inf)
+            return none if refuted else (math.nan, math.nan)
+        rules = price_limits(code, before, self.now.date(), seen=seen)
         return tuple(own if own == own else none[side] if rules[side] is None else rules[side]
                      for side, own in enumerate(told))
 

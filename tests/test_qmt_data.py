@@ -672,6 +672,7 @@ def test_units_of_volume(code, rows, unit):
 
 def test_day_bars_of_an_old_version(fake, faked):
     """No preClose, no suspendFlag, a day that is none of trading, NaN where nothing was traded."""
+    fake.detail['OpenDate'] = 20200803
     fake.frames = {'1d': frame_of((EPOCH_DAY - 4 * bq.DAY_MS, 9.0, 10.0, 9.0, 10.0, 5, 5000.0),
                                   (EPOCH_DAY - 3 * bq.DAY_MS, 1.0, 1.0, 1.0, 1.0, 5, 500.0),
                                   (EPOCH_DAY - bq.DAY_MS, math.nan, math.nan, math.nan, math.nan, 0, 0.0),
@@ -681,7 +682,7 @@ def test_day_bars_of_an_old_version(fake, faked):
     columns = {name: list(values) for name, values in columns.items()}
     assert columns['close'] == [10.0, 10.0, 10.2] and columns['pre_close'] == [9.0, 10.0, 10.0]
     assert columns['volume'] == [500, 0, 300] and set(columns['paused']) == {0.0}
-    assert math.isnan(columns['high_limit'][0])  # rose by more than any limit: none held on its first day
+    assert math.isnan(columns['high_limit'][0])  # rose by more than any limit: there was none
     assert (columns['high_limit'][2], columns['low_limit'][2]) == (11.0, 9.0)
     assert fake.calls == [('600000.SH', '1d', '20250805', '20250805')]
 

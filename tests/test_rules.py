@@ -13,7 +13,7 @@ TODAY = date(2024, 6, 3)
 
 @pytest.mark.parametrize('text, code', [
     ('600519.SH', '600519.XSHG'), ('600519.XSHG', '600519.XSHG'), ('600519.sh', '600519.XSHG'),
-    (' 000001.SZ ', '000001.XSHE'), ('000001.xshe', '000001.XSHE'), ('430047.BJ', '430047.BJ')])
+    (' 000001.SZ ', '000001.XSHE'), ('000001.xshe', '000001.XSHE'), ('920002.BJ', '920002.BJ')])
 def test_codes_have_one_spelling(text, code):
     assert b.normalize_code(text) == code
     assert b.normalize_code(b.qmt_code(code)) == code
@@ -39,7 +39,7 @@ def test_lists_of_codes():
 @pytest.mark.parametrize('code, kind, board, tick, lot, step, t0', [
     ('600519.XSHG', 'stock', 'main', 0.01, 100, 100, False), ('000001.XSHE', 'stock', 'main', 0.01, 100, 100, False),
     ('300750.XSHE', 'stock', 'chinext', 0.01, 100, 100, False), ('688001.XSHG', 'stock', 'star', 0.01, 200, 1, False),
-    ('430047.BJ', 'stock', 'bse', 0.01, 100, 1, False), ('000001.XSHG', 'index', '', 0.01, 100, 100, False),
+    ('920002.BJ', 'stock', 'bse', 0.01, 100, 1, False), ('000001.XSHG', 'index', '', 0.01, 100, 100, False),
     ('000300.XSHG', 'index', '', 0.01, 100, 100, False), ('399001.XSHE', 'index', '', 0.01, 100, 100, False),
     ('510050.XSHG', 'etf', '', 0.001, 100, 100, False), ('159915.XSHE', 'etf', '', 0.001, 100, 100, False),
     ('518880.XSHG', 'etf', '', 0.001, 100, 100, True), ('511880.XSHG', 'etf', '', 0.001, 100, 100, True),
@@ -54,7 +54,7 @@ def test_instruments(code, kind, board, tick, lot, step, t0):
     ('600519.XSHG', 'BUY', 100, None, True), ('600519.XSHG', 'BUY', 150, None, False),
     ('600519.XSHG', 'BUY', 99, None, False), ('600519.XSHG', 'BUY', 0, None, False),
     ('688001.XSHG', 'BUY', 200, None, True), ('688001.XSHG', 'BUY', 201, None, True),
-    ('688001.XSHG', 'BUY', 199, None, False), ('430047.BJ', 'BUY', 101, None, True),
+    ('688001.XSHG', 'BUY', 199, None, False), ('920002.BJ', 'BUY', 101, None, True),
     ('113050.XSHG', 'BUY', 10, None, True), ('113050.XSHG', 'BUY', 15, None, False),
     ('600519.XSHG', 'SELL', 150, 150, True), ('600519.XSHG', 'SELL', 50, 150, True),
     ('600519.XSHG', 'SELL', 100, 150, True), ('600519.XSHG', 'SELL', 30, 150, False),
@@ -67,7 +67,7 @@ def test_lots(code, side, amount, closeable, fine):
     assert fine or str(amount) in problem
 
 
-@given(st.sampled_from(['600519.XSHG', '688001.XSHG', '430047.BJ', '113050.XSHG']), st.integers(0, 10 ** 6))
+@given(st.sampled_from(['600519.XSHG', '688001.XSHG', '920002.BJ', '113050.XSHG']), st.integers(0, 10 ** 6))
 def test_round_lot_is_the_largest_order_not_above(code, amount):
     rounded, item = b.round_lot(code, amount), b.instrument(code)
     assert 0 <= rounded <= amount
@@ -78,7 +78,7 @@ def test_round_lot_is_the_largest_order_not_above(code, amount):
 
 @pytest.mark.parametrize('code, limit, market', [
     ('600519.XSHG', 1000000, 1000000), ('000001.XSHE', 1000000, 1000000), ('688001.XSHG', 100000, 50000),
-    ('300750.XSHE', 300000, 150000), ('430047.BJ', 1000000, 1000000), ('510300.XSHG', 1000000, 1000000)])
+    ('300750.XSHE', 300000, 150000), ('920002.BJ', 1000000, 1000000), ('510300.XSHG', 1000000, 1000000)])
 def test_the_largest_order(code, limit, market):
     for style, most in (('limit', limit), ('market', market)):
         assert b.lot_problem(code, 'BUY', most, style=style) is None
@@ -98,7 +98,7 @@ def test_first_days_without_limits(code, listed, days, free):
     assert b.starts_without_limits(code, listed, days) is free
 
 
-@pytest.mark.parametrize('code, ends', [('600519.XSHG', (14, 57)), ('000001.XSHE', (14, 57)), ('430047.BJ', (14, 57)),
+@pytest.mark.parametrize('code, ends', [('600519.XSHG', (14, 57)), ('000001.XSHE', (14, 57)), ('920002.BJ', (14, 57)),
                                         ('123001.XSHE', (14, 57)), ('113050.XSHG', (15, 0))])
 def test_continuous_trading(code, ends):
     def open_at(hour, minute, second=0):
@@ -140,7 +140,7 @@ def test_prices_off_the_tick(price, tick):
     ('300750.XSHE', 10.00, date(2020, 8, 24), False, 12.00, 8.00),
     ('688001.XSHG', 33.33, TODAY, False, 40.00, 26.66),    # 39.996, 26.664
     ('688001.XSHG', 10.00, TODAY, True, 12.00, 8.00),
-    ('430047.BJ', 10.00, TODAY, False, 13.00, 7.00),
+    ('920002.BJ', 10.00, TODAY, False, 13.00, 7.00),
     ('510050.XSHG', 2.345, TODAY, False, 2.580, 2.111),    # 2.5795, 2.1105 half up
     ('588000.XSHG', 1.000, TODAY, False, 1.200, 0.800),
     ('589010.XSHG', 1.000, TODAY, False, 1.200, 0.800),
@@ -170,7 +170,7 @@ def test_limits_lie_around_the_previous_close_on_the_tick(cents):
     ('600519.XSHG', 'BUY', 3.00, 3.10), ('600519.XSHG', 'SELL', 3.00, 2.90),      # ten ticks are more than 2 %
     # the cage ends at 33.9966, down to the tick, and 32.6634, up to it
     ('600519.XSHG', 'BUY', 33.33, 33.99), ('600519.XSHG', 'SELL', 33.33, 32.67),
-    ('600519.XSHG', 'SELL', 0.05, 0.01), ('430047.BJ', 'BUY', 10.00, 10.50), ('430047.BJ', 'SELL', 10.00, 9.50),
+    ('600519.XSHG', 'SELL', 0.05, 0.01), ('920002.BJ', 'BUY', 10.00, 10.50), ('920002.BJ', 'SELL', 10.00, 9.50),
     ('113050.XSHG', 'BUY', 100.0, 110.0), ('113050.XSHG', 'SELL', 100.0, 90.0),
     ('510050.XSHG', 'BUY', 2.5, None), ('600519.XSHG', 'BUY', None, None), ('600519.XSHG', 'BUY', 0, None),
     ('600519.XSHG', 'BUY', float('nan'), None)])
@@ -227,12 +227,11 @@ def test_a_day_has_240_bars_labelled_by_their_end():
     assert [b.BAR_MINUTES[i] for i in (0, 119, 120, 239)] == [571, 690, 781, 900]
 
 
-@pytest.mark.parametrize('code', ['600000.XSHG', '510300.XSHG', '300750.XSHE', '430047.BJ', '113052.XSHG',
-                                  '000300.XSHG'])
+@pytest.mark.parametrize('code', ['600000.XSHG', '510300.XSHG', '300750.XSHE', '920002.BJ', '113052.XSHG'])
 @pytest.mark.parametrize('st', [False, True])
 def test_limits_counted_in_ticks_are_those_of_decimals(code, st):
-    day, tick = date(2025, 8, 5), b.instrument(code).tick
-    percent = b.limit_percent(code, day, st)
-    for pre_close in (0.01, 0.05, 1.005, 2.675, 3.333, 9.99, 10.0, 123.456):
-        expected = (None, None) if percent is None else b._limits_off_tick(pre_close, percent, tick)
-        assert b.price_limits(code, pre_close, day, st) == expected
+    day, per_yuan = date(2025, 8, 5), b.ticks_per_yuan(code)
+    band = b.limit_band(code, day, st)
+    for pre_close in (0.01, 0.12, 2.67, 3.33, 9.99, 10.0, 123.45):
+        counted = b.limit_ticks(code, int(round(pre_close * per_yuan)), band)
+        assert tuple(limit / per_yuan for limit in counted) == b._limits_off_tick(code, pre_close, band)
