@@ -855,6 +855,37 @@ class StopSignal:
         return self.reason is not None or wait_for_socket(self._read, timeout_s) or self.reason is not None
 
 
+class Interrupts:
+    """Ctrl-C in a `with`: from hold() on the first one is only `kept`, the next one interrupts as ever.
+
+    Outside the main thread, and where somebody else has taken Ctrl-C, all stays as it is.
+    """
+
+    def __init__(self):
+        self.kept, self._held, self._taken = False, False, False
+
+    def hold(self):
+        """What comes now must not be cut short."""
+        self._held = True
+
+    def __enter__(self):
+        is_main = threading.current_thread() is threading.main_thread()
+        self._taken = is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if self._taken:
+            signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def _handle(self, number, frame):
+        """Between any two steps of the main thread: it may neither print nor wait."""
+        if self.kept or not self._held:
+            raise KeyboardInterrupt
+        self.kept = True
+
+    def __exit__(self, *error):
+        if self._taken:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 # ======================================================================================================
 # 3. ERRORS - one tree; a stable English code, a Chinese message, a remedy
 # ======================================================================================================

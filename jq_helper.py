@@ -73,7 +73,7 @@ from time import monotonic
 from bullet_qmt import (
     BAR_MINUTES, BEIJING, FINAL_STATUSES, BadRequest, BulletError, Clock, ConfigError, ConnectionLost, LazyModule,
     DataUnavailable, LocalConnection, NotSupported, OrderNotFound, OrderRejected, OrderStateUnknown, ProtocolError,
-    RUNS, RemoteQmtBroker, RemoteQmtProvider, SecurityNotFound, ShortConnection, account_overview, as_shown,
+    RUNS, Interrupts, RemoteQmtBroker, RemoteQmtProvider, SecurityNotFound, ShortConnection, account_overview, as_shown,
     bars_elapsed, brief, calendar_groups, check_span, has_panel, numbers_are_labels, sync_directory, ways,
     check_choice, check_flag, check_moment, check_number, check_text, check_whole, combine, connect, factor_at,
     factor_ranges, format_table, from_ms, instrument, load_settings, lot_problem, normalize_code, normalize_codes,
@@ -3971,12 +3971,13 @@ class BacktestRun:
     """A strategy through a span of trade days. run() may be ended by Ctrl-C: then finished is False.
 
     day_rows: [(date, equity, capital, cash, positions value)]. position_rows: [(date, security, amount, avg_cost,
-    price)]. progress(done, total, day, equity) is called after each day.
+    price)]. progress(done, total, day, equity) is called after each day, ended() when nothing is left to interrupt.
     """
 
     def __init__(self, strategy, provider, start, end, cash, frequency, params=None, today=None, on_error='stop',
-                 write=lambda line: None, progress=lambda *figures: None):
+                 write=lambda line: None, progress=lambda *figures: None, ended=lambda: None):
         self.store, self._cash, self._progress = BarStore(provider, start, end, today or end), cash, progress
+        self._ended = ended
         self.days = self.store.days[self.store.start_row:self.store.last_row + 1]
         if not self.days:
             raise ConfigError('%s 到 %s 没有交易日的行情' % (start, end), _nearest_days(self.store.days, start, end))
@@ -4000,9 +4001,12 @@ class BacktestRun:
                     self._run_day(day)
                     self._progress(number, len(self.days), day, self.day_rows[-1][1])
                 self.session.end()
+                self._ended()
                 self.finished = True
             except KeyboardInterrupt:
                 self.session.messages.append('回测被 Ctrl-C 打断')
+            finally:
+                self._ended()
         self._note_missing_minutes()
 
     def _run_day(self, day):
@@ -7404,14 +7408,14 @@ def opened_provider(source='qmt-remote', config=None):
 
 
 def backtest(path, start, end, cash=1000000, frequency='day', benchmark=None, provider='qmt-remote', params=None,
-             on_error='stop', write=None, progress=lambda *figures: None, config=None):
+             on_error='stop', write=None, progress=lambda *figures: None, config=None, ended=lambda: None):
     """Runs a JoinQuant strategy over past trade days; a BacktestResult.
 
     path: the strategy's file, or a StrategyFile. start, end: dates, both included. frequency 'day' or 'minute'.
     benchmark: a code, before the strategy's own choice. provider, config: see opened_provider(). params: dict, put into
     `g` before initialize and in place of the module's constants of the same names. on_error 'stop' or 'continue'.
     write(line): the log's lines. progress(done, total, day, equity): after each day. Ctrl-C ends the run early:
-    finished is False then.
+    finished is False then. ended(): the run is over, and what it came to is gathered from now on.
     Raises StrategyError; ConfigError where nothing was started; other BulletErrors. What ended a run that was under way
     has a `result`, that of the days before.
     """
@@ -7421,7 +7425,7 @@ def backtest(path, start, end, cash=1000000, frequency='day', benchmark=None, pr
     doubts = strategy.check_params(params)
     with opened_provider(provider, config) as source:
         run = BacktestRun(strategy, source, start, end, cash, frequency, params, _beijing_today(), on_error,
-                          write or (lambda line: None), progress)
+                          write or (lambda line: None), progress, ended)
         run.session.messages += doubts
         _load_benchmark(run, chosen)
         try:
@@ -7666,10 +7670,11 @@ def run_backtest_command(order, screen):
     Raises BulletError: before the run, or once what was run of it is shown and written.
     """
     names, failure = [name + '.csv' for name in CSV_NAMES] * order.csv + ['report.html'] * order.html, None
-    with _output_directory(order, names, screen.say) as directory:
+    with _output_directory(order, names, screen.say) as directory, _whole_results(screen.say) as interrupts:
         try:
             result = backtest(order.path, order.start, order.end, order.cash, order.frequency, order.benchmark,
-                              order.provider, order.params, order.on_error, screen.line, screen.progress, order.config)
+                              order.provider, order.params, order.on_error, screen.line, screen.progress, order.config,
+                              interrupts.hold)
         except (StrategyError, BulletError) as error:
             failure, result = error, getattr(error, 'result', None)
             if result is None:
@@ -7685,6 +7690,15 @@ def run_backtest_command(order, screen):
     if isinstance(failure, BulletError):
         raise failure
     return 1 if failure is not None or not written else 0 if result.finished else 130
+
+
+@contextlib.contextmanager
+def _whole_results(say):
+    """From hold() on the first Ctrl-C does not keep anything from being written, and is told then."""
+    with Interrupts() as interrupts:
+        yield interrupts
+        if interrupts.kept:
+            say('写结果时按的 Ctrl-C 没有打断它：结果是写全了的')
 
 
 # -- grid ----------------------------------------------------------------------------------------------------------
@@ -7737,7 +7751,8 @@ def run_grid_command(order, points, screen, dask=None):
     strategy = StrategyFile(order.path)
     _check_grid(order, points, strategy, dask)
     names = ['grid.csv'] * order.csv
-    with _output_directory(order, names, screen.say) as directory, _grid_executor(dask) as (executor, stop):
+    with _output_directory(order, names, screen.say) as directory, _grid_executor(dask) as (executor, stop), \
+            _whole_results(screen.say) as interrupts:
         done, code = OrderedDict(), 0
         screen.say('参数扫描：%d 组，每完成一组显示一行' % len(points))
         try:
@@ -7747,6 +7762,7 @@ def run_grid_command(order, points, screen, dask=None):
         except KeyboardInterrupt:
             code = 130
             _end_points(stop)
+        interrupts.hold()
         rows = [(points[number], done[number]) for number in sorted(done, key=lambda number: _grid_rank(done[number]))]
         if not rows:
             screen.say('没有走完：%d 组里一组也没有完成' % len(points))

@@ -3,8 +3,10 @@ import csv
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import _thread
 
 import pytest
 
@@ -271,6 +273,35 @@ def test_ctrl_c_leaves_a_report(capsys, tmp_path):
     code, out, _ = run(capsys, path, '--output', 'here', *SPAN)
     assert code == bq.Exit.INTERRUPTED and 'Ctrl-C' in out and os.path.exists('here/report.html')
     assert rows_of('here/daily_records.csv')[-1]['date'] == '2018-01-31'
+
+
+@pytest.mark.parametrize('moment, names', [('compute_metrics', ()), ('write_html', ()), ('_benchmark_of', ()),
+                                           ('_show_grid', ('--grid', 'N=1,2'))])
+def test_ctrl_c_after_the_run_leaves_the_results_whole(capsys, tmp_path, monkeypatch, moment, names):
+    """Whatever is computed or written then; all days are there and the exit code is that of a whole run."""
+    path, real = written(tmp_path, 'N = 1\ndef handle_data(context, data):\n    pass\n'), getattr(jq, moment)
+
+    def interrupted(*args, **how):
+        _thread.interrupt_main()
+        return real(*args, **how)
+    monkeypatch.setattr(jq, moment, interrupted)
+    code, out, _ = run(capsys, path, '--output', 'here', *(SPAN + list(names)))
+    assert code == 0 and '没有打断它' in out and '被打断' not in out
+    if names:
+        assert sorted(row['N'] for row in rows_of('here/grid.csv')) == ['1', '2']
+    else:
+        assert rows_of('here/daily_records.csv')[-1]['date'] == '2018-03-30' and os.path.exists('here/report.html')
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_second_ctrl_c_after_the_run_ends_the_command(capsys, tmp_path, monkeypatch):
+    def interrupted(*args):
+        _thread.interrupt_main()
+        _thread.interrupt_main()
+    path = written(tmp_path, 'def handle_data(context, data):\n    pass\n')
+    monkeypatch.setattr(jq, 'compute_metrics', lambda result: [interrupted() for _ in range(1000)])
+    assert run(capsys, path, '--output', 'here', *SPAN)[0] == bq.Exit.INTERRUPTED
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 # -- progress ------------------------------------------------------------------------------------------------------
