@@ -13620,59 +13620,75 @@ def run_env(args):
 def run_doctor(args):
     """Each step that a connection takes, with the remedy for the first that fails."""
     with _client(args) as (settings, connection):
-        steps = [('端口可达', lambda: _check_port(connection.endpoint)),
-                 ('TLS' if settings.tls_cert else '明文连接', lambda: _check_tls(connection.endpoint)),
-                 ('口令与协议', lambda: _check_login(connection.endpoint)),
-                 ('服务', lambda: _check_health(connection)),
-                 ('账户', lambda: _check_account(settings, connection)),
-                 ('延迟', lambda: _check_latency(settings))]
+        left_s = _time_left(DOCTOR_S)
+        steps = [('端口可达', lambda: _check_port(connection.endpoint, left_s())),
+                 ('TLS' if settings.tls_cert else '明文连接', lambda: _check_tls(connection.endpoint, left_s())),
+                 ('口令与协议', lambda: _check_login(connection.endpoint, left_s(LOGIN_STEP_S))),
+                 ('服务', lambda: _check_health(connection, left_s())),
+                 ('账户', lambda: _check_account(settings, connection, left_s())),
+                 ('延迟', lambda: _check_latency(settings, left_s))]
         print('检查 %s' % connection.endpoint)
         for title, check in steps:
             try:
                 print('  [正常] %s：%s' % (title, check()))
             except BulletError as error:
                 print('  [失败] %s：%s' % (title, error.message))
+                error.hint = error.hint or SILENCE_REMEDY
                 raise
     return Exit.OK
 
 
-def _check_port(endpoint):
-    endpoint.open_socket().close()
+# All steps together, and each of them; the login, where a wrong token may have to wait. Silence is a finding, too.
+DOCTOR_S, STEP_S, LOGIN_STEP_S = 14.0, 5.0, 8.0
+SILENCE_REMEDY = ('服务端接受了登录却不回答：看运行它的窗口是不是停住了（按过 Ctrl-S 就按 Ctrl-Q；Windows 上点过窗口就按回车），'
+                  'QMT 终端是不是没有响应或在等人点对话框；看它的日志停在哪里，仍没有回答就重启服务端')
+
+
+def _time_left(total_s):
+    """(most seconds) -> seconds for the next step."""
+    end = time.monotonic() + total_s
+    return lambda most_s=STEP_S: max(0.05, min(most_s, end - time.monotonic()))
+
+
+def _check_port(endpoint, timeout_s):
+    endpoint.open_socket(timeout_s).close()
     return '%s:%s 已连通' % (endpoint.host, endpoint.port)
 
 
-def _check_tls(endpoint):
-    sock = endpoint.secure(endpoint.open_socket())
+def _check_tls(endpoint, timeout_s):
+    sock = endpoint.secure(endpoint.open_socket(timeout_s), timeout_s)
     name = sock.version() if isinstance(sock, ssl.SSLSocket) else '没有加密；只应在本机或隧道内使用'
     sock.close()
     return name
 
 
-def _check_login(endpoint):
-    channel, ack = endpoint.dial()
+def _check_login(endpoint, timeout_s):
+    channel, ack = endpoint.dial(timeout_s)
     channel.close()
     return '登录成功，协议 %s，特性 %s' % (ack.get('protocol'), '、'.join(ack.get('features') or []))
 
 
-def _check_health(connection):
-    value = connection.request('admin.health')['value']
+def _check_health(connection, timeout_s):
+    value = connection.request('admin.health', timeout=timeout_s)['value']
     return '后端 %s，账户 %s，已运行 %d 秒' % (value.get('backend_type', '?'), '、'.join(value.get('accounts', [])),
                                      value.get('uptime_seconds', 0))
 
 
-def _check_account(settings, connection):
+def _check_account(settings, connection, timeout_s):
+    connection.request_timeout = timeout_s
     broker = RemoteQmtBroker(connection=connection, config={'account_key': settings.account_key,
                                                             'sub_account_id': settings.sub_account})
     info = broker.get_account_info()
     return '%s 总资产 %s' % (info['account_id'], '{:,.2f}'.format(info['total_value']))
 
 
-def _check_latency(settings):
-    with RemoteQmtConnection(settings.host, settings.port, settings.token, settings.tls_cert) as connection:
+def _check_latency(settings, left_s):
+    with RemoteQmtConnection(settings.host, settings.port, settings.token, settings.tls_cert,
+                             connect_timeout=left_s()) as connection:
         times = []
         for _ in range(9):
             start = time.perf_counter()
-            connection.request('admin.health')
+            connection.request('admin.health', timeout=left_s())
             times.append(time.perf_counter() - start)
     return '一次请求 %.2f 毫秒（9 次的中位数）' % (sorted(times)[4] * 1000)
 

@@ -13,7 +13,7 @@ from datetime import datetime
 import pytest
 
 import bullet_qmt as bq
-from tests.base import TOKEN, server_settings
+from tests.base import TOKEN, read_raw, send_raw, server_settings
 from tests.fakes import FakeClock
 
 CODE = '000001.XSHE'
@@ -357,6 +357,48 @@ def test_doctor_without_a_broker(capsys):
         code = bq.main(['doctor', '--port', str(server.address[1]), '--token', TOKEN])
     out, err = capsys.readouterr()
     assert code == bq.Exit.FAILED and '[失败] 账户' in out and '--disable-broker' in err
+
+
+@contextlib.contextmanager
+def mute_server(logs_in):
+    """A port that takes every connection and says nothing, or nothing after the login."""
+    ended, held = threading.Event(), []
+
+    def serve():
+        while not ended.is_set():
+            sock, _ = listener.accept()
+            held.append(sock)
+            if logs_in and read_raw(sock) is not None:
+                send_raw(sock, {'type': 'handshake_ack', 'protocol': 1, 'features': []})
+    with contextlib.closing(socket.socket()) as listener:
+        listener.bind(('127.0.0.1', 0))
+        listener.listen(16)
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        ended.set()
+        with contextlib.closing(socket.create_connection(listener.getsockname())) as last:
+            last.shutdown(socket.SHUT_WR)
+            thread.join(20)
+    for sock in held:
+        sock.close()
+
+
+@pytest.mark.parametrize('logs_in, step, told', [(False, '口令与协议', '检查端口'), (True, '服务', 'Ctrl-Q')])
+def test_doctor_does_not_wait_for_a_server_that_says_nothing(run, monkeypatch, logs_in, step, told):
+    monkeypatch.setattr(bq, 'DOCTOR_S', 0.5)
+    with mute_server(logs_in) as port:
+        code, out, err = run('doctor', port=port)
+    assert code == bq.Exit.UNREACHABLE and '[失败] ' + step in out and '建议：' in err and told in err
+
+
+def test_all_that_doctor_may_wait_for_is_fifteen_seconds(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(bq.time, 'monotonic', lambda: now[0])
+    left_s = bq._time_left(bq.DOCTOR_S)
+    for most in [bq.STEP_S, bq.STEP_S, bq.LOGIN_STEP_S] + 11 * [bq.STEP_S]:
+        now[0] += left_s(most)
+    assert now[0] - 1000.0 < 15
 
 
 # -- the server command --------------------------------------------------------------------------------------
