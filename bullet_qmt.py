@@ -42,7 +42,8 @@ Errors, all BulletError with code, message, hint, retryable:
     BadRequest              UnknownAction SecurityNotFound AccountNotFound OrderNotFound IdempotencyConflict
                             SubscriptionLimit
     NotSupported            ServiceDisabled
-    DataUnavailable, OrderRejected, QmtUnavailable, ServerBusy, JournalError, InternalError
+    DataUnavailable, OrderRejected, QmtUnavailable, JournalError, InternalError
+    ServerBusy              IdempotencyCacheFull
     AuthFailed              AuthThrottled
     ProtocolError           FrameTooLarge
     ConnectionLost          TlsError
@@ -889,8 +890,8 @@ class Interrupts:
 # ======================================================================================================
 # 3. ERRORS - one tree; a stable English code, a Chinese message, a remedy
 # ======================================================================================================
-class BulletError(Exception):
-    """Base of every error of this toolkit.
+class BulletError(RuntimeError):
+    """Base of every error of this toolkit; a RuntimeError, which is what programs for other remote brokers catch.
 
     code:        stable English identifier, the same on the wire and in Python.
     message:     what was wrong and what was expected, in Chinese.
@@ -960,6 +961,9 @@ FrameTooLarge = _error('FrameTooLarge', 'FRAME_TOO_LARGE', 'A frame is above the
 ConnectionLost = _error('ConnectionLost', 'CONNECTION_LOST', 'The connection failed or was closed.', retryable=True)
 TlsError = _error('TlsError', 'TLS_FAILED', 'The TLS handshake failed.', ConnectionLost, retryable=False)
 RequestTimeout = _error('RequestTimeout', 'REQUEST_TIMEOUT', 'No answer in time.', retryable=True)
+IdempotencyCacheFull = _error('IdempotencyCacheFull', 'IDEMPOTENCY_CACHE_FULL',
+                              'A server of another kind can remember no more keys; nothing was done.', ServerBusy,
+                              retryable=False)
 JournalError = _error('JournalError', 'JOURNAL_FAILED', 'The journal cannot be written; nothing was sent.',
                       broker_called=False)
 InternalError = _error('InternalError', 'INTERNAL_ERROR', 'An unexpected failure; the log has the details.')
@@ -2004,6 +2008,14 @@ STATUS_RAW = {'new': 48, 'submitted': 49, 'open': 50, 'canceling': 51, 'partly_c
               'filling': 55, 'filled': 56, 'rejected': 57, 'submit_unknown': 255}
 FINAL_STATUSES = frozenset(['partly_canceled', 'filled', 'canceled', 'rejected'])
 SIDES = {'BUY': 23, 'SELL': 24}
+# Names of other servers for the same.
+_STATUS_SPELLINGS = {'cancelled': 'canceled', 'partly_cancelled': 'partly_canceled', 'partly_filled': 'filling',
+                     'partly_canceling': 'canceling', 'failed': 'rejected', 'error': 'rejected'}
+
+
+def plain_status(value):
+    """An order's status under our name; what is no text gives ''."""
+    return _STATUS_SPELLINGS.get(value, value) if isinstance(value, str) else ''
 
 
 class Record:
@@ -10228,8 +10240,12 @@ def _unsubscribe(service, payload, caller):
 
 
 def _subscribe_events(service, payload, caller):
-    """The session hears orders, trades and account figures; first those after `after`. gap: not all of these."""
-    named, session = caller.with_defaults({}), caller.session
+    """The session hears orders, trades and account figures; first those after `after`. gap: not all of these.
+
+    Those of the account and sub-account that the payload names, or else the login; of all, where neither names any.
+    """
+    named = {name: payload[name] for name in ('account_key', 'sub_account_id') if payload.get(name) is not None}
+    named, session = caller.with_defaults(named), caller.session
     route = service.desk.accounts.route(**named) if named else None
     after = payload.get('after')
     if after is not None:
@@ -11376,15 +11392,18 @@ WRITE_MARGIN_S = 30.0       # what a write may take beside waiting for its outco
 class Endpoint:
     """Where a server is and how to get in: dial() gives a logged-in channel.
 
-    clock_skew_s: see BaseConnection; measured by each login.
+    account_key, sub_account_id: whose the session is, None for nobody's. clock_skew_s: see BaseConnection; measured by
+    each login.
     """
 
-    def __init__(self, host, port, token, tls_cert=None, connect_timeout=10.0, clock=None):
+    def __init__(self, host, port, token, tls_cert=None, connect_timeout=10.0, clock=None, account_key=None,
+                 sub_account_id=None):
         if not isinstance(token, str) or not token:
             raise ConfigError('缺少口令', '给出 ' + ways('token'))
         self.host, self.port, self.tls_cert, self.connect_timeout = host, int(port), tls_cert, connect_timeout
         self._token, self.is_far = token, False
         self._clock, self._compared, self.clock_skew_error_s = clock or Clock(), None, None
+        self._named = _given_values(account_key=account_key, sub_account_id=sub_account_id)
         self._tls = self._tls_context() if tls_cert else None
 
     def __repr__(self):
@@ -11402,8 +11421,8 @@ class Endpoint:
         channel = Channel(self.secure(self.open_socket(timeout_s), timeout_s), decode=decode_lenient)
         try:
             begun = time.perf_counter()
-            channel.write_frame({'type': 'handshake', 'token': self._token, 'protocol': PROTOCOL,
-                                 'features': CLIENT_FEATURES})
+            channel.write_frame(dict(self._named, type='handshake', token=self._token, protocol=PROTOCOL,
+                                     features=CLIENT_FEATURES))
             ack = self._read_ack(channel, timeout_s)
             round_trip_s = time.perf_counter() - begun
             self._compare_clocks(ack.get('server_time'), round_trip_s)
@@ -11524,14 +11543,35 @@ def new_key(prefix):
     return '%s-%s' % (prefix, secrets.token_urlsafe(16))
 
 
+_WRITE_KEY = re.compile(r'[A-Za-z0-9][A-Za-z0-9._:@/+-]{0,254}')
+
+
+def check_write_key(key):
+    """A key that servers of every kind keep as it is. An empty one is somebody's mistake."""
+    if not isinstance(key, str) or not _WRITE_KEY.fullmatch(key):
+        raise BadRequest('idempotency_key 不能用：%s，没有发出' % brief(key),
+                         '1 到 255 个英文字母、数字和 . _ : @ / + -，以字母或数字开头；或完全不给，由程序生成', broker_called=False)
+    return key
+
+
 def _with_key(action, payload):
-    """A write always carries a key: without one it could never be asked about. An empty one is somebody's mistake."""
-    key = payload.get('idempotency_key')
-    if action in WRITES and isinstance(key, str) and not key.strip():
-        raise BadRequest('idempotency_key 是空的，没有发出', '给出一个 key，或完全不给，由程序生成', broker_called=False)
-    if action in WRITES and key is None:
+    """A write always carries a key: without one it could never be asked about."""
+    if action not in WRITES:
+        return payload
+    if payload.get('idempotency_key') is None:
         return dict(payload, idempotency_key=new_key(WRITES[action]))
+    check_write_key(payload['idempotency_key'])
     return payload
+
+
+# What changes an order's meaning and is passed over in silence by servers of other kinds.
+_OWN_ORDER_WORDS = ('valid_until', 'market_type')
+
+
+def _unknown_words(payload):
+    style = payload.get('style')
+    places = [payload, style if isinstance(style, dict) else {}]
+    return [word for word in _OWN_ORDER_WORDS if any(place.get(word) is not None for place in places)]
 
 
 def _given_values(**values):
@@ -11575,15 +11615,20 @@ class _Call:
             raise BadRequest('请求里有不能发送的值：%s' % brief(str(error)), '数值不能是 NaN 或无穷大')
 
     def about_to_send(self, journal):
-        """Whether it may be sent to a server with this journal. Call before each attempt.
+        """The error if it must not be sent to a server with this journal, else None. Call before each attempt.
 
         A write is repeated only to the journal that keeps its key; another server, one that restarted without
-        its journal, or one that has none could carry it out twice.
+        its journal, or one that has none could carry it out twice. One that has none is no server of this kind, and
+        gets no order with a word that it would pass over.
         """
         if self.action in WRITES and self.sent and (journal is None or journal != self.journal):
-            return False
+            return self.lost('连接中断')
+        words = _unknown_words(self.payload) if self.action == 'broker.place_order' and journal is None else ()
+        if words:
+            return NotSupported('这个服务端不是 bullet-qmt 的，不认识 %s，会不理会它照样下单；没有发出' % '、'.join(words),
+                                '去掉它，或换成 bullet-qmt 的服务端')
         self.sent, self.doubt, self.journal = True, self.sent, journal  # see not_sent
-        return True
+        return None
 
     def not_sent(self):
         """After about_to_send: it was not sent after all."""
@@ -11648,8 +11693,10 @@ class _Call:
             return RequestTimeout('%s：%s 没有得到回答' % (reason, self.action), '检查网络与服务端')
         if not self.sent:
             return ConnectionLost('%s：%s 没有发出' % (reason, self.action), '检查网络与服务端', broker_called=False)
-        return OrderStateUnknown('%s：没有确定的结果，状态未知' % reason, '不要换 key 重发；用同一 idempotency_key 查询',
-                                 idempotency_key=self.payload['idempotency_key'])
+        hint = '不要换 key 重发；用同一 idempotency_key 查询'
+        if self.journal is None:
+            hint += '，也不要用同一 key 重发：这个服务端可能已经忘了它'
+        return OrderStateUnknown('%s：没有确定的结果，状态未知' % reason, hint, idempotency_key=self.payload['idempotency_key'])
 
     def verdict(self, error):
         """What an error means to the caller: of a write that may have been done, only a refusal of it is final.
@@ -11785,6 +11832,8 @@ class BaseConnection:
     """
 
     endpoint = None
+    ack = {}  # what the server said of itself at the newest login
+    _vouched = frozenset()
 
     @property
     def clock_skew_s(self):
@@ -11814,6 +11863,38 @@ class BaseConnection:
         if changes_account(action, payload):
             RUNS.refuse(connection=self)
 
+    def login(self):
+        """Makes sure that `ack` is known."""
+
+    def check_account(self, account_key=None, sub_account_id=None):
+        """Raises AccountNotFound where the server would take an account that it does not know for its first one.
+
+        A server of this kind refuses that by itself. Others are asked once for each name.
+        """
+        named = _given_values(account_key=account_key, sub_account_id=sub_account_id)
+        if not named or self.ack.get('journal_id') is not None or (account_key, sub_account_id) in self._vouched:
+            return
+        self.login()
+        if self.ack.get('journal_id') is None:
+            self._check_foreign_account(named)
+        self._vouched = self._vouched | {(account_key, sub_account_id)}
+
+    def _check_foreign_account(self, named):
+        sub, _, parent = named.get('sub_account_id', '').partition('@')
+        for key in filter(None, [named.get('account_key'), parent]):
+            known = value_of(self.request('admin.health'), '服务端状态').get('accounts')
+            if key not in (known if isinstance(known, list) else []) and key != 'default':
+                raise _no_such_account('账户', key)
+        if not sub:
+            return
+        answer = dict_of(self.request('broker.account', named), '账户资金')
+        if answer.get('sub_account_id') != sub:
+            raise _no_such_account('子账户', sub)
+        for key in filter(None, [named.get('account_key'), parent]):
+            whole = self.request('broker.account', {'account_key': key})
+            if value_of(whole, '账户资金').get('account_id') != value_of(answer, '账户资金').get('account_id'):
+                raise AccountNotFound('子账户 %s 不属于账户 %s' % (brief(sub), brief(key)), '没有发出任何委托；核对服务端的配置')
+
     def subscribe(self, key, symbols):
         raise NotSupported('这种连接不接收推送', '用 RemoteQmtConnection')
 
@@ -11823,8 +11904,46 @@ class BaseConnection:
     def add_event_listener(self, event, listener):
         raise NotSupported('这种连接不接收推送', '用 RemoteQmtConnection')
 
-    def follow_orders(self, after=None):
+    def follow_orders(self, after=None, account_key=None, sub_account_id=None):
         raise NotSupported('这种连接不接收推送', '用 RemoteQmtConnection')
+
+
+def _no_such_account(what, name):
+    return AccountNotFound('服务端没有%s %s，会用它的第一个账户代替' % (what, brief(name)), '没有发出任何委托；核对名称和服务端的配置')
+
+
+# -- answers: what another program says may be anything ------------------------------------------------------------
+def odd_answer(what):
+    return ProtocolError('服务端没有给出%s' % what, '不能当作没有%s；核对服务端的版本和日志' % what)
+
+
+def dict_of(answer, what):
+    """The answer, which must be a dict."""
+    if not isinstance(answer, dict):
+        raise odd_answer(what)
+    return answer
+
+
+def value_of(answer, what):
+    """The dict that an answer holds as `value`, or is itself."""
+    answer = dict_of(answer, what)
+    return dict_of(answer['value'], what) if answer.get('value') is not None else answer
+
+
+def rows_of(answer, what):
+    """The answer, which must be a list of dicts."""
+    if not isinstance(answer, list) or not all(isinstance(row, dict) for row in answer):
+        raise odd_answer(what)
+    return answer
+
+
+def list_in(answer, what, *names):
+    """The list that an answer holds under the first of these names that is there."""
+    answer = dict_of(answer, what)
+    values = next((answer[name] for name in names if answer.get(name) is not None), None)
+    if not isinstance(values, list):
+        raise odd_answer(what)
+    return values
 
 
 class PushingConnection(BaseConnection):
@@ -11895,7 +12014,8 @@ class RemoteQmtConnection(PushingConnection):
     start() connects or raises; afterwards a lost connection is made again, subscriptions with it, and calls that
     wait are sent again: reads always, writes only to the server whose journal knows their key. A call fails when
     its own timeout is over. Events go to listeners in a thread of their own. compress: whether long answers are packed:
-    'auto' off this machine, 'always', 'never'.
+    'auto' off this machine, 'always', 'never'. account_key, sub_account_id: whose the session is. Calls that name no
+    account are that one's; with a sub-account none can leave it.
 
     One thread reads at a time: the first of the callers that wait, which then needs nobody to wake it, and passes the
     turn to the next; where none waits, the keeper's thread, which leaves the turn to callers as long as they are busy.
@@ -11904,11 +12024,12 @@ class RemoteQmtConnection(PushingConnection):
     PARK_S = 0.002  # how long after a call the keeper leaves the reading to the next one
 
     def __init__(self, host, port, token, tls_cert=None, request_timeout=60.0, connect_timeout=10.0,
-                 heartbeat_s=None, backoff_s=(0.2, 30.0), tls_enabled=None, compress='auto', clock=None):
+                 heartbeat_s=None, backoff_s=(0.2, 30.0), tls_enabled=None, compress='auto', clock=None,
+                 account_key=None, sub_account_id=None):
         super().__init__('%s:%s' % (host, port))
         if tls_enabled and not tls_cert:
             raise ConfigError('TLS 需要 tls_cert', '把服务端的证书文件拷到本机，用 tls_cert 指向它')
-        self.endpoint = Endpoint(host, port, token, tls_cert, connect_timeout, clock)
+        self.endpoint = Endpoint(host, port, token, tls_cert, connect_timeout, clock, account_key, sub_account_id)
         self.compress = check_compress(compress)
         self.request_timeout, self._heartbeat_s, self._backoff = request_timeout, heartbeat_s, backoff_s
         self.ack = {}
@@ -11918,7 +12039,7 @@ class RemoteQmtConnection(PushingConnection):
         self._reader, self._last_active, self._keeper_waits = None, 0.0, False
         self._stop, self._thread, self._starting = threading.Event(), None, threading.Lock()
         self._retry_at = None  # when the subscriptions are to be asked for again; the keeper's own
-        self._follows, self.last_seq, self._pid = False, None, os.getpid()
+        self._follows, self._followed_names, self.last_seq, self._pid = False, {}, None, os.getpid()
         self._refollow_at, self._refollows_after, self._next_ping = None, None, 0.0  # the keeper's own
 
     # -- for the caller ------------------------------------------------------------------------------------------
@@ -11972,20 +12093,30 @@ class RemoteQmtConnection(PushingConnection):
             with self._lock:
                 self._calls.pop(call.id, None)
 
-    def follow_orders(self, after=None):
+    def follow_orders(self, after=None, account_key=None, sub_account_id=None):
         """From now on orders, trades and account figures come as events 'order', 'trade', 'account', with `seq`.
 
         after: the number after which what was missed comes first; BadRequest for one who follows already. After a
         reconnect this goes on where it was. Where something may be missing (another journal, too long ago, too much),
         an event 'stream_gap' tells so. Gives the number after which they come.
+        account_key, sub_account_id: whose events; of all accounts that the login may see, if none is named, or if this
+        connection already follows another one: then whoever listens looks whose they are.
         """
         if ORDER_STREAM_FEATURE not in self.ack.get('features', ()):
             raise NotSupported('服务端没有回报流', '换成新的服务端，或轮询 get_orders')
         if self._follows and after is not None:
             raise BadRequest('这个连接已经在接收回报，不能再给 after', '新建一个连接，或不给 after')
-        if not self._follows:
-            self._followed(self.request('broker.subscribe_events', _given_values(after=after)), after)
+        named = _given_values(account_key=account_key, sub_account_id=sub_account_id)
+        if not self._follows or (self._followed_names and named != self._followed_names):
+            self._follow(named if not self._follows else {}, after)
         return self.last_seq
+
+    def _follow(self, named, after):
+        answer = self.request('broker.subscribe_events', _given_values(after=after, **named))
+        if not _is_count(dict_of(answer, '回报流的序号').get('seq')):
+            raise odd_answer('回报流的序号')
+        self._followed_names = named
+        self._followed(answer, after)
 
     def _followed(self, answer, after):
         """What the server says to one who follows from now on."""
@@ -12025,11 +12156,10 @@ class RemoteQmtConnection(PushingConnection):
         waited_for = self._calls.get(call.id) is call and not call.finished
         if channel is None or channel is not self._channel or call.channel is channel or not waited_for:
             return False
-        call.channel = channel
-        if call.about_to_send(self.ack.get('journal_id')):
-            return True
-        call.fail(call.lost('连接中断'))
-        return False
+        call.channel, error = channel, call.about_to_send(self.ack.get('journal_id'))
+        if error is not None:
+            call.fail(error)
+        return error is None
 
     def _write(self, channel, call):
         """A failed send only ends the channel: the keeper sends again on the next what may be."""
@@ -12246,7 +12376,7 @@ class RemoteQmtConnection(PushingConnection):
             self._note_progress(str(frame.get('id')), payload)
         elif event == 'tick' and isinstance(payload, dict):
             self._events.emit_ticks([payload])
-        elif isinstance(seq, int) and isinstance(payload, dict):
+        elif _is_count(seq) and isinstance(payload, dict):
             if self.last_seq is None or seq > self.last_seq:  # what was told already is not told again
                 self.last_seq = seq
                 self._events.emit(event, dict(payload, seq=seq))
@@ -12285,12 +12415,12 @@ class RemoteQmtConnection(PushingConnection):
         self._refollow_at, self._refollows_after = None, self.last_seq
         if self._follows:
             channel.write_frame({'id': _REFOLLOW, 'action': 'broker.subscribe_events',
-                                 'payload': {'after': self._refollows_after}})
+                                 'payload': dict(self._followed_names, after=self._refollows_after)})
 
     def _refollowed(self, kind, frame):
         """The answer to that: asked again if the server cannot now, told if it never will."""
         answer = frame.get('payload')
-        if kind == 'response' and isinstance(answer, dict) and isinstance(answer.get('seq'), int):
+        if kind == 'response' and isinstance(answer, dict) and _is_count(answer.get('seq')):
             self._followed(answer, self._refollows_after)
             return
         error = error_from_wire(frame)
@@ -12311,6 +12441,10 @@ class RemoteQmtConnection(PushingConnection):
         else:
             for symbol in self._wanted().values():
                 self._resubscribe(channel, [symbol], str(symbol))
+
+
+def _is_count(value):
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 _RESUBSCRIBE, _REFOLLOW = 'resubscribe:', 'refollow'
@@ -12344,14 +12478,15 @@ class ShortConnection(BaseConnection):
 
     A connection is kept for the next call, for KEEP_S: to log in costs more bytes and time than most calls do. A
     failed attempt is repeated up to `retries` times: reads always, writes only with their key to the server whose
-    journal knows it, error answers only if the server calls them retryable.
+    journal knows it, error answers only if the server calls them retryable. account_key, sub_account_id: as of
+    RemoteQmtConnection.
     """
 
     KEEP_S = 30.0  # the server gives up who is silent for twice as long
 
     def __init__(self, host, port, token, tls_cert=None, request_timeout=60.0, connect_timeout=10.0, retries=2,
-                 retry_interval=0.5, compress='auto', clock=None):
-        self.endpoint = Endpoint(host, port, token, tls_cert, connect_timeout, clock)
+                 retry_interval=0.5, compress='auto', clock=None, account_key=None, sub_account_id=None):
+        self.endpoint = Endpoint(host, port, token, tls_cert, connect_timeout, clock, account_key, sub_account_id)
         self.compress = check_compress(compress)
         self.request_timeout, self.retries, self.retry_interval = request_timeout, retries, retry_interval
         self._pause, self._lock = threading.Event(), threading.Lock()
@@ -12390,8 +12525,13 @@ class ShortConnection(BaseConnection):
                 return self._ask(kept[0], kept[1], call, deadline)
             except ConnectionLost as error:
                 LOG.info('与 %s 的连接已断开，重新连接：%s', self.endpoint, printable(error))
-        channel, ack = self.endpoint.dial(max(0.001, deadline - time.monotonic()))
-        return self._ask(channel, ack, call, deadline)
+        channel, self.ack = self.endpoint.dial(max(0.001, deadline - time.monotonic()))
+        return self._ask(channel, self.ack, call, deadline)
+
+    def login(self):
+        """One more round trip, before the first call."""
+        if not self.ack:
+            self.request('admin.health')
 
     def _ask(self, channel, ack, call, deadline):
         try:
@@ -12403,8 +12543,9 @@ class ShortConnection(BaseConnection):
         return call.result()
 
     def _exchange(self, channel, ack, call, deadline):
-        if not call.about_to_send(ack.get('journal_id')):
-            raise call.lost('连接中断')
+        error = call.about_to_send(ack.get('journal_id'))
+        if error is not None:
+            raise error
         if call.action == 'data.history' and self.endpoint.packs(self.compress):
             call.encode(compact=True)
         channel.write(call.data)
@@ -12473,7 +12614,7 @@ class LocalConnection(PushingConnection):
 
     def __init__(self, service):
         super().__init__('local')
-        self._service = service
+        self._service, self.ack = service, {'journal_id': service.desk.journal.id}
         service.hear(self, {})
 
     def request(self, action, payload=None, timeout=None, on_progress=None):
@@ -12500,8 +12641,9 @@ class LocalConnection(PushingConnection):
     def post_event(self, event, payload, seq=None):
         self._events.emit(event, payload if seq is None else dict(payload, seq=seq))
 
-    def follow_orders(self, after=None):
-        return self.request('broker.subscribe_events', _given_values(after=after))['seq']
+    def follow_orders(self, after=None, account_key=None, sub_account_id=None):
+        named = _given_values(after=after, account_key=account_key, sub_account_id=sub_account_id)
+        return self.request('broker.subscribe_events', named)['seq']
 
 
 # ======================================================================================================
@@ -12520,18 +12662,18 @@ def client_settings(config=None, **given):
 _CONFIG_NAMES = {'sub_account_id': 'sub_account'}
 
 
-def connect(host=None, port=None, token=None, tls_cert=None, rpc_timeout=None, compress=None, clock=None):
+def connect(host=None, port=None, token=None, tls_cert=None, rpc_timeout=None, compress=None, **options):
     """A started RemoteQmtConnection; what is not given comes from QMT_SERVER_* in the environment or .env.
 
-    clock: whose time clock_skew_s compares with the server's; the machine's if not given.
+    options: clock, account_key, sub_account_id as of RemoteQmtConnection; nobody's session, if no account is given.
     """
     return _connected(client_settings(host=host, port=port, token=token, tls_cert=tls_cert, rpc_timeout=rpc_timeout,
-                                      compress=compress), clock)
+                                      compress=compress), **options)
 
 
-def _connected(settings, clock=None):
+def _connected(settings, **options):
     return RemoteQmtConnection(settings.host, settings.port, settings.token, settings.tls_cert,
-                               request_timeout=settings.rpc_timeout, compress=settings.compress, clock=clock).start()
+                               request_timeout=settings.rpc_timeout, compress=settings.compress, **options).start()
 
 
 class SecurityInfo(dict):
@@ -12585,7 +12727,7 @@ class RemoteQmtProvider:
     def get_trade_days(self, start_date=None, end_date=None, count=None):
         """List of datetime.date, both ends included."""
         answer = self._connection.request('data.trade_days', {'start': start_date, 'end': end_date, 'count': count})
-        return [parse_moment(text)[0].date() for text in answer.get('values') or answer.get('value') or []]
+        return [_day_of(text, '交易日') for text in list_in(answer, '交易日', 'values', 'value')]
 
     def get_all_trade_days(self):
         return self.get_trade_days(start_date='1990-01-01')
@@ -12603,37 +12745,38 @@ class RemoteQmtProvider:
 
     def get_security_info(self, security, date=None):
         answer = self._connection.request('data.security_info', {'security': security, 'date': date})
-        info = SecurityInfo(answer.get('value') or answer)
+        info = SecurityInfo(value_of(answer, '证券信息'))
         for name in ('start_date', 'end_date'):
             if info.get(name):
-                info[name] = parse_moment(info[name])[0].date()
+                info[name] = _day_of(info[name], '证券信息')
         return info
 
     def get_index_stocks(self, index_symbol, date=None):
         answer = self._connection.request('data.get_index_stocks', {'index_symbol': index_symbol, 'date': date})
-        return list(answer.get('values') or [])
+        return list_in(answer, '成分股', 'values', 'value')
 
     def get_split_dividend(self, security, start_date=None, end_date=None):
         """List of dicts security, date, security_type, scale_factor, bonus_pre_tax (yuan per per_base), per_base."""
         payload = {'security': security, 'start': start_date, 'end': end_date}
-        return list(self._connection.request('data.get_split_dividend', payload).get('events') or [])
+        answer = self._connection.request('data.get_split_dividend', payload)
+        return rows_of(list_in(answer, '分红送股', 'events', 'value'), '分红送股')
 
     def get_current_tick(self, security, dt=None, df=False):
         """Dict sid, last_price, dt, ... of now; dt and df are taken for compatibility and must stay unset."""
         if dt is not None or df:
             raise NotSupported('get_current_tick 只提供当前行情', '不要给出 dt 和 df')
-        return self._connection.request('data.snapshot', {'security': security})
+        return dict_of(self._connection.request('data.snapshot', {'security': security}), '行情')
 
     get_snapshot = get_current_tick
 
     def get_live_current(self, security):
         """Dict last_price, high_limit, low_limit, paused, ... of now."""
-        return self._connection.request('data.live_current', {'security': security})
+        return dict_of(self._connection.request('data.live_current', {'security': security}), '行情')
 
     @property
     def gives_many_quotes(self):
         """Whether the server can do get_live_currents in one request. Older ones cannot."""
-        return QUOTES_FEATURE in getattr(self._connection, 'ack', {}).get('features', ())
+        return QUOTES_FEATURE in self._connection.ack.get('features', ())
 
     def get_live_currents(self, securities):
         """{code: get_live_current} of those that have a quote; in one request where the server can do that."""
@@ -12649,14 +12792,16 @@ class RemoteQmtProvider:
 
     def _quotes(self, codes):
         answer = self._connection.request('data.live_current', {'securities': codes})
-        rows = answer.get('quotes') if isinstance(answer, dict) else None
-        if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
-            raise ProtocolError('服务端没有给出行情', '核对服务端的版本和日志')
-        return rows
+        quotes = dict_of(dict_of(answer, '行情').get('quotes'), '行情')
+        rows_of(list(quotes.values()), '行情')
+        return quotes
 
     def get_last_price(self, security):
         """Yuan. Raises SecurityNotFound, DataUnavailable."""
-        return self.get_current_tick(security)['last_price']
+        price = self.get_current_tick(security).get('last_price')
+        if not _is_positive(price) or price == math.inf:
+            raise DataUnavailable('%s 没有最新价' % printable(security), '等有行情时再试')
+        return price
 
     def ensure_cache(self, security, frequency='daily', start_date=None, end_date=None, count=None, auto_download=True,
                      on_progress=None):
@@ -12667,7 +12812,7 @@ class RemoteQmtProvider:
         payload = _given_values(security=security, frequency=frequency, start=start_date, end=end_date, count=count,
                                 auto_download=auto_download)
         more = {} if on_progress is None else {'on_progress': on_progress}
-        return self._connection.request('data.ensure_cache', payload, **more)['value']
+        return value_of(self._connection.request('data.ensure_cache', payload, **more), '下载的结果')
 
     # -- ticks -----------------------------------------------------------------------------------------------------
     def set_tick_callback(self, callback, context=None):
@@ -12694,6 +12839,13 @@ class RemoteQmtProvider:
             self._tick_callback(tick)
         else:
             self._tick_callback(self._tick_context, tick)
+
+
+def _day_of(text, what):
+    try:
+        return parse_moment(text)[0].date()
+    except (ValueError, OverflowError):
+        raise odd_answer(what)
 
 
 def _to_frame(table):
@@ -12725,6 +12877,7 @@ class RemoteQmtBroker:
         self.account_key, self.sub_account_id = self._settings.account_key, self._settings.sub_account
         self._connection, self._owned = connection, connection is None
         self._connecting, self._checked = threading.Lock(), account_id in (None, '')
+        self._sent = _SentOrders()
         self._disconnected = False
 
     def connect(self):
@@ -12741,7 +12894,7 @@ class RemoteQmtBroker:
     def _open(self):
         """With the lock held."""
         if self._connection is None:
-            self._connection = _connected(self._settings)
+            self._connection = _connected(self._settings, **self._account())
         if not self._checked:
             self._check_account_id()
         return self._connection
@@ -12774,14 +12927,15 @@ class RemoteQmtBroker:
     def _served(self, named):
         """The number of the account that the server trades for under these names."""
         answer = self._connection.request('broker.account', named)
-        return str((answer.get('value') or answer).get('account_id'))
+        return str(value_of(answer, '账户资金').get('account_id'))
 
     def _named_account(self, name):
         """The number of the account whose key or sub-account this is; None if it is none of either.
 
         Only a server of this kind (it names its journal) refuses what it does not know: others are not asked.
         """
-        if not getattr(self._connection, 'ack', {}).get('journal_id'):
+        self._connection.login()
+        if not self._connection.ack.get('journal_id'):
             return None
         for field in ('account_key', 'sub_account_id'):
             with contextlib.suppress(AccountNotFound):
@@ -12798,7 +12952,9 @@ class RemoteQmtBroker:
     close = disconnect
 
     def _ask(self, action, payload=None, timeout=None):
-        return self._ready().request(action, dict(payload or {}, **self._account()), timeout)
+        connection, named = self._ready(), self._account()
+        connection.check_account(**named)
+        return connection.request(action, dict(payload or {}, **named), timeout)
 
     def _account(self):
         named = (('account_key', self.account_key), ('sub_account_id', self.sub_account_id))
@@ -12807,57 +12963,75 @@ class RemoteQmtBroker:
     # -- views -----------------------------------------------------------------------------------------------------
     def get_account_info(self):
         """Dict account_id, available_cash, frozen_cash, market_value, total_value, positions, ... in yuan."""
-        answer = self._ask('broker.account')
-        return answer.get('value') or answer
+        return value_of(self._ask('broker.account'), '账户资金')
 
     sync_account = get_account_info
 
     def get_positions(self):
         """Rows of what is held: security, amount, closeable_amount (shares), avg_cost, last_price (yuan), ..."""
-        return self._ask('broker.positions')
+        return rows_of(self._ask('broker.positions'), '持仓')
 
     def get_orders(self, order_id=None, security=None, status=None, from_broker=False):
         """Today's order rows: order_id, security, side, amount, filled, order_price, avg_price, status, time, ..."""
         payload = {'order_id': order_id, 'security': security, 'status': status, 'from_broker': from_broker or None}
-        return self._ask('broker.orders', _given_values(**payload))
+        return rows_of(self._ask('broker.orders', _given_values(**payload)), '委托')
 
     def sync_orders(self):
         return self.get_orders(from_broker=True)
 
     def get_open_orders(self):
         """Order rows that may still fill."""
-        return [row for row in self.get_orders() if row['status'] not in FINAL_STATUSES]
+        return [row for row in self.get_orders() if plain_status(row.get('status')) not in FINAL_STATUSES]
 
     def get_trades(self, order_id=None, security=None):
         """Today's fills: trade_id, order_id, security, side, amount in shares, price in yuan, time, ..."""
-        return self._ask('broker.trades', _given_values(order_id=order_id, security=security))
+        return rows_of(self._ask('broker.trades', _given_values(order_id=order_id, security=security)), '成交')
 
     def get_order_status(self, order_id):
         """The order's row, {} if the account has none of that id."""
-        return self._ask('broker.order_status', {'order_id': order_id})
+        answer = self._ask('broker.order_status', {'order_id': order_id})
+        return {} if answer is None else dict_of(answer, '委托')
 
     def follow(self, on_order=None, on_trade=None, on_account=None, after=None):
         """Callbacks for orders, trades and account figures as they change, rows with `seq`; needs a long connection.
 
+        Those of this broker's account and sub-account alone; where it names none, all that the login may see.
         after: a `seq` seen earlier; what came since is told first, also what came while nobody was connected, or the
         server was down. Callbacks run in the connection's event thread. Gives the number after which they come. Errors
         as of RemoteQmtConnection.follow_orders.
         """
         connection = self._ready()
-        listeners = [(event, callback) for event, callback in (
+        listeners = [(event, self._of_mine(event, callback)) for event, callback in (
             ('order', on_order), ('trade', on_trade), ('account', on_account)) if callback is not None]
         for event, callback in listeners:
             connection.add_event_listener(event, callback)
         try:
-            return connection.follow_orders(after)
+            return connection.follow_orders(after, **self._account())
         except BaseException:
             for event, callback in listeners:
                 connection.remove_event_listener(event, callback)
             raise
 
+    def _of_mine(self, event, callback):
+        """The callback for rows of this account: somebody else of the same connection may follow another one."""
+        sub, _, parent = (self.sub_account_id or '').partition('@')
+        wanted = _given_values(account_key=self.account_key or parent or None)
+        if event != 'account':
+            wanted.update(_given_values(sub_account_id=sub or None))
+        elif sub and not wanted:  # figures of an account bear no name of a sub-account
+            wanted.update(account_id=self._served(self._account()))
+
+        def listener(row):
+            if all(row.get(name) == value for name, value in wanted.items()):
+                callback(row)
+        return listener
+
     # -- writes ----------------------------------------------------------------------------------------------------
     def buy(self, security, amount, price=None, wait_timeout=None, remark=None, market=False, idempotency_key=None):
-        """Order id. price None or market=True: at market, then price is the protection price."""
+        """Order id. price None or market=True: at market, then price is the protection price.
+
+        Raises OrderRejected also for an order that the broker took and ended with nothing filled.
+        """
         return self._trade('BUY', security, amount, price, wait_timeout, remark, market, idempotency_key)
 
     def sell(self, security, amount, price=None, wait_timeout=None, remark=None, market=False, idempotency_key=None):
@@ -12867,8 +13041,7 @@ class RemoteQmtBroker:
     def _trade(self, side, security, amount, price, wait_timeout, remark, market, key):
         style = order_style(price, market or price is None)
         answer = self.place_order(security, side, amount, style, wait_timeout, remark, key)
-        if answer.get('status') == 'rejected':
-            raise OrderRejected(answer.get('status_msg') or '委托被拒绝', order_id=answer['order_id'], broker_called=True)
+        refuse_nothing_filled(answer, answer['idempotency_key'], self.get_order_status)
         return answer['order_id']
 
     def place_order(self, security, side, amount, style, wait_timeout=None, remark=None, idempotency_key=None,
@@ -12876,26 +13049,32 @@ class RemoteQmtBroker:
         """The whole answer: order_id, status, filled, timed_out, async_tracking, idempotency_key, ...
 
         style: {'type': 'limit', 'price': p} or {'type': 'market', 'protect_price': p}. valid_until: Beijing time after
-        which the server must not submit it any more.
+        which the server must not submit it any more; NotSupported, and nothing sent, where it does not know that.
+        A `warning` of the server stands in the answer and is told as a ServerWarning.
         """
-        key = new_key('place') if idempotency_key is None else idempotency_key
-        payload = {'security': security, 'side': side, 'amount': amount, 'style': style, 'wait_timeout': wait_timeout,
-                   'order_remark': remark, 'idempotency_key': key, 'valid_until': valid_until}
-        answer = self._ask('broker.place_order', _given_values(**payload))
-        order_id = _order_number(answer)
+        key = check_write_key(new_key('place') if idempotency_key is None else idempotency_key)
+        payload = _given_values(
+            security=security, side=check_choice(side, 'side', SIDES), amount=check_whole(amount, 'amount', 1),
+            style=check_style(style), wait_timeout=wait_timeout, order_remark=remark, idempotency_key=key,
+            valid_until=valid_until)
+        self._sent.put(key, dict(payload, **self._account()))
+        answer = self._ask('broker.place_order', payload)
+        tell_warning(answer)
+        order_id = order_number(answer)
         if order_id is None or answer.get('status') in _UNSETTLED:
             raise OrderStateUnknown('服务端没有给出确定的结果，委托状态未知', '用同一 idempotency_key 查询', idempotency_key=key)
-        return dict(answer, order_id=order_id, idempotency_key=key)
+        return dict(answer, order_id=order_id, status=plain_status(answer.get('status')), idempotency_key=key)
 
     def cancel_order(self, order_id, wait_timeout=None, idempotency_key=None):
         """True: certainly cancelled. False: certainly not, it was final already (filled, rejected).
 
-        Raises OrderStateUnknown while the broker has not decided.
+        Raises OrderStateUnknown while the broker has not decided, OrderRejected where it refused to cancel: then the
+        order is as it was.
         """
-        key = new_key('cancel') if idempotency_key is None else idempotency_key
+        key = check_write_key(new_key('cancel') if idempotency_key is None else idempotency_key)
         payload = {'order_id': order_id, 'wait_timeout': wait_timeout, 'idempotency_key': key}
         answer = self._ask('broker.cancel_order', _given_values(**payload))
-        status = answer.get('status') if isinstance(answer, dict) and _is_about(answer, order_id) else None
+        status = cancel_status(answer, order_id, key)
         if status not in FINAL_STATUSES:
             raise OrderStateUnknown('撤单已提交，柜台还没有结果（当前状态 %s）' % brief(status), '稍后用 get_order_status 查询',
                                     idempotency_key=key)
@@ -12909,7 +13088,7 @@ class RemoteQmtBroker:
         """
         payload = {'idempotency_key': idempotency_key, 'write_action': write_action,
                    'request_payload': request_payload or {}, 'order_id': order_id, 'abandon_unseen': abandon_unseen}
-        return self._ask('broker.resolve_submission', _given_values(**payload))
+        return dict_of(self._ask('broker.resolve_submission', _given_values(**payload)), '委托的下落')
 
     def wait_order(self, idempotency_key, timeout_s=60.0):
         """The row of the order placed under this key, once that is certain; nothing is sent again.
@@ -12922,7 +13101,7 @@ class RemoteQmtBroker:
             waited_s = time.monotonic() - begun
             answer = self._ask_what_became(idempotency_key, waited_s >= min(UNSEEN_S, timeout_s))
             state = answer.get('submission_state')
-            if state == 'accepted':
+            if state == 'accepted' and order_number(answer.get('resolved_result') or answer) is not None:
                 return answer.get('resolved_result') or answer
             if state == 'rejected':
                 raise OrderRejected(answer.get('status_msg') or '委托没有成立', idempotency_key=idempotency_key)
@@ -12932,14 +13111,131 @@ class RemoteQmtBroker:
             pause.wait(0.5)
 
     def _ask_what_became(self, key, abandon):
-        """A server that cannot be asked now has told nothing."""
+        """A server that cannot be asked now, or says what makes no sense, has told nothing."""
         payload = {'idempotency_key': key, 'write_action': 'broker.place_order', 'request_payload': {}}
+        if self._ready().ack.get('journal_id') is None:  # it knows an order again only with all that was said of it
+            payload['request_payload'] = self._sent.get(key)
         try:
-            return self._ask('broker.resolve_submission', dict(payload, abandon_unseen=True) if abandon else payload)
+            answer = self._ask('broker.resolve_submission', dict(payload, abandon_unseen=True) if abandon else payload)
+            return answer if isinstance(answer, dict) else {}
         except BulletError as error:
             if not error.retryable:
                 raise
             return {'status_msg': error.message}
+
+
+class _SentOrders:
+    """What was said of the newest orders, by their keys."""
+
+    KEPT = 1000
+
+    def __init__(self):
+        self._lock, self._payloads = threading.Lock(), OrderedDict()
+
+    def put(self, key, payload):
+        with self._lock:
+            self._payloads[key] = payload
+            if len(self._payloads) > self.KEPT:
+                self._payloads.popitem(last=False)
+
+    def get(self, key):
+        with self._lock:
+            return dict(self._payloads.get(key, {}))
+
+
+class ServerWarning(UserWarning):
+    """What a server has to say of an order that it took all the same."""
+
+
+def warning_in(answer):
+    """The text of a server's warning, '' for none."""
+    text = answer.get('warning') if isinstance(answer, dict) else None
+    return printable(text) if text else ''
+
+
+def tell_warning(answer):
+    """As a Python warning, each time. Where those are errors the order must not look failed: it is there."""
+    text = warning_in(answer)
+    if not text:
+        return
+    try:
+        warnings.warn_explicit('服务端警告：' + text, ServerWarning, 'bullet_qmt', 0)
+    except ServerWarning:
+        LOG.warning('服务端警告：%s', text)
+
+
+_STYLE_WORDS = {'limit': ('price',), 'market': ('protect_price', 'market_type')}  # the price is the first of them
+
+
+def check_style(style):
+    """A style that says all of itself: a server of another kind would fill in a limit price that is missing."""
+    kind = style.get('type') if isinstance(style, dict) else None
+    words = _STYLE_WORDS.get(kind, ()) if isinstance(kind, str) else ()
+    if not words or not set(style) <= set(words) | {'type'}:
+        raise BadRequest('style 不认识：%s' % brief(style),
+                         "应为 {'type': 'limit', 'price': 10.5} 或 {'type': 'market'}，市价可加 protect_price")
+    price = style.get(words[0])
+    if (kind == 'limit' or price is not None) and check_number(price, words[0], 0, 1e6) <= 0:
+        raise BadRequest('%s 应大于 0，收到 %s' % (words[0], brief(price)))
+    return style
+
+
+def refuse_rejected(answer, key):
+    """Raises OrderRejected for an answer to broker.place_order that says so."""
+    if plain_status(answer.get('status')) == 'rejected':
+        raise _over(answer, key, answer.get('status_msg') or '委托被拒绝')
+
+
+def refuse_nothing_filled(answer, key, ask_status):
+    """Raises OrderRejected for an order that has ended with nothing filled, OrderStateUnknown where nobody says that.
+
+    answer: of broker.place_order. ask_status(order_id): the order's row, asked where the answer does not tell.
+    """
+    refuse_rejected(answer, key)
+    if plain_status(answer.get('status')) != 'canceled':
+        return
+    filled, order_id = filled_of(answer), answer['order_id']
+    if not (_asked_for_filled(order_id, key, ask_status) if filled is None else filled):
+        reason = '委托 %s 已撤销，一股也没有成交' % printable(order_id)
+        raise _over(answer, key, '%s：%s' % (reason, answer['status_msg']) if answer.get('status_msg') else reason)
+
+
+def _over(answer, key, message):
+    return OrderRejected(message, order_id=answer['order_id'], broker_called=True, idempotency_key=key,
+                         status=plain_status(answer.get('status')))
+
+
+def filled_of(row):
+    """Shares that a row says are filled, itself or in its last_snapshot; None where it does not say."""
+    snapshot = row.get('last_snapshot')
+    for place in (row, snapshot if isinstance(snapshot, dict) else {}):
+        for name in ('filled', 'traded_volume'):
+            if _is_count(place.get(name)) or _is_positive(place.get(name)):
+                return place[name]
+    return None
+
+
+def _asked_for_filled(order_id, key, ask_status):
+    try:
+        filled = filled_of(ask_status(order_id))
+    except BulletError as error:
+        filled, reason = None, '：%s' % error.message
+    else:
+        reason = ''
+    if filled is None:
+        raise OrderStateUnknown('委托 %s 已撤销，读不到成交了多少%s' % (printable(order_id), reason),
+                                '不要重下：先看 get_orders() 和持仓', idempotency_key=key, broker_called=True)
+    return filled
+
+
+def cancel_status(answer, order_id, key):
+    """The order's status by an answer to its cancel, '' if it tells none. OrderRejected where the broker refused."""
+    if not isinstance(answer, dict) or not _is_about(answer, order_id):
+        return ''
+    if answer.get('cancel_outcome') == 'rejected':  # its status is the cancel's, not the order's
+        raise OrderRejected('柜台拒绝撤单%s，委托还是原来的样子' % _told(answer), '用 get_order_status 查看', order_id=str(order_id),
+                            broker_called=True, idempotency_key=key)
+    return '' if answer.get('cancel_outcome') == 'unknown' else plain_status(answer.get('status'))
 
 
 def _is_account_number(account_id):
@@ -12958,10 +13254,12 @@ def _is_about(answer, order_id):
     return answer.get('order_id') is None or str(answer['order_id']) == str(order_id)
 
 
-def _order_number(answer):
-    """The order id of an answer as text; None where it holds none: -1 and 0 stand for failure."""
-    number = str((answer.get('order_id') if isinstance(answer, dict) else None) or '')
-    return None if not number or number.startswith('-') or number == '0' else number
+def order_number(answer):
+    """The order id of an answer as text; None where it holds none: -1 and 0 stand for failure, some for doubt."""
+    number = answer.get('order_id') if isinstance(answer, dict) else None
+    number = str(number) if isinstance(number, (str, int)) and not isinstance(number, bool) else ''
+    hopeless = not number.strip() or number == '0' or number.startswith(('-', 'submit_unknown:'))
+    return None if hopeless or len(number) > 200 or not number.isprintable() else number
 
 
 _UNSETTLED = ('submit_unknown', 'reconciling')
@@ -13522,8 +13820,13 @@ def run_order(args):
     key = new_key('cli') if args.key is None else args.key
     with _broker(args) as broker, _key_in_mind(key):
         print('提交委托，idempotency_key=%s' % key, flush=True)
-        answer = broker.place_order(args.security, args.side.upper(), args.amount, style, args.wait, args.remark, key)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', ServerWarning)  # told below
+            answer = broker.place_order(args.security, args.side.upper(), args.amount, style, args.wait, args.remark,
+                                        key)
     _print_rows([answer], _ORDER_COLUMNS)
+    if warning_in(answer):
+        print('服务端警告：%s' % warning_in(answer), file=sys.stderr)
     return Exit.OK if answer.get('status') != 'rejected' else Exit.FAILED
 
 

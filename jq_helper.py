@@ -16,8 +16,9 @@ Needs CPython 3.6 or newer and nothing else; data come as pandas frames where pa
 call opens a connection of its own. Amounts in shares, prices and values in yuan, times naive Beijing time.
 
 order() and its sisters return the order id, or None where the amount came to nothing: then nothing was sent. A
-refusal raises OrderRejected. OrderStateUnknown means that an order or cancel may or may not be at the broker: look at
-get_orders(), or call again with the same idempotency_key, but never order anew. Both are bullet_qmt's, as all errors.
+refusal raises OrderRejected, and so does an order that ended with nothing filled. OrderStateUnknown means that an
+order or cancel may or may not be at the broker: look at get_orders(), but never order anew; with a server of
+bullet_qmt one may call again with the same idempotency_key. Both are bullet_qmt's and RuntimeErrors, as all errors.
 
 Contents, each section using only those above it:
 
@@ -81,6 +82,9 @@ from bullet_qmt import (
     parse_moment, parse_order_id, parse_text, parse_token, price_limits, printable, protect_price, qmt_code, real,
     restrict_to_owner, round_lot, round_to_tick, scale, text_width, to_ms, tradable, trade_fees, whole,
     windows_from_end, exchange_opens, inside_limits, surely_closed)
+from bullet_qmt import (
+    cancel_status, check_write_key, dict_of, order_number, refuse_nothing_filled, refuse_rejected, plain_status,
+    rows_of, tell_warning, value_of, warning_in)
 from bullet_qmt import Account as AccountRow
 from bullet_qmt import Position as PositionRow
 
@@ -195,12 +199,6 @@ def _moment(value):
         raise ProtocolError('服务端的回答里时间看不懂：%s' % brief(value), '核对服务端的版本')
 
 
-def _rows(answer, what):
-    if not isinstance(answer, list) or not all(isinstance(row, dict) for row in answer):
-        raise ProtocolError('服务端没有给出%s' % what, '不能当作没有%s；核对服务端的日志' % what)
-    return answer
-
-
 # ======================================================================================================
 # 2. STYLES - MarketOrderStyle, LimitOrderStyle, and what an order call says beside its amount
 # ======================================================================================================
@@ -299,7 +297,7 @@ class OrderTerms:
         self.limit, self.protect = _pricing(price, style, market, protect_price)
         self.wait_s = check_number(0 if wait_timeout is None else wait_timeout, 'wait_timeout', 0, 600)
         self.remark = _remark(_agreed(remark=remark, order_remark=order_remark))
-        self.key = _new_key() if idempotency_key is None else check_text(idempotency_key, 'idempotency_key')
+        self.key = _new_key() if idempotency_key is None else check_write_key(idempotency_key)
 
     def side_of(self, signed):
         """'BUY' for a positive amount or value, 'SELL' for a negative one; an explicit side must say the same."""
@@ -403,7 +401,7 @@ class RemoteOrder(RemoteRow):
 
     amount, filled in shares; price: average fill, 0.0 if none; order_price: its limit or protection price; status:
     new submitted open filling canceling partly_canceled filled canceled rejected submit_unknown (text); add_time:
-    datetime. actual_amount and actual_price: what the server took it in with.
+    datetime. actual_amount and actual_price: what the server took it in with. warning: what it said besides, or ''.
     """
 
     SHOWN = ('order_id', 'security', 'action', 'amount', 'filled', 'price', 'order_price', 'status', 'add_time')
@@ -411,7 +409,7 @@ class RemoteOrder(RemoteRow):
 
     def __init__(self, row):
         self.order_id, self.security = _text(row, 'order_id'), _text(row, 'security')
-        self.status = str(_first(row, 'status', 'state') or 'submit_unknown')
+        self.status = plain_status(_first(row, 'status', 'state')) or 'submit_unknown'
         self.is_buy = _is_buy(row)
         self.action = 'open' if self.is_buy else 'close'
         self._read_figures(row)
@@ -420,7 +418,7 @@ class RemoteOrder(RemoteRow):
         self.strategy_name = str(row.get('strategy_name') or '')
         self.status_msg = str(row.get('status_msg') or '')
         self.timed_out, self.async_tracking = bool(row.get('timed_out')), bool(row.get('async_tracking'))
-        self.idempotency_key = row.get('idempotency_key')
+        self.idempotency_key, self.warning = row.get('idempotency_key'), warning_in(row)
         self.last_snapshot, self.raw_response = row.get('last_snapshot'), row
 
     def _read_figures(self, row):
@@ -458,10 +456,13 @@ class RemoteTrade(RemoteRow):
 
 
 class CancelResult(dict):
-    """The server's answer to a cancel: value, status, order_id, ... True only if certainly cancelled."""
+    """The server's answer to a cancel: value, status, order_id, ... True only if certainly cancelled.
+
+    Some servers say value=True of a cancel that they have only passed on: there the status decides.
+    """
 
     def __bool__(self):
-        return self.get('value') is True
+        return self.get('value') is True and self.get('status') in ('canceled', 'partly_canceled')
 
 
 def _by_id(name, objects):
@@ -552,6 +553,7 @@ class BrokerCalls:
         self._account = _given(account_key=account_key, sub_account_id=sub_account_id)
 
     def _ask(self, action, timeout=None, **payload):
+        self._connection.check_account(**self._account)
         return self._connection.request(action, dict(_given(**payload), **self._account), timeout)
 
     def _say(self, line, *values):
@@ -563,20 +565,17 @@ class BrokerCalls:
     # -- views ---------------------------------------------------------------------------------------------------
     def get_account(self):
         answer = self._ask('broker.account')
-        row = answer.get('value', answer) if isinstance(answer, dict) else None
-        if not isinstance(row, dict):
-            raise ProtocolError('服务端没有给出账户资金', '核对服务端的日志')
-        return RemoteAccount(row)
+        return RemoteAccount(value_of(answer, '账户资金'))
 
     def get_positions(self):
-        return [RemotePosition(row) for row in _rows(self._ask('broker.positions'), '持仓')]
+        return [RemotePosition(row) for row in rows_of(self._ask('broker.positions'), '持仓')]
 
     def get_orders(self, order_id=None, security=None, status=None, from_broker=False):
         """OrderedDict order id -> RemoteOrder of today."""
         order_id = None if order_id is None else _order_id(order_id)
         rows = self._ask('broker.orders', order_id=order_id, security=security, status=status,
                          from_broker=from_broker or None)
-        return _by_id('order_id', map(RemoteOrder, _rows(rows, '委托')))
+        return _by_id('order_id', map(RemoteOrder, rows_of(rows, '委托')))
 
     def get_open_orders(self, security=None):
         """Those of get_orders that may still change."""
@@ -587,11 +586,12 @@ class BrokerCalls:
         """OrderedDict trade id -> RemoteTrade of today."""
         order_id = None if order_id is None else _order_id(order_id)
         rows = self._ask('broker.trades', order_id=order_id, security=security)
-        return _by_id('trade_id', map(RemoteTrade, _rows(rows, '成交')))
+        return _by_id('trade_id', map(RemoteTrade, rows_of(rows, '成交')))
 
     def get_order_status(self, order_id):
         """The order's row as a dict, {} if the account has none of that id."""
-        return dict(self._ask('broker.order_status', order_id=_order_id(order_id)) or {})
+        answer = self._ask('broker.order_status', order_id=_order_id(order_id))
+        return {} if answer is None else dict(dict_of(answer, '委托'))
 
     # -- writes --------------------------------------------------------------------------------------------------
     def place_order(self, security, side=None, amount=None, price=None, style=None, wait_timeout=0, remark=None,
@@ -606,8 +606,11 @@ class BrokerCalls:
     def cancel_order(self, order_or_id, idempotency_key=None):
         """CancelResult: true if certainly cancelled; else its status says whether the order is final or pending."""
         order_id = _order_id(order_or_id)
-        key = _new_key() if idempotency_key is None else check_text(idempotency_key, 'idempotency_key')
-        result = CancelResult(self._write('broker.cancel_order', key, None, order_id=order_id))
+        key = _new_key() if idempotency_key is None else check_write_key(idempotency_key)
+        answer = self._write('broker.cancel_order', key, None, order_id=order_id)
+        result = CancelResult(answer, status=cancel_status(answer, order_id, key))
+        if not result['status']:
+            raise _unknown('服务端没有说委托 %s 撤成了没有' % printable(order_id), key)
         self._say('[撤单] %s：%s（状态 %s）', order_id, '已撤' if result else '没有撤成', result.get('status'))
         return result
 
@@ -615,10 +618,15 @@ class BrokerCalls:
         answer = self._write('broker.place_order', terms.key, self._timeout(terms.wait_s), security=code, side=side,
                              amount=amount, style=terms.wire_style(), wait_timeout=terms.wait_s or None,
                              order_remark=terms.remark)
+        self._tell(answer)
         placed = _placed(dict({'security': code, 'side': side, 'amount': amount}, **answer), terms.key)
         self._say('[下单] %s %s %s 股 %s：委托号 %s，状态 %s，成交 %s%s', '买入' if side == 'BUY' else '卖出', code, amount,
                   terms, placed.order_id, placed.status, placed.filled, note)
         return placed
+
+    def _tell(self, answer):
+        """What the server has to say of an order that it took."""
+        tell_warning(answer)
 
     def _timeout(self, wait_s):
         return max(self._rpc_timeout, wait_s + self._margin) if wait_s else None
@@ -636,17 +644,16 @@ def _given(**values):
 
 
 def _unknown(message, key):
-    return OrderStateUnknown(message, '不要换 key 重下；先看 get_orders()，或用同一 idempotency_key 再调用一次',
+    return OrderStateUnknown(message, '不要换 key 重下；先看 get_orders()，或（服务端是 bullet-qmt 时）用同一 idempotency_key 再调用一次',
                              idempotency_key=key)
 
 
 def _placed(row, key):
     """The RemoteOrder of an answer to place_order."""
-    if str(row.get('order_id') or '-1').startswith('-'):
+    row = dict(row, order_id=order_number(row))
+    if row['order_id'] is None:
         raise _unknown('服务端没有给出委托号', key)
-    if row.get('status') in ('rejected', 'failed', 'error'):
-        raise OrderRejected(row.get('status_msg') or '委托被拒绝', order_id=str(row['order_id']), broker_called=True,
-                            idempotency_key=key)
+    refuse_rejected(row, key)
     try:
         return RemoteOrder(dict({'status': 'submitted'}, **row))
     except ProtocolError as error:
@@ -758,7 +765,9 @@ class RemoteBrokerClient(BrokerCalls):
             self._say('[下单] %s 没有下单：%s 股，最小申报数量是 %s', code, amount, instrument(code).lot)
             return None
         note = '' if lots == amount else '（%d 股按交易单位取整）' % amount
-        return self._place(code, side, lots, terms, note).order_id
+        placed = self._place(code, side, lots, terms, note)
+        refuse_nothing_filled(placed.raw_response, terms.key, self.get_order_status)
+        return placed.order_id
 
     def _lots(self, code, side, amount):
         """Down to whole lots, except that a sale of all that can be sold takes the odd rest along."""
@@ -798,16 +807,17 @@ def configure(host, token, port=58620, account_key=None, sub_account_id=None, tl
     global _clients
     RUNS.refuse()
     rpc_timeout = _setting('rpc_timeout', rpc_timeout, real(0.1, 3600))
+    account = {'account_key': _optional('account_key', account_key),
+               'sub_account_id': _optional('sub_account_id', sub_account_id)}
     connection = ShortConnection(
         _setting('host', host, parse_host), _setting('port', port, whole(1, 65535)), _secret(token),
         tls_cert=_optional('tls_cert', tls_cert), request_timeout=rpc_timeout,
         retries=_setting('retries', retries, whole(0, 20)),
-        retry_interval=_setting('retry_interval', retry_interval, real(0, 60)))
+        retry_interval=_setting('retry_interval', retry_interval, real(0, 60)), **account)
     data = RemoteDataClient(connection=connection)
     _clients = data, RemoteBrokerClient(
-        connection, data, account_key=_optional('account_key', account_key), rpc_timeout=rpc_timeout,
-        sub_account_id=_optional('sub_account_id', sub_account_id), debug=_setting('debug', debug, parse_bool),
-        margin=_setting('place_order_timeout_margin', place_order_timeout_margin, real(0, 3600)))
+        connection, data, rpc_timeout=rpc_timeout, debug=_setting('debug', debug, parse_bool),
+        margin=_setting('place_order_timeout_margin', place_order_timeout_margin, real(0, 3600)), **account)
 
 
 def _setting(name, value, parse):
@@ -4282,7 +4292,7 @@ class RemoteBroker(BrokerInterface):
         if not isinstance(info, dict):
             raise ProtocolError('服务端没有给出账户资金', '核对服务端的日志')
         rows = info.get('positions')
-        rows = _rows(self._patience.ask(self._remote.get_positions) if rows is None else rows, '持仓')
+        rows = rows_of(self._patience.ask(self._remote.get_positions) if rows is None else rows, '持仓')
         account, positions = RemoteAccount(info), [RemotePosition(row) for row in rows]
         self.portfolio.show(account, _by_security(positions))
         self.overview, self._fresh = (account, positions), True
@@ -4326,13 +4336,13 @@ class RemoteBroker(BrokerInterface):
 
     def trades(self):
         orders = self.orders()
-        rows = _rows(self._patience.ask(self._remote.get_trades), '成交')
+        rows = rows_of(self._patience.ask(self._remote.get_trades), '成交')
         found = [RemoteTrade(row) for row in rows if str(_first(row, 'order_id', 'entrust_id')) in orders]
         return OrderedDict((row.trade_id, Trade(row.trade_id, orders[row.order_id], row.time, row.amount, row.price,
                                                 row.commission, row.tax)) for row in found)
 
     def _rows_of_orders(self):
-        return _rows(self._patience.ask(self._remote.get_orders), '委托')
+        return rows_of(self._patience.ask(self._remote.get_orders), '委托')
 
     def _is_own(self, row):
         return str(row.get('order_id')) in self._book.own or self._book.is_own_key(row.get('idempotency_key'))
@@ -8531,7 +8541,7 @@ class JqReading:
         self.money = broker.get_account().raw_response
         rows = self.money.get('positions')
         listed = isinstance(rows, list)
-        self.positions = _jq_positions(map(RemotePosition, _rows(rows, '持仓')) if listed else broker.get_positions())
+        self.positions = _jq_positions(map(RemotePosition, rows_of(rows, '持仓')) if listed else broker.get_positions())
 
 
 class JqLedger:
@@ -8669,6 +8679,10 @@ class JqBroker(RemoteBrokerClient):
         super().__init__(plain._connection, data, rpc_timeout=plain._rpc_timeout, margin=plain._margin,
                          debug=plain._debug, **plain._account)
         self._warn, self.last_key = warn, None
+
+    def _tell(self, answer):
+        if warning_in(answer):
+            self._warn('服务端警告：%s' % warning_in(answer))
 
     def _send(self, code, side, amount, terms):
         if not amount:

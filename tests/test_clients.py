@@ -30,7 +30,7 @@ class ScriptedServer:
     def __init__(self, answer=None, acks=None):
         self.answer, self.acks = answer or (lambda server, frame, number: [reply(frame)]), list(acks or [ack()])
         self.deaf, self.dropped = False, threading.Event()
-        self.requests, self.logins, self.seen, self.tokens = [], 0, queue.Queue(), []
+        self.requests, self.logins, self.seen, self.tokens, self.hellos = [], 0, queue.Queue(), [], []
         self._lock, self._socks = threading.Lock(), []
         self._listener = socket.socket()
         self._listener.bind(('127.0.0.1', 0))
@@ -73,6 +73,7 @@ class ScriptedServer:
             with self._lock:
                 self.logins += 1
                 self.tokens.append(hello['token'])
+                self.hellos.append(hello)
                 answer = self.acks.pop(0) if len(self.acks) > 1 else self.acks[0]
             if answer is None:
                 return
@@ -1047,3 +1048,92 @@ def test_a_server_that_does_not_tell_its_time_leaves_it_open(kind, time):
 def test_one_process_has_one_clock():
     with bq.LocalConnection(bq.open_service(server_settings())) as client:
         assert client.clock_skew_s == client.clock_skew_error_s == 0.0
+
+
+# -- what a server of another kind would pass over ---------------------------------------------------------------------
+PASSED_OVER = [{'valid_until': '2020-01-01 10:00:00'}, {'valid_until': '2099-01-01 10:00:00'}, {'market_type': 'x'},
+               {'style': {'type': 'market', 'market_type': 'fill_or_kill'}}]
+
+
+@KINDS
+@pytest.mark.parametrize('words', PASSED_OVER)
+def test_an_order_with_a_word_that_the_server_would_pass_over_is_not_sent(kind, words):
+    """Its handshake names no journal: it is no server of ours, and takes a market order of any type for its own."""
+    with scripted(acks=[ack(None)]) as server, client_of(kind, server) as client:
+        with pytest.raises(bq.NotSupported) as caught:
+            client.request('broker.place_order', dict(ORDER, **words))
+        assert caught.value.broker_called is False and not caught.value.retryable
+        assert client.request('broker.place_order', ORDER) == {'order_id': 'o1'}
+        assert [frame['payload'].keys() & {'valid_until', 'market_type'} for frame in server.requests] == [set()]
+
+
+@KINDS
+@pytest.mark.parametrize('words', PASSED_OVER)
+def test_a_server_of_ours_gets_it(kind, words):
+    with scripted() as server, client_of(kind, server) as client:
+        assert client.request('broker.place_order', dict(ORDER, **words)) == {'order_id': 'o1'}
+        assert dict(server.requests[0]['payload'], **words) == server.requests[0]['payload']
+
+
+@KINDS
+def test_an_order_that_may_be_there_stays_unknown_where_the_next_server_is_of_another_kind(kind):
+    with scripted(first_cut(), [ack('j1'), ack(None)]) as server, client_of(kind, server) as client:
+        with pytest.raises(bq.OrderStateUnknown):
+            client.request('broker.place_order', dict(ORDER, valid_until='2099-01-01 10:00:00'))
+        assert len(server.requests) == 1
+
+
+@KINDS
+@pytest.mark.parametrize('journal, forgets', [('j1', False), (None, True)])
+def test_who_may_forget_a_key_gets_no_second_copy_by_hand_either(kind, journal, forgets):
+    with scripted(lambda server, frame, number: [CUT], [ack(journal), ack('j2')]) as server, \
+            client_of(kind, server) as client:
+        with pytest.raises(bq.OrderStateUnknown) as caught:
+            client.request('broker.place_order', ORDER)
+        assert ('不要用同一 key 重发' in caught.value.hint) is forgets
+
+
+@KINDS
+def test_a_full_memory_of_keys_is_a_definite_refusal(kind):
+    """bullet-trade 0.10, before it calls its broker."""
+    def full(server, frame, number):
+        return [refusal(frame, 'IDEMPOTENCY_CACHE_FULL', broker_called=False)]
+    with scripted(full, [ack(None)]) as server, client_of(kind, server) as client:
+        with pytest.raises(bq.IdempotencyCacheFull) as caught:
+            client.request('broker.place_order', ORDER)
+        assert caught.value.broker_called is False and len(server.requests) == 1
+
+
+# -- whose the session is ----------------------------------------------------------------------------------------------
+@KINDS
+@pytest.mark.parametrize('named', [{}, {'account_key': 'main'}, {'sub_account_id': 'qa@main'},
+                                   {'account_key': 'main', 'sub_account_id': 'qa'}])
+def test_a_login_names_its_account(kind, named):
+    with scripted() as server, client_of(kind, server, **named) as client:
+        client.request('admin.health')
+        assert {name: value for name, value in server.hellos[0].items() if 'account' in name} == named
+
+
+@KINDS
+@pytest.mark.parametrize('named', [{'account_key': 'nobody'}, {'sub_account_id': 'nobody'},
+                                   {'account_key': 'hedge', 'sub_account_id': 'research'}])
+def test_a_login_for_an_account_that_is_not_there_is_refused(kind, named):
+    with two_accounts() as server, pytest.raises(bq.AccountNotFound):
+        with client_of(kind, server, **named) as client:
+            client.request('admin.health')
+
+
+@KINDS
+def test_a_session_of_a_sub_account_stays_in_it(kind):
+    with two_accounts() as server, client_of(kind, server, sub_account_id='research') as client:
+        assert client.request('broker.account')['value']['account_id'] == '55001234'
+        for other in ({'account_key': 'hedge'}, {'sub_account_id': 'qa'}):
+            with pytest.raises(bq.AccountNotFound):
+                client.request('broker.positions', other)
+
+
+def two_accounts():
+    accounts = tuple(bq.AccountSpec(key, number, 'stock', None, None, True)
+                     for key, number in (('main', '55001234'), ('hedge', '55004321')))
+    subs = tuple(bq.SubAccountSpec(*spec) for spec in (('research', 'main', None), ('qa', 'hedge', None)))
+    return serving(FakeClock(datetime(2026, 5, 13, 10)), accounts=accounts, sub_accounts=subs)

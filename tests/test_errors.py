@@ -37,6 +37,15 @@ def test_every_error_survives_pickle_and_copy(cls):
         assert same(back, error)
 
 
+@pytest.mark.parametrize('cls', CLASSES)
+def test_every_error_is_a_runtime_error(cls):
+    """What bullet-trade's client and helper raise, so that programs written for them catch ours."""
+    try:
+        raise cls('出错了')
+    except RuntimeError as error:
+        assert isinstance(error, b.BulletError) and error.message == '出错了'
+
+
 def test_an_error_changed_by_hand_survives_pickle():
     error = b.OrderRejected('no', broker_called=True, retryable=True)
     back = pickle.loads(pickle.dumps(error))

@@ -4,6 +4,7 @@ import queue
 import subprocess
 import sys
 import textwrap
+import warnings
 from datetime import date, datetime
 
 import pytest
@@ -57,6 +58,8 @@ def environment(server, monkeypatch, tmp_path):
 
 class Canned(bq.BaseConnection):
     """A connection that gives one answer and remembers the question."""
+
+    ack = {'journal_id': 'j1'}
 
     def __init__(self, answer):
         self.answer, self.asked = answer, []
@@ -497,3 +500,256 @@ def test_a_cancel_that_is_not_decided_raises(answer):
     with pytest.raises(bq.OrderStateUnknown) as caught:
         bq.RemoteQmtBroker(connection=Canned(answer)).cancel_order('o', idempotency_key='c')
     assert caught.value.idempotency_key == 'c'
+
+
+# -- servers of another kind ---------------------------------------------------------------------------------------
+class Foreign(bq.BaseConnection):
+    """A server without a journal, that knows the accounts main and hedge and the sub-account demo of main."""
+
+    ack = {'session_id': 's', 'features': ['data', 'broker']}
+
+    def __init__(self, **answers):
+        self.answers, self.asked = answers, []
+
+    def request(self, action, payload=None, timeout=None):
+        self.asked.append((action, payload))
+        if action == 'admin.health':
+            return {'dtype': 'dict', 'value': {'accounts': ['main', 'hedge']}}
+        if action == 'broker.account':
+            return self._account(**payload)
+        return self.answers[action]
+
+    @staticmethod
+    def _account(account_key=None, sub_account_id=None):
+        """As bullet-trade routes: what it does not know is its first account; a sub-account decides."""
+        demo = (sub_account_id or '').partition('@')[0] == 'demo'
+        number = '2' if account_key == 'hedge' and not demo else '1'
+        answer = {'dtype': 'dict', 'value': {'account_id': number, 'total_value': 1.0}}
+        return dict(answer, sub_account_id='demo') if demo else answer
+
+    def count(self, action):
+        return [name for name, _ in self.asked].count(action)
+
+
+OPEN = {'order_id': 'o', 'status': 'open', 'filled': 0}
+
+
+@pytest.mark.parametrize('named', [
+    {'account_key': 'mian'}, {'sub_account_id': 'demmo'}, {'account_key': 'main', 'sub_account_id': 'x'},
+    {'account_key': 'hedge', 'sub_account_id': 'demo'}, {'sub_account_id': 'demo@hedge'},
+    {'sub_account_id': 'demo@nobody'}])
+def test_a_server_that_would_take_its_first_account_for_an_unknown_one_gets_no_order(named):
+    connection = Foreign(**{'broker.place_order': OPEN, 'broker.cancel_order': {'status': 'canceled'}})
+    broker = bq.RemoteQmtBroker(connection=connection, config=named)
+    for call in (lambda: broker.buy(CODE, 100, 10.5), lambda: broker.cancel_order('o'), broker.get_positions):
+        with pytest.raises(bq.AccountNotFound) as caught:
+            call()
+        assert caught.value.broker_called is False
+    assert {name for name, _ in connection.asked} <= {'admin.health', 'broker.account'}
+
+
+@pytest.mark.parametrize('named', [{}, {'account_key': 'main'}, {'account_key': 'hedge'}, {'account_key': 'default'},
+                                   {'sub_account_id': 'demo'}, {'sub_account_id': 'demo@main'},
+                                   {'account_key': 'main', 'sub_account_id': 'demo'}])
+def test_accounts_that_it_knows_are_asked_for_once(named):
+    connection = Foreign(**{'broker.place_order': OPEN, 'broker.positions': []})
+    broker = bq.RemoteQmtBroker(connection=connection, config=named)
+    assert broker.buy(CODE, 100, 10.5) == 'o'
+    asked = len(connection.asked)
+    assert broker.buy(CODE, 100, 10.5) == 'o' and broker.get_positions() == []
+    assert len(connection.asked) == asked + 2
+
+
+@pytest.mark.parametrize('style', [
+    None, 'limit', [], {}, {'type': 'limit'}, {'type': 'limit', 'price': None}, {'type': 'limit', 'price': 0},
+    {'type': 'limit', 'price': -1}, {'type': 'limit', 'price': float('nan')}, {'type': 'limit', 'price': float('inf')},
+    {'type': 'limit', 'price': '10'}, {'type': 'limit', 'price': True}, {'type': 'stop', 'price': 10.0},
+    {'type': 'market', 'price': 10.0}, {'type': 'market', 'protect_price': 0}, {'type': ['limit'], 'price': 1},
+    {'type': 'limit', 'price': 10.0, 'protect_price': 9.0}, {'type': 'market', 'pr_type': 11}, {'price': 10.0}])
+def test_a_style_that_does_not_say_all_of_itself_is_not_sent(style):
+    """bullet-trade takes {'type': 'limit'} for a limit order at its last price, and an unknown type for a limit."""
+    connection = Foreign(**{'broker.place_order': OPEN})
+    with pytest.raises(bq.BadRequest) as caught:
+        bq.RemoteQmtBroker(connection=connection).place_order(CODE, 'BUY', 100, style)
+    assert caught.value.broker_called is False and connection.asked == []
+
+
+@pytest.mark.parametrize('side, amount', [('buy', 100), ('LONG', 100), (None, 100), ('BUY', 0), ('BUY', -100),
+                                          ('BUY', 1.5), ('BUY', '100'), ('BUY', None), ('BUY', 10 ** 10)])
+def test_a_side_or_an_amount_that_is_none_is_not_sent(side, amount):
+    connection = Foreign(**{'broker.place_order': OPEN})
+    with pytest.raises(bq.BadRequest):
+        bq.RemoteQmtBroker(connection=connection).place_order(CODE, side, amount, {'type': 'market'})
+    assert connection.asked == []
+
+
+GOOD_KEYS = ['a', '0', 'A' * 255, 'bt-helper-0f', 'a.b_c:d@e/f+g-h', bq.new_key('place'), bq.new_key('cancel')]
+BAD_KEYS = ['', ' ', '-a', '.a', '_a', 'a b', 'a\n', 'ключ', '委托', 'a' * 256, 'a\u0660', 'a#b', 5, True, b'a', ['a']]
+
+
+@pytest.mark.parametrize('key', GOOD_KEYS + BAD_KEYS)
+def test_only_keys_that_every_server_takes_are_sent(key):
+    """^[A-Za-z0-9][A-Za-z0-9._:@/+\\-]{0,254}$ is what bullet-trade 0.10 takes."""
+    connection = Foreign(**{'broker.place_order': OPEN, 'broker.cancel_order': {'status': 'canceled'}})
+    broker, good = bq.RemoteQmtBroker(connection=connection), key in GOOD_KEYS
+    for call in (lambda: broker.place_order(CODE, 'BUY', 100, {'type': 'market'}, idempotency_key=key),
+                 lambda: broker.cancel_order('o', idempotency_key=key)):
+        if good:
+            assert call()
+            continue
+        with pytest.raises(bq.BadRequest) as caught:
+            call()
+        assert caught.value.broker_called is False
+    assert len(connection.asked) == (2 if good else 0)
+
+
+def test_a_server_that_forgets_is_asked_with_all_that_was_said_of_the_order():
+    row = {'order_id': 'o', 'security': CODE}
+    found = {'submission_state': 'accepted', 'order_id': 'o', 'resolved_result': row}
+    connection = Foreign(**{'broker.place_order': None, 'broker.resolve_submission': found})
+    broker = bq.RemoteQmtBroker(connection=connection, config={'account_key': 'main'})
+    with pytest.raises(bq.OrderStateUnknown):
+        broker.buy(CODE, 100, 10.5, idempotency_key='k')
+    assert broker.wait_order('k', 5) == row
+    (_, placed), (_, asked) = [item for item in connection.asked if item[0].startswith('broker.') and
+                               item[0] != 'broker.account']
+    assert asked['request_payload'] == placed
+
+
+# -- what came of it -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize('answer', [
+    {'status': 'canceled', 'filled': 0}, {'status': 'cancelled', 'traded_volume': 0},
+    {'status': 'canceled', 'last_snapshot': {'filled': 0}}, {'status': 'failed'}, {'status': 'error'},
+    {'status': 'rejected'}])
+def test_an_order_that_ended_with_nothing_filled_raises_with_its_id(answer):
+    broker = bq.RemoteQmtBroker(connection=Canned(dict(answer, order_id='o')))
+    with pytest.raises(RuntimeError) as caught:
+        broker.buy(CODE, 100, idempotency_key='k')
+    assert type(caught.value) is bq.OrderRejected and caught.value.broker_called is True
+    assert (caught.value.details['order_id'], caught.value.details['idempotency_key']) == ('o', 'k')
+
+
+@pytest.mark.parametrize('answer', [
+    {'status': 'canceled', 'filled': 100}, {'status': 'partly_canceled', 'filled': 100}, {'status': 'partly_cancelled'},
+    {'status': 'canceled', 'last_snapshot': {'traded_volume': 100}}, {'status': 'filled'}, {'status': 'open'}, {}])
+def test_an_order_that_filled_in_part_is_an_order(answer):
+    assert bq.RemoteQmtBroker(connection=Canned(dict(answer, order_id='o'))).buy(CODE, 200) == 'o'
+
+
+@pytest.mark.parametrize('row, outcome', [
+    ({'filled': 0}, bq.OrderRejected), ({'filled': 300}, 'o'), ({}, bq.OrderStateUnknown),
+    (None, bq.OrderStateUnknown), ([], bq.OrderStateUnknown)])
+def test_where_an_answer_does_not_say_what_was_filled_the_order_is_looked_at(row, outcome):
+    connection = Foreign(**{'broker.place_order': {'order_id': 'o', 'status': 'canceled'}, 'broker.order_status': row})
+    broker = bq.RemoteQmtBroker(connection=connection)
+    if outcome == 'o':
+        assert broker.buy(CODE, 500) == 'o'
+        return
+    with pytest.raises(outcome) as caught:
+        broker.buy(CODE, 500, idempotency_key='k')
+    assert caught.value.details['idempotency_key'] == 'k'
+
+
+def test_a_cancel_that_the_broker_refused_leaves_the_order_as_it_was():
+    """bullet-trade 0.10 gives such an answer the status 'rejected': that is the cancel's, the order lives."""
+    answer = {'value': False, 'status': 'rejected', 'cancel_outcome': 'rejected', 'order_id': 'o'}
+    with pytest.raises(bq.OrderRejected) as caught:
+        bq.RemoteQmtBroker(connection=Canned(answer)).cancel_order('o')
+    assert caught.value.details['order_id'] == 'o'
+
+
+@pytest.mark.parametrize('answer, expected', [
+    ({'status': 'cancelled', 'cancel_outcome': 'cancelled'}, True), ({'status': 'partly_cancelled'}, True),
+    ({'status': 'failed', 'cancel_outcome': 'not_canceled_already_terminal'}, False),
+    ({'status': 'filled', 'cancel_outcome': 'not_canceled_already_terminal'}, False)])
+def test_what_a_cancel_of_bullet_trade_says(answer, expected):
+    assert bq.RemoteQmtBroker(connection=Canned(dict(answer, order_id='o'))).cancel_order('o') is expected
+
+
+def test_a_warning_reaches_who_orders():
+    broker = bq.RemoteQmtBroker(connection=Canned(dict(OPEN, warning='000001.XSHE 停牌')))
+    with pytest.warns(bq.ServerWarning, match='停牌'):
+        assert broker.buy(CODE, 100, 10.5) == 'o'
+    with pytest.warns(bq.ServerWarning):  # each time
+        assert broker.place_order(CODE, 'BUY', 100, {'type': 'market'})['warning'] == '000001.XSHE 停牌'
+
+
+def test_where_warnings_are_errors_the_order_is_there_all_the_same(caplog):
+    broker = bq.RemoteQmtBroker(connection=Canned(dict(OPEN, warning='停牌')))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert broker.buy(CODE, 100, 10.5) == 'o'
+    assert '停牌' in caplog.text
+
+
+# -- answers that make no sense ------------------------------------------------------------------------------------
+ODD = [None, True, 0, -1, 1.5, 1e308, 2 ** 70, '', 'x', [], {}, [[]], [1], {'a': 1}, [None] * 5, {'value': []},
+       {'value': 5}, {'values': {}}, {'values': [5]}, {'values': ['x']}, {'order_id': {}}, {'order_id': []},
+       {'order_id': True, 'status': 'open'}, {'order_id': 'o', 'status': []}, {'order_id': 'o', 'status': {}},
+       {'order_id': 'o', 'status': 5, 'filled': 'x', 'last_snapshot': []}, {'status': ['canceled']},
+       {'status': 'canceled', 'filled': [], 'order_id': 'o'}, {'submission_state': {}},
+       {'submission_state': 'accepted'},
+       {'submission_state': 'accepted', 'resolved_result': {'order_id': []}}, {'quotes': []}, {'events': [1]},
+       {'quotes': {'000001.XSHE': 5}}, {'events': 5}, {'value': {'start_date': []}}, {'value': {'start_date': 'x'}},
+       {'seq': None}, {'seq': 'x'}, {'last_price': 'x'}, {'last_price': -1.0}, {'last_price': True}, {'warning': {}}]
+READS = {
+    'price': lambda p, b: p.get_price(CODE, count=5), 'days': lambda p, b: p.get_trade_days(count=3),
+    'info': lambda p, b: p.get_security_info(CODE), 'all': lambda p, b: p.get_all_securities(),
+    'index': lambda p, b: p.get_index_stocks('000300.XSHG'), 'split': lambda p, b: p.get_split_dividend(CODE),
+    'tick': lambda p, b: p.get_current_tick(CODE), 'live': lambda p, b: p.get_live_current(CODE),
+    'many': lambda p, b: p.get_live_currents([CODE]), 'last': lambda p, b: p.get_last_price(CODE),
+    'cache': lambda p, b: p.ensure_cache(CODE), 'day': lambda p, b: p.get_trade_day(CODE, '2024-01-05'),
+    'account': lambda p, b: b.get_account_info(), 'positions': lambda p, b: b.get_positions(),
+    'orders': lambda p, b: b.get_orders(), 'open': lambda p, b: b.get_open_orders(),
+    'trades': lambda p, b: b.get_trades(), 'status': lambda p, b: b.get_order_status('o'),
+    'resolve': lambda p, b: b.resolve_submission('k'), 'number': lambda p, b: bq.RemoteQmtBroker(
+        '123', connection=p._connection).connect(), 'wait': lambda p, b: b.wait_order('k', 0)}
+WRITES = {'buy': lambda b: b.buy(CODE, 100), 'cancel': lambda b: b.cancel_order('o'),
+          'place': lambda b: b.place_order(CODE, 'BUY', 100, {'type': 'market'})}
+
+
+@pytest.mark.parametrize('name', sorted(READS))
+@pytest.mark.parametrize('quotes', [True, False])
+def test_whatever_a_server_answers_is_an_answer_or_an_error_of_ours(name, quotes):
+    for answer in ODD:
+        connection = Canned(answer)
+        connection.ack = {'journal_id': 'j', 'features': ['quotes1'] if quotes else []}
+        provider, broker = bq.RemoteQmtProvider(connection=connection), bq.RemoteQmtBroker(connection=connection)
+        try:
+            READS[name](provider, broker)
+        except bq.BulletError as error:
+            assert error.message, answer
+
+
+@pytest.mark.parametrize('name', sorted(WRITES))
+def test_after_a_write_an_answer_that_makes_no_sense_is_unknown(name):
+    for answer in ODD:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', bq.ServerWarning)
+            try:
+                WRITES[name](bq.RemoteQmtBroker(connection=Canned(answer)))
+            except bq.OrderStateUnknown as error:
+                assert error.idempotency_key, answer
+            else:
+                assert isinstance(answer, dict) and isinstance(answer['order_id'], str), answer
+
+
+@pytest.mark.parametrize('answer', [None, {}, [], {'values': None}, {'values': {}}, {'value': 'x'}])
+def test_an_answer_without_a_list_is_no_empty_list(answer):
+    provider = bq.RemoteQmtProvider(connection=Canned(answer))
+    for call in (lambda: provider.get_index_stocks('000300.XSHG'), provider.get_trade_days,
+                 lambda: provider.get_split_dividend(CODE)):
+        with pytest.raises(bq.ProtocolError):
+            call()
+
+
+@pytest.mark.parametrize('answer', [None, {}, 'x', [1], {'rows': []}])
+def test_an_answer_without_rows_is_no_empty_account(answer):
+    broker = bq.RemoteQmtBroker(connection=Canned(answer))
+    for call in (broker.get_positions, broker.get_orders, broker.get_open_orders, broker.get_trades):
+        with pytest.raises(bq.ProtocolError):
+            call()
+
+
+def test_what_bullet_trades_stub_says_of_a_download():
+    assert bq.RemoteQmtProvider(connection=Canned({'ok': True})).ensure_cache(CODE, count=1) == {'ok': True}

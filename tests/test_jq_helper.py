@@ -33,6 +33,8 @@ def order_row(order_id='7', status='open', **changes):
 class Recorder(bq.BaseConnection):
     """Answers from a dict: action -> value, exception, or function of the payload. `sent` holds (action, payload)."""
 
+    ack = {'journal_id': 'j1'}
+
     def __init__(self):
         self.sent, self.timeouts, self.placed = [], [], 0
         self.answers = {'broker.place_order': self.place, 'broker.cancel_order': self.cancel,
@@ -495,9 +497,55 @@ def test_a_rejected_order_raises(wire):
     assert caught.value.message == '资金不足' and caught.value.details['order_id'] == '9'
 
 
+@pytest.mark.parametrize('status, filled', [('canceled', 0), ('cancelled', 0), ('failed', 0), ('error', 0)])
+def test_an_order_that_ended_with_nothing_filled_raises_as_a_runtime_error(wire, status, filled):
+    """As bullet-trade's helper does; the order is over, so that ordering anew makes no second one."""
+    wire.answers['broker.place_order'] = order_row('9', status, filled=filled)
+    with pytest.raises(RuntimeError) as caught:
+        jq.order(CODE, 100, wait_timeout=5, idempotency_key='k')
+    assert type(caught.value) is bq.OrderRejected and caught.value.broker_called is True
+    assert (caught.value.details['order_id'], caught.value.details['idempotency_key']) == ('9', 'k')
+
+
+@pytest.mark.parametrize('status, filled', [('canceled', 100), ('partly_canceled', 100), ('partly_cancelled', 100)])
+def test_an_order_that_filled_in_part_is_an_order(wire, status, filled):
+    wire.answers['broker.place_order'] = order_row('9', status, filled=filled)
+    assert jq.order(CODE, 300, wait_timeout=5) == '9'
+
+
+@pytest.mark.parametrize('row, outcome', [({'filled': 0}, bq.OrderRejected), ({'filled': 100}, '9'),
+                                          ({}, bq.OrderStateUnknown), (bq.ConnectionLost('x'), bq.OrderStateUnknown)])
+def test_where_an_answer_does_not_say_what_was_filled_the_order_is_looked_at(wire, row, outcome):
+    wire.answers.update({'broker.place_order': {'order_id': 9, 'status': 'canceled', 'amount': 300, 'price': 10.5},
+                         'broker.order_status': row})
+    if outcome == '9':
+        assert jq.order(CODE, 300) == '9'
+        return
+    with pytest.raises(outcome):
+        jq.order(CODE, 300)
+
+
+def test_a_warning_of_the_server_is_told_and_kept(wire):
+    wire.answers['broker.place_order'] = order_row('9', 'open', warning='停牌')
+    with pytest.warns(bq.ServerWarning, match='停牌'):
+        placed = jq.get_broker_client().place_order(CODE, 'BUY', 100, 10.5)
+    assert placed.warning == '停牌' and placed.raw_response['warning'] == '停牌'
+    assert jq.RemoteOrder(order_row('8')).warning == ''
+
+
+@pytest.mark.parametrize('key', ['', ' ', '-a', '委托', 'a b', 'a' * 256, 5])
+def test_a_key_that_not_every_server_takes_is_not_sent(wire, key):
+    for call in (lambda: jq.order(CODE, 100, idempotency_key=key),
+                 lambda: jq.get_broker_client().cancel_order('5', idempotency_key=key)):
+        with pytest.raises(bq.BadRequest):
+            call()
+    assert wire.sent == []
+
+
 @pytest.mark.parametrize('answer', [
     None, [], {}, {'order_id': None}, {'order_id': '-1', 'status': 'submitted'}, order_row(status='submit_unknown'),
-    order_row(status='reconciling'), order_row(amount='many'), order_row(order_time='soon')])
+    order_row(status='reconciling'), order_row(amount='many'), order_row(order_time='soon'),
+    order_row('submit_unknown:0123456789abcdef01234567'), order_row({}), order_row([]), order_row(True), order_row(0)])
 def test_an_answer_that_leaves_it_open_is_unknown_and_names_the_key(wire, answer):
     wire.answers['broker.place_order'] = answer
     with pytest.raises(bq.OrderStateUnknown) as caught:
@@ -534,7 +582,30 @@ def test_cancel_takes_ids_and_orders_and_is_true_only_when_cancelled(wire):
     assert len(wire.sent) == sent
 
 
-@pytest.mark.parametrize('answer', [None, [], {'status': 'submit_unknown'}])
+def test_a_cancel_that_was_only_passed_on_is_not_true(wire):
+    """bullet-trade 0.9 says value=True as soon as its broker took the request."""
+    wire.answers['broker.cancel_order'] = {'value': True, 'status': 'open', 'timed_out': True, 'order_id': '5'}
+    assert not jq.cancel_order('5')
+    wire.answers['broker.cancel_order'] = {'value': True, 'status': 'cancelled', 'order_id': '5'}
+    assert jq.cancel_order('5') and jq.cancel_order('5')['status'] == 'canceled'
+
+
+def test_a_target_orders_nothing_beside_an_order_whose_cancel_was_refused(wire):
+    """bullet-trade 0.10 gives that answer the status 'rejected', which an order that has ended bears, too."""
+    refused = {'value': False, 'status': 'rejected', 'cancel_outcome': 'rejected', 'order_id': '5'}
+    wire.answers.update({'broker.orders': [order_row('5')], 'broker.order_status': order_row('5'),
+                         'broker.cancel_order': refused})
+    with pytest.raises(bq.OrderStateUnknown):
+        jq.order_target(CODE, 1000)
+    assert wire.orders == []
+    with pytest.raises(bq.OrderRejected) as caught:
+        jq.cancel_order('5')
+    assert caught.value.details['order_id'] == '5'
+
+
+@pytest.mark.parametrize('answer', [None, [], {}, {'value': True}, {'status': 'submit_unknown'},
+                                    {'value': True, 'status': 'canceled', 'order_id': 'another'},
+                                    {'status': 'canceled', 'cancel_outcome': 'unknown'}, {'status': ['canceled']}])
 def test_a_cancel_of_unknown_outcome_raises(wire, answer):
     wire.answers['broker.cancel_order'] = answer
     with pytest.raises(bq.OrderStateUnknown) as caught:

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 import pytest
 
 import bullet_qmt as bq
-from tests.base import ask_raw, login_raw, long_client, raw_socket, read_raw, serving
+from tests.base import TOKEN, ask_raw, login_raw, long_client, raw_socket, read_raw, serving
 from tests.fakes import FakeClock
 from tests.resources import becomes
 from tests.test_desk import CODE, Shop
@@ -197,6 +197,121 @@ def test_a_stream_that_is_refused_for_now_is_asked_for_again(monkeypatch):
         monkeypatch.undo()
         placed = buy(client, 'two')
         assert heard.until('filled')[-1]['order_id'] == placed['order_id']
+
+
+# -- whose events they are ---------------------------------------------------------------------------------------------
+ROUTES = [{'account_key': 'main'}, {'account_key': 'hedge'}, {'account_key': 'main', 'sub_account_id': 'rich'},
+          {'sub_account_id': 'research'}]
+
+
+def accounts_serving(**more):
+    accounts = tuple(bq.AccountSpec(key, number, 'stock', None, None, True)
+                     for key, number in (('main', '11111111'), ('hedge', '22222222')))
+    subs = tuple(bq.SubAccountSpec(*spec) for spec in (('research', 'main', None), ('rich', 'main', None),
+                                                       ('qa', 'hedge', None)))
+    return serving(FakeClock(NOW), accounts=accounts, sub_accounts=subs, **more)
+
+
+class Follower:
+    """What a broker of this account hears."""
+
+    def __init__(self, config, connection=None):
+        self.rows, self.broker = queue.Queue(), bq.RemoteQmtBroker(config=config, connection=connection)
+        self.broker.follow(on_order=self.heard('order'), on_trade=self.heard('trade'),
+                           on_account=self.heard('account'))
+
+    def heard(self, event):
+        return lambda row: self.rows.put((event, row))
+
+    def until(self, order_id):
+        """All that was heard up to the fill of this order, its own."""
+        told = [self.rows.get(timeout=20)]
+        while not (told[-1][0] == 'order' and told[-1][1]['order_id'] == order_id
+                   and told[-1][1]['status'] == 'filled'):
+            told.append(self.rows.get(timeout=20))
+        return told
+
+
+def buy_everywhere(client, mark):
+    for number, named in enumerate(ROUTES):
+        buy(client, '%s-%d' % (mark, number), wait_timeout=20, **named)
+
+
+def heard_of(told):
+    """(accounts of all rows, sub-accounts of orders and trades)."""
+    return {row['account_key'] for _, row in told}, {row['sub_account_id'] for event, row in told if event != 'account'}
+
+
+NAMED = pytest.mark.parametrize('named, account, subs', [
+    ({'account_key': 'main'}, 'main', {None, 'rich', 'research'}), ({'account_key': 'hedge'}, 'hedge', {None}),
+    ({'sub_account_id': 'research'}, 'main', {'research'}), ({'sub_account_id': 'research@main'}, 'main', {'research'}),
+    ({'account_key': 'main', 'sub_account_id': 'rich'}, 'main', {'rich'})])
+
+
+@pytest.mark.parametrize('connection', ['own', 'shared', 'followed by another'])
+@NAMED
+def test_a_follower_hears_its_account_alone(named, account, subs, connection):
+    with accounts_serving() as server, long_client(server) as owner, long_client(server) as shared:
+        if connection == 'followed by another':
+            Follower({'account_key': 'hedge' if account == 'main' else 'main'}, shared)
+        config = dict(zip(('host', 'port'), server.address[:2]), token=TOKEN, **named)
+        follower = Follower(config, None if connection == 'own' else shared)
+        try:
+            buy_everywhere(owner, 'k')
+            end = buy(owner, 'end', wait_timeout=20, **named)
+            told = follower.until(end['order_id'])
+            assert heard_of(told) == ({account}, subs) and 'account' in {event for event, _ in told}
+        finally:
+            follower.broker.close()
+
+
+def test_who_names_no_account_hears_all_that_the_login_may():
+    with accounts_serving() as server, long_client(server) as owner:
+        follower = Follower({}, owner)
+        buy_everywhere(owner, 'k')
+        end = buy(owner, 'end', wait_timeout=20, account_key='hedge')
+        assert heard_of(follower.until(end['order_id'])) == ({'main', 'hedge'}, {None, 'rich', 'research'})
+
+
+@NAMED
+def test_a_follower_hears_its_account_alone_after_a_reconnect(named, account, subs):
+    with accounts_serving() as server, long_client(server) as owner, \
+            long_client(server, backoff_s=(0.05, 0.2)) as shared:
+        follower, follow = Follower(named, shared), queue.Queue()
+        shared._events.emit, emit = lambda event, row: (follow.put(row), emit(event, row)), shared._events.emit
+        first = buy(owner, 'first', wait_timeout=20, **named)
+        follower.until(first['order_id'])
+        with shared._lock:
+            shared._channel.abort()
+        buy_everywhere(owner, 'k')
+        end = buy(owner, 'end', wait_timeout=20, **named)
+        assert heard_of(follower.until(end['order_id'])) == ({account}, subs)
+        crossed = [follow.get() for _ in range(follow.qsize())]
+        assert {row['account_key'] for row in crossed} == {account}, 'nothing of others crosses the line'
+
+
+@pytest.mark.parametrize('named', [{'account_key': 'nobody'}, {'sub_account_id': 'nobody'},
+                                   {'account_key': 'hedge', 'sub_account_id': 'rich'}, {'account_key': 5}])
+def test_nobody_follows_an_account_that_is_not_there(named):
+    with accounts_serving() as server, long_client(server) as client:
+        with pytest.raises(bq.AccountNotFound):
+            client.follow_orders(**named)
+
+
+@pytest.mark.parametrize('named', [{'account_key': 'hedge'}, {'sub_account_id': 'rich'}, {'account_key': 'main'}, {}])
+def test_a_session_of_a_sub_account_hears_nothing_beyond_it(named):
+    with accounts_serving() as server, long_client(server) as owner, raw_socket(server, 20) as sock:
+        login_raw(sock, features=['order_stream1'], sub_account_id='research')
+        answer = ask_raw(sock, 'broker.subscribe_events', named)
+        if named.get('account_key') == 'hedge' or named.get('sub_account_id'):
+            assert answer['code'] == 'ACCOUNT_NOT_FOUND'
+            return
+        buy_everywhere(owner, 'k')
+        end, rows = buy(owner, 'end', wait_timeout=20, sub_account_id='research'), []
+        while not rows or (rows[-1]['payload'].get('order_id'), rows[-1]['payload'].get('status')) != (
+                end['order_id'], 'filled'):
+            rows.append(read_raw(sock))
+        assert {row['payload']['sub_account_id'] for row in rows if row['event'] != 'account'} == {'research'}
 
 
 # -- listeners that are too slow -----------------------------------------------------------------------------------
