@@ -80,6 +80,7 @@ import numbers
 import os
 import re
 import select
+import selectors
 import signal
 import socket
 import socketserver
@@ -351,6 +352,11 @@ def wait_for_socket(sock, timeout_s, writing=False):
     return any(ready)
 
 
+def most_waited_for():
+    """How many sockets one thread waits for: select(), the only way on Windows, takes 512."""
+    return 1024 if hasattr(select, 'poll') else 480
+
+
 _NOTSENT_LOWAT = {'linux': 25, 'darwin': 0x201}
 UNSENT_BYTES = 131072
 
@@ -374,6 +380,20 @@ def plain_address(address):
 def host_and_port(host, port):
     """'127.0.0.1:58620', '[::1]:58620'."""
     return ('[%s]:%s' if ':' in host else '%s:%s') % (host, port)
+
+
+def allowed_descriptors(wanted):
+    """How many descriptors the process may open, after asking the system for so many; None where it sets no limit."""
+    resource = optional_import('resource')
+    if resource is None:  # Windows
+        return None
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):  # macOS takes less than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (
+                wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return None if soft == resource.RLIM_INFINITY else soft
 
 
 def own_port_exclusively(sock):
@@ -403,6 +423,15 @@ def is_tls_eof(error):
     """Whether a TLS peer left without a goodbye. 3.6 with OpenSSL 3 tells it only in the text."""
     return isinstance(error, ssl.SSLError) and (
         isinstance(error, ssl.SSLEOFError) or 'unexpected eof' in str(error).lower())
+
+
+def is_cut_handshake(error):
+    """Whether the peer ended, or said nothing in, a TLS handshake, which tells nothing of what it thinks of ours.
+
+    An end without an alert is OSError 0 on older Pythons.
+    """
+    return is_tls_eof(error) or isinstance(error, (ConnectionError, socket.timeout)) or (
+        isinstance(error, OSError) and error.errno == 0)
 
 
 def restrict_to_owner(path):
@@ -1300,7 +1329,7 @@ OPTIONS = [
            'TLS 证书（PEM）：服务端的证书链；客户端用它核对服务端', 'server client', metavar='FILE'),
     Option('tls_key', 'QMT_SERVER_TLS_KEY', None, parse_text, 'TLS 私钥（PEM），与证书一起给出', 'server',
            metavar='FILE'),
-    Option('max_connections', 'QMT_SERVER_MAX_CONNECTIONS', '64', whole(1, 4096), '同时连接数上限（未登录的也算）',
+    Option('max_connections', 'QMT_SERVER_MAX_CONNECTIONS', '64', whole(1, 4096), '同时登录的连接数上限',
            'server', metavar='N'),
     Option('max_subscriptions', 'QMT_SERVER_MAX_SUBSCRIPTIONS', '200', whole(1, 100000), '每个会话的订阅数上限',
            'server', metavar='N'),
@@ -3178,10 +3207,8 @@ class Channel:
             return False
         word = _LENGTH.unpack_from(self._buffer)[0]
         length = word & _LENGTH_MASK if self.binary else word
-        if length > limit:
-            raise FrameTooLarge('帧长 %d 超过上限 %d' % (length, limit), '对方可能不是本协议（例如把 TLS 发到了明文端口）')
+        self._body = _Arriving(word, check_length(length, limit))
         del self._buffer[:4]
-        self._body = _Arriving(word, length)
         return True
 
     def _fill_body(self, deadline):
@@ -3372,6 +3399,12 @@ class Channel:
             return call(argument)
         with self._tls_lock:
             return call(argument)
+
+
+def check_length(length, limit):
+    if length > limit:
+        raise FrameTooLarge('帧长 %d 超过上限 %d' % (length, limit), '对方可能不是本协议（例如把 TLS 发到了明文端口）')
+    return length
 
 
 def end_sending(sock):
@@ -9898,7 +9931,6 @@ def _cancel_wire(order, entry):
 ACCESS_LOG = logging.getLogger('bullet_qmt.access')
 LOGIN_TIMEOUT_S = 10.0
 BREAK_OFF_S = 2.0       # for requests before a frame that breaks the protocol, and again for their answers to leave
-LOGIN_GRACE_S = 2.0     # a connection that has not logged in by then may lose its place to a newcomer
 IN_FLIGHT_LIMIT = 64
 REQUEST_LIMIT = 4 * 1024 * 1024  # bytes of a request: the largest holds some thousand codes
 ORDER_MARGIN_S = 30.0  # what an order may take beside waiting for its outcome
@@ -10637,105 +10669,121 @@ class WorkerPool(JobThreads):
 
 
 # -- gate --------------------------------------------------------------------------------------------------------
-class _Lot:
-    """The one login of an address that waits for its token to be looked at, drawn by lot among all that come meanwhile.
+STRONG_CHARS = 16
+_WALKS = tuple(2 * keys for keys in ('qwertyuiopasdfghjklzxcvbnm', '1qaz2wsx3edc4rfv5tgb6yhn7ujm8ik9ol0p',
+                                     'abcdefghijklmnopqrstuvwxyz0123456789'))
+_COMMON_WORDS = re.compile('|'.join(
+    'passphrase password passwd change admin random secret server client bullet remote account broker trading trader '
+    'trade default example sample token login stock quant miniqmt long your test user root this that here with some '
+    'qmt key the my me is a 长的随机口令 随机 口令 密码 长的'.split()))
 
-    until: when it is looked at. holder: the waiting login's own object. comers: how many have come so far.
-    """
 
-    def __init__(self, until):
-        self.until, self.holder, self.comers = until, None, 0
+def is_guessable(token):
+    """Whether trying may find it: short, few characters, a repetition, a walk over the keys, or common words."""
+    low = token.lower()
+    walk = len({ord(after) - ord(before) for before, after in zip(low, low[1:])}) < 3 or any(
+        low in keys or low[::-1] in keys for keys in _WALKS)
+    repeated = any(low[period:] == low[:-period] for period in range(1, len(low) // 2 + 1))
+    rest = re.sub(r'[\W_]', '', _COMMON_WORDS.sub('', low))
+    return len(token) < STRONG_CHARS or walk or repeated or len(set(low)) < 6 or len(rest) < 6
 
-    def draw(self, chance):
-        """A new holder with the same chance for everybody who comes until the end, or None."""
-        self.comers += 1
-        if chance() * self.comers >= 1:
-            return None
-        self.holder = object()
-        return self.holder
+
+class _Guesses:
+    """When the last `limit` wrong tokens came, and when a token was compared last."""
+
+    def __init__(self, limit):
+        self.times, self.looked = deque(maxlen=limit), -math.inf
+
+    def recent(self, since):
+        while self.times and self.times[0] < since:
+            self.times.popleft()
+        return len(self.times)
 
 
 class Gate:
-    """Who may connect, how many, and how often a wrong token may be tried."""
+    """Who may connect, how many may be in, and how often a wrong token may be tried.
 
-    FAILURES, WINDOW_S, PENALTY_S, REMEMBERED = 5, 60.0, 5.0, 10000
+    A token that nobody can guess is compared at once, whoever asks and however often: who knows it gets in, and only
+    the answer to a wrong one waits. Of a token that can be guessed an address that was wrong FAILURES times in WINDOW_S
+    has one compared in PENALTY_S, and so have, after STRANGERS wrong ones, all addresses together from which nobody
+    has logged in yet.
+    """
 
-    def __init__(self, settings, monotonic, chance=chance):
+    FAILURES, STRANGERS, WINDOW_S, PENALTY_S, REMEMBERED = 5, 20, 60.0, 5.0, 10000
+
+    def __init__(self, settings, monotonic):
         self.allowed, self.limit = settings.allowlist, settings.max_connections
-        self.token = settings.token.encode('utf-8')
-        self.monotonic, self.chance = monotonic, chance
-        self._changed = threading.Condition()
-        self.connections, self._closed = 0, False
-        self._failures = OrderedDict()  # address -> deque of times
-        self._lots = {}
+        self.token, self.guessable = settings.token.encode('utf-8'), is_guessable(settings.token)
+        self.monotonic, self._lock = monotonic, threading.Lock()
+        self.inside, self.waiting = 0, 0  # connections that have logged in, and those that have not
+        self._guesses, self._known = OrderedDict(), OrderedDict()  # by source_of(address)
+        self._strangers = _Guesses(self.STRANGERS)
+
+    @property
+    def connections(self):
+        return self.inside + self.waiting
 
     def admits(self, address):
         return not self.allowed or any(_in_network(address, network) for network in self.allowed)
 
     def enter(self):
-        """Takes a place for a connection; False if there is none."""
-        with self._changed:
-            free = self.connections < self.limit
-            self.connections += free
+        """Takes a place inside; False if there is none."""
+        with self._lock:
+            free = self.inside < self.limit
+            self.inside += free
             return free
 
     def leave(self):
-        with self._changed:
-            self.connections -= 1
-
-    def close(self):
-        """Whoever waits for its turn is refused."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        with self._lock:
+            self.inside -= 1
 
     def check_token(self, address, token):
-        """Raises AuthFailed, or AuthThrottled for an address that guessed too often and whose turn this is not.
-
-        Such an address has one token looked at in PENALTY_S, and which one is drawn by lot: an owner who shares the
-        address with a guesser gets his turn, sooner the fewer guesses there are.
-        """
-        source = _guess_source(address)
-        self._await_turn(source)
-        given = token.encode('utf-8', 'surrogatepass') if isinstance(token, str) else b''
-        if hmac.compare_digest(given, self.token):
-            return
-        self._note_failure(source)
+        """Raises AuthFailed, or AuthThrottled where the token was not even looked at."""
+        source = source_of(address)
+        with self._lock:
+            if self.guessable:
+                self._take_turn(source)
+            given = token.encode('utf-8', 'surrogatepass') if isinstance(token, str) else b''
+            if hmac.compare_digest(given, self.token):
+                self._remember(self._known, source, True)
+                return
+            self._note_failure(source)
         raise AuthFailed('口令不匹配', '检查两端的 QMT_SERVER_TOKEN 是否一致')
 
-    def _await_turn(self, source):
-        with self._changed:
-            if self._recent_failures(source) < self.FAILURES:
-                return
-            lot = self._lots.setdefault(source, _Lot(self.monotonic() + self.PENALTY_S))
-            mine = lot.draw(self.chance)
-            self._changed.notify_all()
-            while mine is not None and lot.holder is mine and not self._closed and self.monotonic() < lot.until:
-                self._pause(lot.until - self.monotonic())
-            if lot.holder is mine:
-                del self._lots[source]
-            if mine is None or lot.holder is not mine or self._closed:
-                raise self._throttled(lot)
+    def answer_pause_s(self, address):
+        """How long the answer to a wrong token waits: the first ones of an address are mistakes of somebody's."""
+        with self._lock:
+            return self.PENALTY_S if self._recent(self._guesses.get(source_of(address))) > self.FAILURES else 0
 
-    def _pause(self, seconds):
-        self._changed.wait(seconds)
+    def _recent(self, guesses):
+        return guesses.recent(self.monotonic() - self.WINDOW_S) if guesses else 0
 
-    def _throttled(self, lot):
-        left_s = max(0.1, round(lot.until - self.monotonic(), 1))
-        return AuthThrottled('该地址登录失败次数过多', '%g 秒后再试；同一地址的登录轮流核对' % left_s, retry_after_s=left_s)
-
-    def _recent_failures(self, source):
-        times = self._failures.get(source, ())
-        while times and times[0] < self.monotonic() - self.WINDOW_S:
-            times.popleft()
-        return len(times)
+    def _take_turn(self, source):
+        own = self._guesses.get(source)
+        crowds = [own] if self._recent(own) >= self.FAILURES else []
+        if source not in self._known and self._recent(self._strangers) >= self.STRANGERS:
+            crowds.append(self._strangers)
+        now = self.monotonic()
+        left_s = max([crowd.looked + self.PENALTY_S - now for crowd in crowds] or [0])
+        if left_s > 0:
+            left_s = max(0.1, round(left_s, 1))
+            raise AuthThrottled('登录失败次数过多，这次没有核对', '%g 秒后再试；换成长的随机口令就不再限制' % left_s,
+                                retry_after_s=left_s)
+        for crowd in crowds:
+            crowd.looked = now
 
     def _note_failure(self, source):
-        with self._changed:
-            self._failures.setdefault(source, deque(maxlen=self.FAILURES)).append(self.monotonic())
-            self._failures.move_to_end(source)
-            while len(self._failures) > self.REMEMBERED:
-                self._failures.popitem(last=False)
+        guesses = self._guesses.get(source) or _Guesses(self.FAILURES + 1)
+        self._remember(self._guesses, source, guesses)
+        guesses.times.append(self.monotonic())
+        if source not in self._known:
+            self._strangers.times.append(self.monotonic())
+
+    def _remember(self, memory, source, value):
+        memory[source] = value
+        memory.move_to_end(source)
+        if len(memory) > self.REMEMBERED:
+            memory.popitem(last=False)
 
 
 def _in_network(address, network):
@@ -10743,10 +10791,427 @@ def _in_network(address, network):
     return ip.version == network.version and ip in network
 
 
-def _guess_source(address):
-    """One guesser: an IPv4 address, or an IPv6 /64, which one machine has whole."""
+@lru_cache(maxsize=4096)
+def source_of(address):
+    """What counts as one: an IPv4 address, or an IPv6 /64, which one machine has whole."""
     ip = plain_address(address)
     return str(ip) if ip.version == 4 else str(ipaddress.ip_network('%s/64' % ip, strict=False))
+
+
+class _Tally:
+    """What one line of the log has to count. due: when it may be written."""
+
+    def __init__(self, due):
+        self.due, self.counts, self.sources = due, Counter(), set()
+
+    def __str__(self):
+        return '%d 次（%s）' % (sum(self.counts.values()), '、'.join(
+            '%s %d' % pair for pair in self.counts.most_common()))
+
+
+class Refusals:
+    """Whom the server turned away, in the log: a line a minute and address, however many they are. Any thread.
+
+    The first of an address is told at once, those after it are counted. At most ADDRESSES have lines of their own at a
+    time, the others one for all. tell() writes what is due.
+    """
+
+    PAUSE_S, ADDRESSES, REMEMBERED = 60.0, 20, 10000
+
+    def __init__(self, monotonic):
+        self.monotonic, self._lock = monotonic, threading.Lock()
+        self._tallies, self._others = OrderedDict(), None  # source -> _Tally, the next that is due first
+
+    def note(self, address, code, text):
+        """code: one of few. text: for the first of the address. address: None for the machine itself.
+
+        Whether that was written at once.
+        """
+        source = '本机' if address is None else source_of(address)
+        with self._lock:
+            tally = self._tallies.get(source) or self._tally_of_others(source)
+            if tally is None:
+                self._tallies[source] = _Tally(self.monotonic() + self.PAUSE_S)
+            else:
+                tally.counts[code] += 1
+                return False
+        LOG.warning('拒绝 %s：%s', source, printable(text)[:200])
+        return True
+
+    def _tally_of_others(self, source):
+        """None where the address may have its own."""
+        if len(self._tallies) < self.ADDRESSES:
+            return None
+        if self._others is None:
+            self._others = _Tally(self.monotonic() + self.PAUSE_S)
+        if len(self._others.sources) < self.REMEMBERED:
+            self._others.sources.add(source)
+        return self._others
+
+    def wait_s(self):
+        """How long until tell() has something to do; None: until somebody is refused."""
+        with self._lock:
+            dues = [tally.due for tally in itertools.islice(self._tallies.values(), 1)]
+            dues += [self._others.due] if self._others else []
+        return max(0.0, min(dues) - self.monotonic()) if dues else None
+
+    def tell(self, all=False):
+        for line in self._due_lines(math.inf if all else self.monotonic()):
+            LOG.warning('%s', line)
+
+    def _due_lines(self, now):
+        lines = []
+        with self._lock:
+            for source in [source for source, tally in self._tallies.items() if tally.due <= now]:
+                tally = self._tallies.pop(source)
+                if tally.counts:
+                    lines.append('拒绝 %s：又有 %s' % (source, tally))
+                    self._tallies[source] = _Tally(now + self.PAUSE_S)
+            if self._others is not None and self._others.due <= now:
+                others, self._others = self._others, None
+                lines.append('拒绝其余 %d%s 个地址：%s' % (
+                    len(others.sources), '+' if len(others.sources) >= self.REMEMBERED else '', others))
+        return lines
+
+
+# -- the door: all that comes before a login, in one thread --------------------------------------------------------
+class Guest:
+    """A connection that has not logged in; the door's thread alone touches it.
+
+    step(guest): goes on with it when its socket is ready. late(guest): what happens at `due`. place: where it stands
+    among those that may still log in, None for one whose fate is settled. events: what it waits for.
+    """
+
+    def __init__(self, sock, address, step, late, due):
+        self.sock, self.address, self.source = sock, address, source_of(address)
+        self.step, self.late, self.due = step, late, due
+        self.place, self.gone, self.events, self.speaks, self.farewell = None, False, 0, True, None
+        self._data, self._size = bytearray(), None
+
+    def read_hello(self):
+        """The body of its first frame. Raises ConnectionLost, FrameTooLarge, and what its socket does without input."""
+        while self._size is None or len(self._data) < self._size:
+            chunk = self.sock.recv((4 if self._size is None else self._size) - len(self._data))
+            if not chunk:
+                raise ConnectionLost('没有登录就断开了连接')
+            self._data += chunk
+            if self._size is None and len(self._data) == 4:
+                self._size = check_length(_LENGTH.unpack(self._data)[0], LOGIN_LIMIT)
+                self._data.clear()
+        return self._data
+
+    @property
+    def said_something(self):
+        return self._size is not None or bool(self._data)
+
+    def say(self, error):
+        """What fits at once: it is little, and nothing was sent before."""
+        if self.speaks:
+            with contextlib.suppress(OSError):
+                self.sock.send(encode_frame(dict(error.to_wire(), type='error')))
+
+
+class Door:
+    """Takes connections from the listening socket and lets those in who know the token; one thread, nothing blocks.
+
+    Places here are apart from those inside. Where they run out, somebody goes: whose fate is settled, else one of the
+    address that has most, by lot; what it has sent is looked at before, so that nobody goes with the right token under
+    way. No address has more than SHARE of them. let_in(sock, address, hello): starts a session, RuntimeError if the
+    machine cannot.
+    """
+
+    FEWEST, SHARE, SAMPLE, AT_ONCE = 16, 0.75, 16, 64
+    LOOK_S, REST_S, LEAVE_S = 0.1, 0.2, 2.0
+
+    def __init__(self, listener, gate, tls, let_in, places):
+        self._listener, self._gate, self._tls, self._let_in, self._places = listener, gate, tls, let_in, places
+        self.refusals = Refusals(time.monotonic)
+        self._waiting, self._settled, self._crowds = [], OrderedDict(), Counter()
+        self._selector, self._closing, self._resting = selectors.DefaultSelector(), False, None
+        self._bell, self._ring = socket.socketpair()
+        listener.setblocking(False)
+        self._selector.register(listener, selectors.EVENT_READ)
+        self._selector.register(self._bell, selectors.EVENT_READ)
+        self._looked, self._thread = 0.0, threading.Thread(target=self._run, name='door', daemon=True)
+
+    def start(self):
+        self._thread.start()
+
+    def close(self):
+        """Nobody comes any more, and who waits is sent away."""
+        self._closing = True
+        self._ring.close()  # which wakes the thread
+        if self._thread.ident is not None:
+            self._thread.join()
+        for guest in self._guests():
+            self._drop(guest)
+        self._listener.close()
+        self._bell.close()
+        self._selector.close()
+        self.refusals.tell(all=True)
+
+    def _run(self):
+        while not self._closing:
+            try:
+                self._go_round()
+            except Exception as error:  # whatever it is, the others are to get in
+                self._unforeseen(None, error)
+                self._rest()
+
+    def _go_round(self):
+        ready = [key for key, _ in self._selector.select(self._pause_s())]
+        for guest in [key.data for key in ready if key.data is not None]:
+            self._attend(guest)
+        if any(key.fileobj is self._listener for key in ready):
+            self._welcome()
+        self._look_at_the_time()
+
+    def _unforeseen(self, address, error):
+        """A line a minute, whatever strangers can cause."""
+        if self.refusals.note(address, 'INTERNAL_ERROR', '出错：%r' % error):
+            LOG.error('登录前的连接出错', exc_info=error)
+
+    def _rest(self):
+        if not self._resting:
+            self._selector.unregister(self._listener)
+        self._resting = time.monotonic() + self.REST_S
+
+    def _pause_s(self):
+        if self._waiting or self._settled or self._resting:
+            return self.LOOK_S
+        return self.refusals.wait_s()
+
+    def _guests(self):
+        return self._waiting + list(self._settled)
+
+    # -- coming --------------------------------------------------------------------------------------------------
+    def _welcome(self):
+        for _ in range(self.AT_ONCE):
+            try:
+                sock, place = self._listener.accept()
+            except BlockingIOError:
+                return
+            except ConnectionError:  # gone before it was its turn
+                continue
+            except OSError as error:
+                self._no_descriptor(error)
+                return
+            self._receive(sock, place[0])
+
+    def _no_descriptor(self, error):
+        """One that waits gives up its own for the next; without such a one the listening rests for a moment."""
+        self.refusals.note(None, 'NO_DESCRIPTOR', '不能再接受连接：%s' % error)
+        if self._settled or self._waiting:
+            self._make_room(1)
+        else:
+            self._rest()
+
+    def _receive(self, sock, address):
+        if not self._gate.admits(address):
+            self.refusals.note(address, 'NOT_ALLOWED', '不在 %s内' % ways('allowlist'))
+            sock.close()
+            return
+        sock.setblocking(False)
+        guest = Guest(sock, address, self._begin_tls if self._tls else self._hear, self._too_late,
+                      time.monotonic() + LOGIN_TIMEOUT_S)
+        guest.speaks = not self._tls
+        self._share_out(guest.source)
+        self._add(guest)
+        self._attend(guest)  # mostly its first words are there already
+
+    def _add(self, guest):
+        guest.place = len(self._waiting)
+        self._waiting.append(guest)
+        self._crowds[guest.source] += 1
+        self._count()
+
+    def _count(self):
+        self._gate.waiting = len(self._waiting) + len(self._settled)
+
+    # -- room ----------------------------------------------------------------------------------------------------
+    def _share_out(self, source):
+        if self._crowds[source] >= self._places * self.SHARE:
+            self._make_room(1, source)
+        self._make_room(len(self._waiting) + len(self._settled) + 1 - self._places)
+
+    def _make_room(self, wanted, source=None):
+        for _ in range(wanted):
+            loser = self._loser(source)
+            if loser is None:
+                return
+            if loser.place is not None:
+                self._attend(loser)
+            if not loser.gone:
+                self._push_out(loser)
+
+    def _loser(self, source):
+        """source: one of this address, if a look at some finds any."""
+        if self._settled and source is None:
+            return next(iter(self._settled))
+        some = self._waiting if len(self._waiting) <= self.SAMPLE else [
+            self._waiting[random.randrange(len(self._waiting))] for _ in range(self.SAMPLE)]
+        some = [guest for guest in some if source in (None, guest.source)]
+        most = max((self._crowds[guest.source] for guest in some), default=0)
+        some = [guest for guest in some if self._crowds[guest.source] == most]
+        return some[random.randrange(len(some))] if some else None
+
+    def _push_out(self, guest):
+        if guest.place is not None:
+            guest.farewell = ServerBusy('等待登录的连接太多', '稍后重试', retry_after_s=0.5)
+            self.refusals.note(guest.address, 'NO_PLACE', '等待登录的连接太多，没有登录的让位')
+        if guest.farewell is not None:
+            guest.say(guest.farewell)
+        self._drop(guest)
+
+    # -- one guest -----------------------------------------------------------------------------------------------
+    def _attend(self, guest):
+        """Goes on with it as far as what it has sent allows."""
+        if guest.gone:
+            return
+        try:
+            guest.step(guest)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            self._watch(guest, selectors.EVENT_READ)
+        except ssl.SSLWantWriteError:
+            self._watch(guest, selectors.EVENT_WRITE)
+        except BulletError as error:
+            self._dismiss(guest, error)
+        except OSError as error:
+            self._lose(guest, error)
+        except Exception as error:
+            self._unforeseen(guest.address, error)
+            self._drop(guest)
+
+    def _begin_tls(self, guest):
+        """Only once something comes: who says nothing costs no more than with plain text."""
+        if not guest.sock.recv(1, socket.MSG_PEEK):
+            raise ConnectionLost('没有登录就断开了连接')
+        self._watch(guest, 0)
+        guest.sock = self._tls.wrap_socket(guest.sock, server_side=True, do_handshake_on_connect=False)
+        guest.step = self._shake_hands
+        self._shake_hands(guest)
+
+    def _shake_hands(self, guest):
+        guest.sock.do_handshake()
+        guest.step, guest.speaks = self._hear, True
+        self._hear(guest)
+
+    def _hear(self, guest):
+        hello = decode_request(guest.read_hello())
+        if hello.get('type') != 'handshake':
+            guest.speaks = False  # whatever that is, it is not for us
+            raise ProtocolError('第一帧不是登录')
+        try:
+            self._gate.check_token(guest.address, hello.get('token'))
+        except AuthThrottled:
+            raise
+        except AuthFailed as error:
+            self._dismiss(guest, error, self._gate.answer_pause_s(guest.address))
+            return
+        self._show_in(guest, hello)
+
+    def _show_in(self, guest, hello):
+        if not self._gate.enter():
+            raise ServerBusy('连接数已满', '关闭不用的客户端，或由服务端调大 ' + ways('max_connections'), retry_after_s=5)
+        self._forget(guest)
+        try:
+            self._let_in(guest.sock, guest.address, hello)
+        except RuntimeError as error:  # the machine has no thread left
+            self._gate.leave()
+            self.refusals.note(guest.address, 'NO_THREAD', '会话不能开始：%s' % error)
+            guest.say(ServerBusy('服务端没有资源开始会话', '稍后重试', retry_after_s=5))
+            guest.sock.close()
+
+    # -- leaving -------------------------------------------------------------------------------------------------
+    def _dismiss(self, guest, error, pause_s=0):
+        """It is told why, now or later, and goes."""
+        if isinstance(error, ConnectionLost) and not guest.said_something:
+            self._drop(guest)  # somebody looked whether there is a server
+            return
+        self.refusals.note(guest.address, error.code, error)
+        self._settle(guest, self._tell, pause_s)
+        guest.farewell = error
+        if not pause_s:
+            self._tell(guest)
+
+    def _tell(self, guest):
+        guest.say(guest.farewell)
+        guest.farewell = None
+        end_sending(guest.sock)
+        self._settle(guest, self._drop, self.LEAVE_S)
+        guest.step = self._drain
+        self._attend(guest)
+
+    def _drain(self, guest):
+        """To its end: who closes over bytes that nobody read takes back what was said."""
+        for _ in range(2):  # at a time
+            if not socket.socket.recv(guest.sock, 65536):
+                self._drop(guest)
+                return
+        self._watch(guest, selectors.EVENT_READ)
+
+    def _settle(self, guest, late, wait_s):
+        """It is not among those any more that may log in."""
+        self._watch(guest, 0)
+        self._leave_place(guest)
+        self._settled[guest] = True
+        guest.late, guest.due = late, time.monotonic() + wait_s
+
+    def _lose(self, guest, error):
+        if guest.place is not None:
+            code = 'TLS_FAILED' if isinstance(error, ssl.SSLError) else 'CONNECTION_LOST'
+            self.refusals.note(guest.address, code, '登录前连接失败：%s' % error)
+        self._drop(guest)
+
+    def _too_late(self, guest):
+        self._dismiss(guest, RequestTimeout('%g 秒内没有登录' % LOGIN_TIMEOUT_S))
+
+    def _drop(self, guest):
+        self._forget(guest)
+        with contextlib.suppress(OSError):
+            guest.sock.close()
+
+    def _forget(self, guest):
+        guest.gone = True
+        self._watch(guest, 0)
+        self._leave_place(guest)
+        self._settled.pop(guest, None)
+        self._count()
+
+    def _leave_place(self, guest):
+        if guest.place is None:
+            return
+        last = self._waiting.pop()
+        if last is not guest:
+            self._waiting[guest.place], last.place = last, guest.place
+        guest.place = None
+        self._crowds[guest.source] -= 1
+        if not self._crowds[guest.source]:
+            del self._crowds[guest.source]
+
+    def _watch(self, guest, events):
+        if events == guest.events:
+            return
+        if not events:
+            self._selector.unregister(guest.sock)
+        elif guest.events:
+            self._selector.modify(guest.sock, events, guest)
+        else:
+            self._selector.register(guest.sock, events, guest)
+        guest.events = events
+
+    def _look_at_the_time(self):
+        now = time.monotonic()
+        if now < self._looked + self.LOOK_S:
+            return
+        self._looked = now
+        if self._resting and self._resting <= now:
+            self._resting = None
+            self._selector.register(self._listener, selectors.EVENT_READ)
+        for guest in self._guests():
+            if guest.due <= now and not guest.gone:
+                guest.late(guest)
+        self.refusals.tell()
 
 
 # -- session -----------------------------------------------------------------------------------------------------
@@ -10757,16 +11222,16 @@ class Session:
         self.server, self.service, self.address = server, server.service, address
         self.id = 's' + uuid.uuid4().hex[:12]
         self.features, self.legacy_helper, self._defaults = frozenset(), False, {}
-        self.born, self.logged_in, self.has_place = time.monotonic(), False, True
-        self._sock, self._channel, self._outbox = sock, None, None
+        self._sock, self._channel, self._outbox = sock, Channel(sock, decode=decode_request), None
         self._landing = threading.Condition()  # guards _in_flight
         self._in_flight, self.ended = 0, False
 
-    def run(self):
+    def run(self, hello):
+        """hello: the first frame, which had the right token."""
         try:
-            deadline = time.monotonic() + LOGIN_TIMEOUT_S
-            self._channel = Channel(self._secure(self._sock), decode=decode_request)
-            if self._login(deadline - time.monotonic()):
+            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            keep_send_queue_short(self._sock)
+            if self._login(hello):
                 self._serve()
         except (BulletError, OSError) as error:
             LOG.info('连接 %s 结束：%s', self.address, printable(error))
@@ -10777,11 +11242,7 @@ class Session:
 
     def abort(self):
         """From any thread: makes run() return soon."""
-        if self._channel is not None:
-            self._channel.abort()
-        else:
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
+        self._channel.abort()
 
     def flush(self, timeout_s):
         """Gives answers that wait to be sent this much time."""
@@ -10801,39 +11262,23 @@ class Session:
             if self._outbox is not None:
                 self._outbox.close()
             with contextlib.suppress(OSError):
-                (self._channel or self._sock).close()
+                self._channel.close()
 
     # -- login -------------------------------------------------------------------------------------------------
-    def _secure(self, sock):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        keep_send_queue_short(sock)
-        if self.server.tls is None:
-            return sock
-        self._sock = sock = self.server.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-        if self.server.stopping.is_set():  # abort() may have met the socket that was wrapped away
-            raise ConnectionLost('服务端正在停止')
-        tls_handshake(sock, LOGIN_TIMEOUT_S)
-        return sock
-
-    def _login(self, timeout_s):
-        """Whether the peer is in. A first frame of another type ends the connection without a word."""
+    def _login(self, hello):
+        """Whether the peer is in."""
         try:
-            hello = self._channel.read_frame(LOGIN_LIMIT, timeout_s)
-            if hello is None or hello.get('type') != 'handshake':
-                return False
             self._accept(hello)
-        except (BulletError, ValueError) as error:
-            self._refuse(error if isinstance(error, BulletError) else BadRequest('地址不认识'))
+        except BulletError as error:
+            self._refuse(error)
             return False
         return True
 
     def _accept(self, hello):
-        self.server.gate.check_token(self.address, hello.get('token'))
         asked = feature_names(hello.get('features'))
         self._defaults = {name: hello[name] for name in ('account_key', 'sub_account_id') if hello.get(name)}
         if self._defaults:
             self.service.desk.accounts.route(**self._defaults)
-        self.logged_in = True
         self.features, self.legacy_helper = SERVER_FEATURES.intersection(asked), not asked
         self._outbox = Outbox('sender-%s' % self.id, self._channel, self._part_size(), self._frame_of_ticks,
                               BATCH_TICK_FEATURE in self.features)
@@ -10861,8 +11306,7 @@ class Session:
             return b''
 
     def _refuse(self, error):
-        level = logging.DEBUG if isinstance(error, AuthThrottled) else logging.WARNING  # a guesser fills no disk
-        LOG.log(level, '拒绝登录 %s：%s', self.address, printable(error))
+        self.server.refusals.note(self.address, error.code, error)
         with contextlib.suppress(ConnectionLost):
             self.send(dict(error.to_wire(), type='error'))
             self._channel.finish()
@@ -10876,6 +11320,7 @@ class Session:
                     return
                 self._take(frame)
             except UnsoundFrame as error:
+                self.server.refusals.note(self.address, error.code, error)
                 self.send(dict(error.to_wire(), type='error', id=error.frame_id, broker_called=False))
             except ProtocolError as error:
                 self._break_off(error)
@@ -10883,6 +11328,7 @@ class Session:
 
     def _break_off(self, error):
         """What was asked before is answered, and then it is told why nothing after it is."""
+        self.server.refusals.note(self.address, error.code, error)
         with self._landing:
             self._landing.wait_for(lambda: not self._in_flight, BREAK_OFF_S)
         self.send(dict(error.to_wire(), type='error'))
@@ -11173,56 +11619,6 @@ class Timekeeper:
 
 
 # -- the listening socket ------------------------------------------------------------------------------------------
-class Usher:
-    """Tells those for whom there is no room that there is none, in a thread of its own: the accepting one never waits.
-
-    The answer survives only if what the peer sent has been read before closing.
-    """
-
-    def __init__(self):
-        self._changed = threading.Condition()
-        self._guests, self._closed = deque(), False
-        self._thread = threading.Thread(target=self._run, name='usher', daemon=True)
-        self._thread.start()
-
-    def turn_away(self, sock):
-        with self._changed:
-            if len(self._guests) >= 16:
-                sock.close()
-                return
-            self._guests.append(sock)
-            self._changed.notify()
-
-    def close(self):
-        with self._changed:
-            self._closed = True
-            while self._guests:
-                self._guests.popleft().close()
-            self._changed.notify()
-        self._thread.join()
-
-    def _run(self):
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._guests or self._closed)
-                if self._closed:
-                    return
-                sock = self._guests.popleft()
-            self._show_out(sock)
-
-    def _show_out(self, sock):
-        channel = Channel(sock, write_timeout_s=1.0)
-        error = ServerBusy('连接数已满', '关闭不用的客户端，或由服务端调大 ' + ways('max_connections'),
-                           retry_after_s=5)
-        try:
-            channel.read_frame(LOGIN_LIMIT, 1.0)
-            channel.write_frame(dict(error.to_wire(), type='error'))
-        except (BulletError, OSError) as failure:
-            LOG.info('没有空位，对方已离开：%s', printable(failure))
-        finally:
-            channel.close()
-
-
 def server_tls(settings):
     """SSLContext of the server's certificate, or None without one."""
     if not settings.tls_cert:
@@ -11240,11 +11636,12 @@ def server_tls(settings):
 class BulletServer(socketserver.TCPServer):
     """The listening socket, its sessions and their workers. start() serves; close() ends everything in order.
 
-    Attributes: address (host, port), service, gate, tls.
+    Attributes: address (host, port), service, gate, tls, refusals.
     """
 
-    request_queue_size = 128
+    request_queue_size = 1024
     DRAIN_S = 5.0
+    OTHER_DESCRIPTORS = 64  # journal, log, terminal
     # name, threads, queue, threads of one session; a waiting order holds a thread
     POOLS = (('data', 8, 256, 4), ('history', 4, 256, 2), ('broker', 128, 256, 64))
 
@@ -11256,9 +11653,19 @@ class BulletServer(socketserver.TCPServer):
         self._bind(settings.listen, settings.port)
         self.address = self.socket.getsockname()[:2]
         self._pools = {pool[0]: WorkerPool(*pool) for pool in self.POOLS}
-        self._timekeeper, self._usher = Timekeeper(settings.request_timeout), Usher()
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.1,), name='accept', daemon=True)
+        self._timekeeper = Timekeeper(settings.request_timeout)
+        self._door = Door(self.socket, self.gate, self.tls, self._begin_session, self._places())
+        self.refusals = self._door.refusals
         service.session_count = lambda: len(self._sessions)
+
+    def _places(self):
+        """At the door: fewer where the system gives the process few descriptors."""
+        inside = self.gate.limit + self.OTHER_DESCRIPTORS
+        most = allowed_descriptors(inside + most_waited_for())
+        if most is not None and most < inside + Door.FEWEST:
+            LOG.warning('系统只允许本程序打开 %d 个描述符，%s %d 需要 %d 个：连接太多时会有请求失败；请放宽 ulimit -n 或调小它',
+                        most, ways('max_connections'), self.gate.limit, inside + Door.FEWEST)
+        return most_waited_for() if most is None else min(most_waited_for(), max(Door.FEWEST, most - inside))
 
     def _bind(self, host, port):
         try:
@@ -11273,21 +11680,17 @@ class BulletServer(socketserver.TCPServer):
             raise ConfigError('不能监听 %s:%s：%s' % (host, port, error), '换一个 %s，或先停掉占用它的程序' % ways('port'))
 
     def start(self):
-        self._thread.start()
+        self._door.start()
 
     def close(self):
         """No new connections; running requests get DRAIN_S to finish; then sessions, adapters and journal end."""
         self.stopping.set()
-        self.gate.close()
-        self.shutdown()
-        self._thread.join()
-        self.server_close()
+        self._door.close()
         self.service.desk.stop_waiting()
         if not all([pool.close(self.DRAIN_S) for pool in self._pools.values()]):
             LOG.warning('有请求没有在 %g 秒内结束，已放弃等待', self.DRAIN_S)
         self._end_sessions()
         self._timekeeper.close()
-        self._usher.close()
         self.service.close()
 
     def _end_sessions(self):
@@ -11305,60 +11708,29 @@ class BulletServer(socketserver.TCPServer):
         self._pools[lane].submit(job)
         self._timekeeper.watch(job)
 
-    # -- hooks of socketserver, in the accepting thread: nothing here may block ---------------------------------------
-    def verify_request(self, request, client_address):
-        if self.gate.admits(client_address[0]):
-            return True
-        LOG.warning('拒绝连接 %s：不在 %s内', client_address[0], ways('allowlist'))
-        return False
-
-    def process_request(self, request, client_address):
-        if not (self.gate.enter() or self._take_place_of_silent()):
-            LOG.warning('拒绝连接 %s：连接数已满', client_address[0])
-            self._turn_away(request)
-            return
-        session = Session(self, request, client_address[0])
-        thread = threading.Thread(target=self._run_session, args=(session,), name='session-' + session.id, daemon=True)
+    def _begin_session(self, sock, address, hello):
+        """In the door's thread, with a place taken. RuntimeError where the machine has no thread left."""
+        session = Session(self, sock, address)
+        thread = threading.Thread(target=self._run_session, args=(session, hello), name='session-' + session.id,
+                                  daemon=True)
         with self._lock:
             self._sessions[session] = thread
         try:
             thread.start()
-        except RuntimeError:  # the machine has no thread left
+        except RuntimeError:
             self._forget(session)
             raise
 
-    def _take_place_of_silent(self):
-        """Whether one that has not logged in yet had to give up its place: the oldest of the address with most."""
-        with self._lock:
-            silent = [session for session in self._sessions if session.has_place and not session.logged_in
-                      and time.monotonic() - session.born > LOGIN_GRACE_S]
-            crowd = Counter(session.address for session in silent)
-            loser = max(silent, key=lambda session: (crowd[session.address], -session.born), default=None)
-            if loser is None:
-                return False
-            loser.has_place = False  # it is the newcomer's now
-        loser.abort()
-        return True
-
-    def _turn_away(self, sock):
-        """Inside TLS nobody would understand the answer."""
-        sock.close() if self.tls else self._usher.turn_away(sock)
-
-    def _run_session(self, session):
+    def _run_session(self, session, hello):
         try:
-            session.run()
+            session.run(hello)
         finally:
             self._forget(session)
+            self.gate.leave()
 
     def _forget(self, session):
         with self._lock:
             del self._sessions[session]
-            had_place = session.has_place
-        if had_place:
-            self.gate.leave()
-
-    def handle_error(self, request, client_address):
-        LOG.exception('处理连接 %s 时出错', client_address[0])
 
 
 def serve(settings, clock=None):
@@ -11488,6 +11860,8 @@ class Endpoint:
             return sock
         except (OSError, ssl.CertificateError) as error:
             sock.close()
+            if is_cut_handshake(error):
+                raise ConnectionLost('与 %s 的 TLS 握手中断：%s' % (self, error), '服务端可能正忙，稍后重试；总是这样时：' + _no_tls_advice())
             raise TlsError('与 %s 的 TLS 握手失败：%s' % (self, error), _tls_advice(str(error)))
 
     def _read_ack(self, channel, timeout_s):
@@ -11518,9 +11892,13 @@ def _tls_advice(text):
         return '证书不在有效期内，或本机时间不对'
     if 'verify failed' in low:
         return '证书与 tls_cert 不符：把服务端的证书文件原样拷到本机，用 tls_cert 指向它；证书不在有效期内也会这样'
-    if 'wrong version' in low or 'record layer' in low or 'unexpected eof' in low:
-        return '服务端这个端口可能没有开 TLS：服务端给出 %s和 %s，或客户端去掉 tls_cert' % (ways('tls_cert'), ways('tls_key'))
+    if 'wrong version' in low or 'record layer' in low:
+        return _no_tls_advice()
     return '检查证书、主机名和网络'
+
+
+def _no_tls_advice():
+    return '服务端这个端口可能没有开 TLS：服务端给出 %s和 %s，或客户端去掉 tls_cert' % (ways('tls_cert'), ways('tls_key'))
 
 
 def _request_timeout(action, payload, given, default_s):
@@ -13687,8 +14065,9 @@ def safety_warnings(settings):
     if not _is_loopback(settings.listen) and not settings.tls_cert:
         warnings.append('正在 %s 上明文监听，口令和委托在网络上可被窃听。请用 --tls-cert/--tls-key 启用 TLS，'
                         '或改回 --listen 127.0.0.1 并经 SSH 隧道访问' % settings.listen)
-    if len(settings.token) < 16:
-        warnings.append('口令少于 16 个字符，容易被猜中。请换成长的随机口令，例如 %s' % secrets.token_urlsafe(24))
+    if is_guessable(settings.token):
+        warnings.append('口令容易被猜中（少于 16 个字符，或是重复、连续的字符、常见的词）。为了拖住猜口令的人，输错几次的地址每 5 秒只核对'
+                        '一次登录：有人在猜时，你自己也可能登不进来。请换成长的随机口令，例如 %s' % secrets.token_urlsafe(24))
     if settings.allowlist == () and not _is_loopback(settings.listen):
         warnings.append('没有设置 --allowlist，任何地址都可以尝试登录。地址固定的客户端请列入 --allowlist')
     return warnings

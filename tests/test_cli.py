@@ -466,8 +466,9 @@ def warnings_of(**changes):
 
 def test_what_is_dangerous_is_said_with_its_remedy():
     assert warnings_of() == [] and warnings_of(listen='localhost') == [] and warnings_of(listen='::1') == []
-    short, = warnings_of(token='stub')
-    assert '16' in short
+    for token in ('stub', 'passwordpassword', '1234567890123456'):
+        weak, = warnings_of(token=token)
+        assert '16' in weak and '每 5 秒' in weak and '登不进来' in weak
     open_door = '\n'.join(warnings_of(listen='0.0.0.0'))
     assert '--tls-cert' in open_door and '--allowlist' in open_door
     assert '明文' not in '\n'.join(warnings_of(listen='::', tls_cert='x', tls_key='y'))

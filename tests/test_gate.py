@@ -1,11 +1,10 @@
 """The gate: who may connect, how many, how often a wrong token may be tried, how long a silent peer stays."""
 import contextlib
 import ipaddress
-import random
+import secrets
 import socket
 import ssl
 import threading
-from collections import Counter
 
 import pytest
 
@@ -13,23 +12,15 @@ import bullet_qmt as bq
 
 from .base import TOKEN, ask_raw, login_raw, raw_socket, read_raw, send_raw, server_settings, serving
 from .certs import make_certificate
-from .resources import becomes
+from .resources import becomes, thread_names
 
 
-class PatientGate(bq.Gate):
-    """Notes how long logins wait instead of waiting."""
-
-    def __init__(self, settings, now, **options):
-        super().__init__(settings, lambda: now[0], **options)
-        self.now, self.waited = now, []
-
-    def _pause(self, seconds):
-        self.waited.append(seconds)
-        self.now[0] += seconds
+WEAK = '123456'
 
 
-def make_gate(now=None, chance=lambda: 0.0, **changes):
-    return PatientGate(server_settings(**changes), now or [0.0], chance=chance)
+def make_gate(now=None, **changes):
+    now = now or [0.0]
+    return bq.Gate(server_settings(**changes), lambda: now[0])
 
 
 def networks(*texts):
@@ -88,28 +79,13 @@ def test_one_connection_too_many_is_told_so_and_gets_the_place_of_one_that_left(
             assert login_raw(fourth)['type'] == 'handshake_ack'
 
 
-def test_connections_that_have_not_logged_in_count():
-    with serving(max_connections=1) as server, raw_socket(server):
-        assert becomes(lambda: server.gate.connections == 1)
+def test_connections_that_have_not_logged_in_take_no_place_of_those_that_do():
+    with serving(max_connections=1) as server, contextlib.ExitStack() as stack:
+        for _ in range(5):
+            stack.enter_context(raw_socket(server))
+        assert becomes(lambda: server.gate.connections == 5)
         with raw_socket(server) as sock:
-            assert login_raw(sock)['code'] == 'SERVER_BUSY'
-
-
-def test_connections_that_never_log_in_lose_their_places_to_newcomers(monkeypatch):
-    monkeypatch.setattr(bq, 'LOGIN_GRACE_S', 0.0)
-    with serving(max_connections=3) as server, contextlib.ExitStack() as stack:
-        inside = stack.enter_context(raw_socket(server))
-        assert login_raw(inside)['type'] == 'handshake_ack'
-        silent = [stack.enter_context(raw_socket(server)) for _ in range(2)]
-        assert becomes(lambda: server.gate.connections == 3)
-        for _ in range(4):
-            with raw_socket(server) as sock:
-                assert login_raw(sock)['type'] == 'handshake_ack'
-            assert becomes(lambda: server.gate.connections < 3)
-            silent.append(stack.enter_context(raw_socket(server)))
-            assert becomes(lambda: server.gate.connections == 3)
-        assert silent[0].recv(1) == b'', 'the oldest went first'
-        assert ask_raw(inside, 'admin.health')['type'] == 'response', 'nobody who is in is touched'
+            assert login_raw(sock)['type'] == 'handshake_ack'
 
 
 def test_a_crowd_without_room_holds_up_nobody():
@@ -146,6 +122,8 @@ def test_a_machine_without_threads_left_gives_the_place_back(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, 'start', refuse_sessions)
             with raw_socket(server) as sock:
+                answer = login_raw(sock)
+                assert answer['code'] == 'SERVER_BUSY' and answer['retryable']
                 assert read_raw(sock) is None
         assert server.gate.connections == 0
         with raw_socket(server) as sock:
@@ -236,50 +214,6 @@ def test_a_large_request_on_a_slow_line_is_not_silence(monkeypatch):
 
 
 # -- wrong tokens --------------------------------------------------------------------------------------------
-def fail_five_times(server):
-    for _ in range(5):
-        with raw_socket(server) as sock:
-            assert login_raw(sock, token='wrong')['code'] == 'AUTH_FAILED'
-
-
-def test_after_five_wrong_tokens_the_right_one_waits_and_a_second_is_refused(monkeypatch):
-    monkeypatch.setattr(bq.Gate, 'PENALTY_S', 1.0)
-    with serving() as server:
-        server.gate.chance = lambda: 0.99
-        fail_five_times(server)
-        with raw_socket(server) as first, raw_socket(server) as second:
-            send_raw(first, {'type': 'handshake', 'token': TOKEN})
-            assert becomes(lambda: server.gate._lots)
-            refused = login_raw(second)
-            assert refused['code'] == 'AUTH_THROTTLED' and refused['retryable']
-            assert 0 < refused['retry_after_s'] <= bq.Gate.PENALTY_S
-            assert server.gate._lots, 'refused at once, while the first still waits'
-            assert read_raw(first)['type'] == 'handshake_ack'
-        with raw_socket(server) as third:
-            assert login_raw(third)['type'] == 'handshake_ack', 'the place of the one that waits is free again'
-
-
-def test_four_wrong_tokens_are_not_punished(monkeypatch):
-    monkeypatch.setattr(bq.Gate, 'PENALTY_S', 3600.0)
-    with serving() as server:
-        for _ in range(4):
-            with raw_socket(server) as sock:
-                assert login_raw(sock, token='wrong')['code'] == 'AUTH_FAILED'
-        with raw_socket(server) as sock:
-            assert login_raw(sock)['type'] == 'handshake_ack'
-
-
-def test_a_server_that_stops_lets_a_waiting_login_go(monkeypatch):
-    monkeypatch.setattr(bq.Gate, 'PENALTY_S', 3600.0)
-    with serving() as server:
-        fail_five_times(server)
-        with raw_socket(server) as sock:
-            send_raw(sock, {'type': 'handshake', 'token': TOKEN})
-            assert becomes(lambda: server.gate._lots)
-            server.close()
-            assert not server.gate._lots
-
-
 def guess(gate, address, token='wrong'):
     try:
         gate.check_token(address, token)
@@ -288,90 +222,144 @@ def guess(gate, address, token='wrong'):
     return 'in'
 
 
+def test_a_token_that_cannot_be_guessed_is_compared_whatever_was_tried_before():
+    gate = make_gate()
+    for _ in range(1000):
+        assert guess(gate, '127.0.0.1') == 'AUTH_FAILED'
+        assert guess(gate, '127.0.0.1', TOKEN) == 'in'
+
+
+def test_only_the_answer_to_a_wrong_token_waits_and_not_to_the_first_ones():
+    now = [0.0]
+    gate, pauses = make_gate(now), []
+    for _ in range(7):
+        guess(gate, '203.0.113.9')
+        pauses.append(gate.answer_pause_s('203.0.113.9'))
+    assert pauses == [0] * 5 + [gate.PENALTY_S] * 2
+    assert gate.answer_pause_s('203.0.113.10') == 0
+    now[0] = gate.WINDOW_S + 0.1
+    assert gate.answer_pause_s('203.0.113.9') == 0
+
+
+def test_the_owner_gets_in_while_guessers_behind_his_address_wait_for_their_answers():
+    """None of them costs a thread."""
+    with serving() as server, contextlib.ExitStack() as stack:
+        for _ in range(5):
+            with raw_socket(server) as sock:
+                assert login_raw(sock, token='wrong')['code'] == 'AUTH_FAILED'
+        threads = thread_names()
+        for _ in range(20):
+            send_raw(stack.enter_context(raw_socket(server)), {'type': 'handshake', 'token': 'wrong'})
+        assert becomes(lambda: len(server._door._settled) == 20)
+        assert thread_names() == threads
+        with raw_socket(server) as sock:
+            assert login_raw(sock)['type'] == 'handshake_ack'
+        assert len(server._door._settled) == 20, 'they still wait'
+
+
+def test_the_answer_to_a_wrong_token_comes_after_its_pause(monkeypatch):
+    monkeypatch.setattr(bq.Gate, 'FAILURES', 0)
+    monkeypatch.setattr(bq.Gate, 'PENALTY_S', 0.3)
+    with serving() as server, raw_socket(server) as sock:
+        assert login_raw(sock, token='wrong')['code'] == 'AUTH_FAILED'
+        assert sock.recv(1) == b''
+
+
+def test_a_server_that_stops_waits_for_nobody_at_the_door(monkeypatch):
+    monkeypatch.setattr(bq.Gate, 'FAILURES', 0)
+    monkeypatch.setattr(bq.Gate, 'PENALTY_S', 3600.0)
+    with serving() as server, raw_socket(server) as sock:
+        send_raw(sock, {'type': 'handshake', 'token': 'wrong'})
+        assert becomes(lambda: server._door._settled)
+        server.close()
+        assert server.gate.connections == 0
+
+
+# -- a token that can be guessed
+@pytest.mark.parametrize('token', [
+    '', '1', '1234', 'abcdefg1234567', 'short-but-8f3a', 'aaaaaaaaaaaaaaaaaaaaaaaa', '0000000000000000',
+    'abababababababababab', 'abcabcabcabcabcabc', '1234567890123456', '0123456789abcdefghij', 'abcdefghijklmnopqrst',
+    'ABCDEFGHIJKLMNOPQRST', 'qwertyuiopasdfghjkl', '1qaz2wsx3edc4rfv', '9876543210987654', 'passwordpassword',
+    'changeme-changeme', 'YOUR-LONG-RANDOM-TOKEN', 'my-secret-password', 'bullet-qmt-server-token',
+    'your-long-random-token-12', 'Password-Password-1', '长的随机口令', '长的随机口令长的随机口令长的随机口令',
+    '口口口口口口口口口口口口口口口口', '112233112233112233'])
+def test_tokens_that_can_be_guessed(token):
+    assert bq.is_guessable(token)
+
+
+@pytest.mark.parametrize('token', [
+    TOKEN, 'KH1_L88_iPhFPoF5bdPL9y5EIfv9cdgj', 'e3b0c44298fc1c14', '9f86d081-884c-7d65-9a2f',
+    'correct horse battery staple', '7391840265530917', '一二三四五六七八九十天地玄黄宇宙'])
+def test_tokens_that_cannot(token):
+    assert not bq.is_guessable(token)
+
+
+def test_random_tokens_cannot():
+    makers = [lambda: secrets.token_urlsafe(24), lambda: secrets.token_hex(16)]
+    assert not any(bq.is_guessable(make()) for make in makers * 500)
+
+
+def test_a_token_that_can_be_guessed_is_compared_once_in_five_seconds_after_five_failures():
+    now = [0.0]
+    gate = make_gate(now, token=WEAK)
+    for _ in range(5):
+        assert guess(gate, '203.0.113.9') == 'AUTH_FAILED'
+    assert guess(gate, '203.0.113.9') == 'AUTH_FAILED', 'the first look of the slow time'
+    assert guess(gate, '203.0.113.9', WEAK) == 'AUTH_THROTTLED', 'what it costs'
+    now[0] = 4.9
+    with pytest.raises(bq.AuthThrottled) as caught:
+        gate.check_token('203.0.113.9', WEAK)
+    assert caught.value.retryable and caught.value.details['retry_after_s'] == 0.1
+    now[0] = 5.0
+    assert guess(gate, '203.0.113.9', WEAK) == 'in'
+
+
 @pytest.mark.parametrize('guesser, same, other', [
     ('203.0.113.9', '203.0.113.9', '203.0.113.10'), ('203.0.113.9', '::ffff:203.0.113.9', '2001:db8::1'),
     ('2001:db8:0:1::1', '2001:db8:0:1:ffff::2', '2001:db8:0:2::1'), ('fe80::1%eth0', 'fe80::2%eth1', '127.0.0.1')])
 def test_guesses_count_by_address_and_by_ipv6_network(guesser, same, other):
-    gate = make_gate()
-    for _ in range(5):
+    gate = make_gate(token=WEAK)
+    for _ in range(6):
         assert guess(gate, guesser) == 'AUTH_FAILED'
-    assert gate.waited == []
-    assert guess(gate, other, TOKEN) == 'in' and gate.waited == []
-    assert guess(gate, same, TOKEN) == 'in' and gate.waited == [bq.Gate.PENALTY_S]
+    assert guess(gate, other, WEAK) == 'in'
+    assert guess(gate, same, WEAK) == 'AUTH_THROTTLED'
+
+
+def test_guesses_from_many_addresses_have_a_budget_which_does_not_touch_those_that_are_known():
+    now = [0.0]
+    gate = make_gate(now, token=WEAK)
+    assert guess(gate, '192.168.1.2', WEAK) == 'in'
+    compared = 0
+    for second in range(600):
+        now[0] = float(second)
+        for number in range(20):
+            address = str(ipaddress.ip_address(0x0a000000 + second * 20 + number))
+            compared += guess(gate, address) == 'AUTH_FAILED'
+        assert guess(gate, '192.168.1.2', WEAK) == 'in'
+    assert compared <= 11 * (gate.STRANGERS + gate.WINDOW_S / gate.PENALTY_S), 'of 12,000 in ten minutes'
 
 
 def test_failures_are_forgotten_after_a_minute():
     now = [0.0]
-    gate = make_gate(now)
-    for _ in range(5):
+    gate = make_gate(now, token=WEAK)
+    for _ in range(6):
         guess(gate, '203.0.113.9')
-    now[0] = 54.9
-    assert guess(gate, '203.0.113.9', TOKEN) == 'in' and len(gate.waited) == 1
+    now[0] = 4.0
+    assert guess(gate, '203.0.113.9', WEAK) == 'AUTH_THROTTLED'
     now[0] = 60.1
-    assert guess(gate, '203.0.113.9', TOKEN) == 'in' and len(gate.waited) == 1
-
-
-def test_wrong_guesses_while_punished_go_on_counting():
-    gate = make_gate()
-    for _ in range(60):
-        guess(gate, '203.0.113.9')
-    assert len(gate.waited) == 55, 'all but the first five waited'
-
-
-class CrowdedGate(PatientGate):
-    """While one login waits, others come from the same address."""
-
-    def __init__(self, crowd, **options):
-        super().__init__(server_settings(), [0.0], **options)
-        self.crowd, self.answers = crowd, []
-
-    def _pause(self, seconds):
-        self.crowd, crowd = 0, self.crowd
-        for _ in range(crowd):
-            self.answers.append(guess(self, '203.0.113.9'))
-        super()._pause(seconds)
-
-
-def test_of_a_crowd_one_login_at_a_time_waits_and_the_others_are_refused_at_once():
-    gate = CrowdedGate(3, chance=lambda: 0.99)  # nobody who comes later draws the lot
-    for _ in range(5):
-        guess(gate, '203.0.113.9')
-    assert guess(gate, '203.0.113.9', TOKEN) == 'in'
-    assert gate.answers == ['AUTH_THROTTLED'] * 3 and gate.waited == [bq.Gate.PENALTY_S]
-
-
-def test_the_one_whose_token_is_looked_at_is_drawn_by_lot():
-    """With the same chance for each: whoever shares an address with a guesser is not shut out."""
-    draws, rng = Counter(), random.Random(7)
-    for _ in range(3000):
-        lot, holders = bq._Lot(5.0), {}
-        for number in range(5):
-            holders[lot.draw(rng.random)] = number
-        draws[holders[lot.holder]] += 1
-    assert set(draws) == set(range(5)) and min(draws.values()) > 450
-
-
-def test_one_that_lost_its_turn_to_another_is_refused():
-    with serving() as server:
-        server.gate.PENALTY_S, server.gate.chance = 3600.0, lambda: 0.0  # whoever comes last draws the lot
-        fail_five_times(server)
-        with raw_socket(server) as first, raw_socket(server) as second:
-            send_raw(first, {'type': 'handshake', 'token': TOKEN})
-            assert becomes(lambda: server.gate._lots)
-            send_raw(second, {'type': 'handshake', 'token': TOKEN})
-            assert read_raw(first)['code'] == 'AUTH_THROTTLED'
-            server.gate.close()
-            assert read_raw(second)['code'] == 'AUTH_THROTTLED'
+    assert [guess(gate, '203.0.113.9') for _ in range(5)] == ['AUTH_FAILED'] * 5
 
 
 def test_the_memory_of_failures_is_bounded(monkeypatch):
     monkeypatch.setattr(bq.Gate, 'REMEMBERED', 50)
     gate = make_gate()
     for number in range(500):
-        guess(gate, str(ipaddress.ip_address(0x0a000000 + number)))
+        for token in ('wrong', TOKEN):
+            guess(gate, str(ipaddress.ip_address(0x0a000000 + number)), token)
         for _ in range(8 if number == 499 else 0):
             guess(gate, '10.9.9.9')
-    assert len(gate._failures) == 50 and max(map(len, gate._failures.values())) == bq.Gate.FAILURES
+    assert len(gate._guesses) == 50 and len(gate._known) == 50
+    assert max(len(item.times) for item in gate._guesses.values()) == gate.FAILURES + 1
 
 
 def test_tokens_are_compared_in_constant_time(monkeypatch):

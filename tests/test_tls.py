@@ -3,6 +3,7 @@ import contextlib
 import queue
 import socket
 import ssl
+import struct
 import threading
 import warnings
 
@@ -12,7 +13,7 @@ import bullet_qmt as bq
 
 from .base import TOKEN, login_raw, raw_socket, read_raw, send_raw, serving
 from .certs import make_certificate
-from .resources import nothing_left
+from .resources import becomes, nothing_left
 
 
 @contextlib.contextmanager
@@ -27,8 +28,8 @@ def connect(server, host='127.0.0.1', cert=None, **options):
     return bq.RemoteQmtConnection(host, server.address[1], TOKEN, tls_cert=cert or server.cert, **options)
 
 
-def refusal(server, **options):
-    with pytest.raises(bq.ConnectionLost) as caught, connect(server, **options):
+def refusal(server, expected=bq.ConnectionLost, **options):
+    with pytest.raises(expected) as caught, connect(server, **options):
         raise AssertionError('got in')
     return caught.value
 
@@ -167,7 +168,8 @@ def test_peers_that_stall_in_the_handshake_hold_up_nobody(tmp_path):
         for start in (b'', b'\x16\x03\x01', b'\x16\x03\x01\x02\x00\x01\x00\x01\xfc'):
             stack.enter_context(raw_socket(server)).sendall(start)
         with connect(server) as client:
-            assert client.request('admin.health')['value']['sessions'] == 4
+            assert client.request('admin.health')['value']['sessions'] == 1
+            assert becomes(lambda: server.gate.waiting == 3)
 
 
 def test_a_stalled_handshake_ends_with_the_login_time(tmp_path, monkeypatch):
@@ -201,12 +203,69 @@ def test_tls_sessions_leave_nothing_behind(tmp_path):
             raw.close()
 
 
-def test_no_room_on_a_tls_port_is_a_closed_connection(tmp_path):
+def test_no_room_on_a_tls_port_is_told_inside_tls(tmp_path):
     cert, key = make_certificate(tmp_path)
     with serving(tls_cert=cert, tls_key=key, max_connections=1) as server:
         server.cert = cert
         with connect(server):
-            assert isinstance(refusal(server), bq.ConnectionLost)
+            error = refusal(server, expected=bq.ServerBusy)
+            assert error.retryable and error.details['retry_after_s'] > 0
+
+
+def test_a_wrong_token_and_a_late_login_are_told_inside_tls(tmp_path):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    with tls_serving(tmp_path) as server, raw_socket(server) as sock:
+        context.load_verify_locations(server.cert)
+        inside = context.wrap_socket(sock, server_hostname='localhost')
+        assert login_raw(inside, token='wrong')['code'] == 'AUTH_FAILED'
+        assert inside.recv(1) == b'', 'an end with the goodbye of TLS'
+
+
+@contextlib.contextmanager
+def cutting_server(read, reset):
+    """Takes connections, reads so many bytes of each, and ends it."""
+    with contextlib.closing(socket.socket()) as listener:
+        listener.bind(('127.0.0.1', 0))
+        listener.listen(5)
+
+        def serve():
+            with contextlib.suppress(OSError):
+                while True:
+                    sock = listener.accept()[0]
+                    sock.recv(read)
+                    if reset:
+                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+                    sock.close()
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+    thread.join(10)
+
+
+@pytest.mark.parametrize('reset', [False, True])
+def test_a_handshake_that_is_cut_off_is_a_lost_connection_worth_another_try(tmp_path, reset):
+    cert, _ = make_certificate(tmp_path)
+    with cutting_server(100000, reset) as port:
+        client = bq.ShortConnection('127.0.0.1', port, TOKEN, tls_cert=cert, retries=0)
+        with pytest.raises(bq.ConnectionLost) as caught:
+            client.request('admin.health')
+    assert not isinstance(caught.value, bq.TlsError) and caught.value.retryable
+    assert 'TLS' in caught.value.message and 'tls_cert' in caught.value.hint
+
+
+def test_a_handshake_that_nobody_answers_is_a_lost_connection(tmp_path):
+    cert, _ = make_certificate(tmp_path)
+    with contextlib.closing(socket.socket()) as listener:
+        listener.bind(('127.0.0.1', 0))
+        listener.listen(1)
+        endpoint = bq.Endpoint('127.0.0.1', listener.getsockname()[1], TOKEN, cert, connect_timeout=0.3)
+        with pytest.raises(bq.ConnectionLost) as caught:
+            endpoint.dial()
+    assert caught.value.retryable
 
 
 def test_a_plain_raw_login_still_speaks_the_protocol_inside_tls(tmp_path):
