@@ -7187,7 +7187,7 @@ _QmtBar = namedtuple('_QmtBar', 'time open high low close volume money pre_close
 def _qmt_bars(code, columns):
     """Columns of a frame -> list of _QmtBar with volume in shares. A row without any price is left out."""
     length, unit = len(columns['time']), _qmt_unit_of(code, columns)
-    empty, bars, before = [0] * length, [], 0.0
+    empty, bars, before = [None] * length, [], 0.0
     series = [columns.get(name, empty) for name in ('time', 'open', 'high', 'low', 'close', 'volume', 'amount',
                                                     'preClose', 'suspendFlag')]
     for row in zip(*series):
@@ -7206,9 +7206,12 @@ def _qmt_unit_of(code, columns):
 
 
 def _qmt_bar(row, unit, before):
-    """A suspended row, or one whose prices are 0, stands at its close or at what was before it."""
+    """A suspended row, or one whose prices are 0, stands at its close or at what was before it. All zeros: no row."""
     opened, high, low, close, volume, money, pre_close = map(_qmt_finite, row[1:8])
-    paused, pre_close = row[8] == 1, pre_close or before
+    paused = row[8] == 1
+    if row[8] == 0 and max(opened, high, low, close, volume, pre_close) <= 0:
+        return None  # the terminal fills with such rows what it could not download
+    pre_close = pre_close or before
     close = close or pre_close
     if close <= 0:
         return None
@@ -7217,6 +7220,11 @@ def _qmt_bar(row, unit, before):
     if paused:
         volume = money = 0.0
     return _QmtBar(row[0], opened, high, low, close, volume * unit, money, pre_close or opened, paused)
+
+
+def _qmt_is_idle(bar):
+    """Nothing was traded: so looks a suspension, and so looks what the terminal makes up where it has no data."""
+    return not bar.volume and bar.high == bar.low
 
 
 def _qmt_daily(code, bars, is_st, listed=None):
@@ -7579,14 +7587,16 @@ class _QmtStore:
 
     Short history is never answered silently: what cannot be had is an error. A day counts as there by its bars, but
     the latest one is downloaded once a day in any case: its bars may date from the middle of the day.
-    quote(code) -> Tick: what the security does today.
+    A download can fail without a word; the terminal then fills with rows like those of a suspension. Such days are
+    taken for not there where something else proves that the security was traded on them.
+    quote(code) -> Tick: what the security does today.  ex_days(code) -> days, in ms, that change the previous close.
     """
 
-    BATCH = 50
+    BATCH, QUIET_MINUTES = 50, 30
 
-    def __init__(self, link, clock, quote, stall_s):
+    def __init__(self, link, clock, quote, ex_days, stall_s):
         self.link, self.clock, self.downloads = link, clock, _QmtDownloads(stall_s)
-        self._quote = quote
+        self._quote, self._ex_days = quote, ex_days
         self._known, self._lock, self._once = {}, threading.Lock(), {}
 
     def read(self, code, period, first, last, days=None):
@@ -7647,13 +7657,88 @@ class _QmtStore:
                 report()
 
     def settle(self, need):
-        """After a download: what is not there now, the source does not have."""
-        absent = frozenset()
+        """After a download: what is not there now, the source does not have. Raises DataUnavailable for padding."""
+        bars, absent = self.read(need.code, need.period, need.days[0], need.days[-1]), frozenset()
+        padded = self._padded(need, bars)
+        if padded:
+            raise self._made_up(need, sorted(padded))
         if need.period == '1m':
-            there = {_qmt_day_of(bar.time) for bar in self.read(need.code, '1m', need.days[0], need.days[-1])}
+            there = {_qmt_day_of(bar.time) for bar in bars}
             days = [day for day in need.days if day not in there]
             absent = frozenset(self._traded(need.code, days) if days else ())
         self._remember(need, absent)
+
+    # -- padding ----------------------------------------------------------------------------------------------
+    @staticmethod
+    def _made_up(need, days):
+        what = '日线' if need.period == '1d' else '分钟线'
+        return DataUnavailable('%s 的%s没有下载到：%s 到 %s 的 %d 个交易日 QMT 给的是没有成交的行，而它那几天在交易' % (
+            need.code, what, iso_ms(days[0])[:10], iso_ms(days[-1])[:10], len(days)),
+            '在 QMT 的数据管理里补充这段数据；补不到时检查行情站点的登录和权限')
+
+    def _padded(self, need, bars):
+        """Days of the need whose rows, or whose lack of rows, is proven to be no suspension."""
+        if not bars:
+            return set()
+        return self._padded_days(need, bars) if need.period == '1d' else self._padded_minutes(need, bars)
+
+    def _padded_days(self, need, bars):
+        """The quiet end of the newest days: the quote was traded on one of them, or comes from another close.
+
+        A security that comes back from a suspension starts from the close that it stood at; where a dividend lies
+        between, its close proves nothing.
+        """
+        real = [bar.time for bar in bars if not _qmt_is_idle(bar)]
+        quiet = [day for day in need.days if not real or day > real[-1]]
+        tick = self._traded_quote(need.code) if quiet and need.latest else None
+        if tick is None or tick.paused:
+            return set()
+        day = to_ms(tick.dt.date())
+        if abs(tick.pre_close - bars[-1].close) > 1e-6 and not self._is_ex(need.code, quiet[0], day):
+            return set(quiet)
+        return {day}.intersection(quiet)
+
+    def _is_ex(self, code, first, last):
+        return any(first <= day <= last for day in self._ex_days(code))
+
+    def _traded_quote(self, code):
+        """The quote, if anything was traded on its day, else None."""
+        try:
+            tick = self._quote(code)
+        except DataUnavailable:
+            return None
+        return tick if tick.dt is not None and tick.volume > 0 and tick.pre_close else None
+
+    def _padded_minutes(self, need, bars):
+        """Days that end in quiet minutes, and in whose minutes not half of the money of their day changed hands."""
+        days = {}
+        for bar in bars:
+            days.setdefault(_qmt_day_of(bar.time), []).append(bar)
+        quiet = {day: sum(bar.money for bar in rows) for day, rows in days.items()
+                 if day in need.days and all(map(_qmt_is_idle, rows[-self.QUIET_MINUTES:]))}
+        money = self._money_of_days(need.code, sorted(quiet)) if quiet else {}
+        return {day for day, moved in quiet.items() if 2 * moved < money.get(day, 0)}
+
+    def _money_of_days(self, code, days):
+        """{day: yuan} as the day bars say, and of the quote's day as the quote does."""
+        money = {_qmt_day_of(bar.time): bar.money for bar in self.read(code, '1d', days[0], days[-1])}
+        if days[-1] == to_ms(self.clock.now().date()):
+            tick = self._traded_quote(code)
+            money[days[-1]] = tick.money if tick is not None and to_ms(tick.dt.date()) == days[-1] else 0
+        return money
+
+    def _doubtful(self, need, bars):
+        """Quiet days after which trade went on from another close, without a dividend: worth another download."""
+        found, quiet, before = set(), [], None
+        for bar in bars:
+            if _qmt_is_idle(bar):
+                quiet.append(_qmt_day_of(bar.time))
+            else:
+                if quiet and abs(bar.pre_close - before.close) > 1e-6:
+                    found.update([] if self._is_ex(need.code, quiet[0], bar.time) else quiet)
+                quiet = []
+            before = bar
+        return found
 
     def fetch_once(self, name, function):
         """A download of tables (sectors, index weights), at most once a day."""
@@ -7723,9 +7808,14 @@ class _QmtStore:
         spans = {}
         for bar in bars:
             spans.setdefault(_qmt_day_of(bar.time), [bar.time, bar.time])[1] = bar.time
-        return {day for day, span in spans.items() if self._is_whole(day, span, need.until)}
+        whole = {day for day, span in spans.items() if self._is_whole(day, span, need.until)}
+        return whole - self._padded(need, bars)
 
     def _day_bars_there(self, need, bars, certain):
+        doubtful = self._doubtful(need, bars) if certain else set()
+        return self._seen_days(need, bars, certain) - doubtful - self._padded(need, bars)
+
+    def _seen_days(self, need, bars, certain):
         """Days with a bar, and those of a suspension: the bar after it starts from the close of the one before."""
         there = {_qmt_day_of(bar.time) for bar in bars}
         for before, after in zip(bars, bars[1:]):
@@ -8042,7 +8132,7 @@ class QmtData(DataAdapter):
         self.auto_download, self.quote_max_age_s = auto_download, quote_max_age_s
         self._xtdata = vendor.xtdata
         self._link = _QmtDataLink(vendor.xtdata, clock, call_timeout_s, probe_s, backoff_s)
-        self._store = _QmtStore(self._link, clock, self.quote, stall_s)
+        self._store = _QmtStore(self._link, clock, self.quote, self._ex_days, stall_s)
         self._feed = _QmtFeed(self._link, self._push, lambda: self._is_open(clock.now()), look_s)
         self._link.on_connect, self._link.on_turn = self._feed.restore, self._feed.look
         self._lock = threading.Lock()  # guards the caches below; never held while anything blocks
@@ -8351,6 +8441,9 @@ class QmtData(DataAdapter):
         frame = self._link.call(self._xtdata.get_divid_factors, qmt_code(code))
         today = to_ms(self.clock.now().date())
         return [event for event in _qmt_events(frame) if event['day'] <= today]
+
+    def _ex_days(self, code):
+        return [event['day'] for event in self._events(code)]
 
     def _factor_steps(self, code):
         steps, factor, events = [], 1.0, self._events(code)

@@ -157,6 +157,106 @@ def test_history_before_the_sources_first_day_is_refused(terminal, data):
     assert len(ask(data, start_date='2024-01-02', end_date='2024-01-05')) == 4
 
 
+# -- rows that the terminal made up ----------------------------------------------------------------------------
+def only_until(terminal, code, day, period='1d'):
+    """Local up to this day; later downloads say that they are done and bring nothing."""
+    terminal.market.download([code], period, '', day)
+    terminal.market.download_brings = False
+
+
+@pytest.mark.parametrize('padding', ['zeros', 'close', None])
+@pytest.mark.parametrize('payload', [dict(count=3), dict(start_date='2025-07-25', end_date='2025-08-05'),
+                                     dict(count=30, frequency='1m')])
+def test_what_a_silent_failure_left_out_is_no_suspension(terminal, data, padding, payload):
+    """The local data end some days ago, the security trades today."""
+    terminal.market.padding = padding
+    only_until(terminal, '600000.SH', '20250730')
+    only_until(terminal, '600000.SH', '20250730', '1m')
+    terminal.push('600000.SH', 10.05, 100000)
+    for _ in range(2):
+        with pytest.raises(bq.DataUnavailable) as info:
+            ask(data, **payload)
+        assert '600000.XSHG' in info.value.message and '2025-08-05' in info.value.message and info.value.hint
+    terminal.market.download_brings = True
+    rows = ask(data, **payload).rows()
+    assert all(row['volume'] > 0 for row in rows[-3:-1])
+
+
+def test_without_auto_download_made_up_rows_are_not_there(terminal):
+    data = open_data(terminal, auto_download=False)
+    try:
+        terminal.market.padding = 'close'
+        only_until(terminal, '600000.SH', '20250730')
+        terminal.push('600000.SH', 10.05, 100)
+        with pytest.raises(bq.DataUnavailable) as info:
+            ask(data, start_date='2025-07-25', end_date='2025-08-05')
+        assert '缺 4 个交易日' in info.value.message
+    finally:
+        data.close()
+
+
+def test_a_warm_up_of_the_cache_names_what_was_not_downloaded(terminal, data):
+    terminal.market.padding = 'close'
+    only_until(terminal, '600000.SH', '20250730')
+    only_until(terminal, '510300.SH', '20250805')
+    for code in ('600000.SH', '510300.SH'):
+        terminal.push(code, terminal.market.securities[code].pre_close + 0.01, 100)
+    answer = data.ensure_cache(query(data, [STOCK, ETF], count=3))
+    assert answer['ok'] is False and answer['failed'] == [STOCK]
+
+
+@pytest.mark.parametrize('traded', [False, True])
+def test_a_true_suspension_stays_one_also_on_the_day_it_ends(terminal, data, traded):
+    """Suspended for a week up to yesterday; today it is still, or it trades again from the close that it stood at."""
+    days = ['202508%02d' % day for day in (1, 4, 5)] + ['202507%02d' % day for day in (30, 31)]
+    terminal.add_security('600001.SH', '停牌', 8.0, suspended=days)
+    if traded:
+        terminal.push('600001.SH', 8.3, 100)
+    else:
+        terminal.suspend('600001.SH')
+    rows = ask(data, '600001.XSHG', start_date='2025-07-28', end_date='2025-08-05', fields=['close', 'paused']).rows()
+    assert [row['paused'] for row in rows] == [0, 0, 1, 1, 1, 1, 1] and rows[-1]['close'] == 8.0
+
+
+def test_a_suspension_that_ends_on_an_ex_day_stays_one(terminal, data):
+    dividends = {'20250806': {'interest': 0.5, 'bonus': 0.0}}
+    terminal.add_security('600001.SH', '停牌', 8.0, suspended=['20250804', '20250805'], dividends=dividends)
+    terminal.market.set_bars('600001.SH', '1d', [bars.bar(bars.epoch_ms(date(2025, 8, 6)), [7.5] * 4, 0, 0.0, 7.5)])
+    terminal.market.set_pre_close('600001.SH', 7.5)
+    terminal.push('600001.SH', 7.6, 100)
+    rows = ask(data, '600001.XSHG', start_date='2025-08-01', end_date='2025-08-05', fq=None, fields=['paused']).rows()
+    assert [row['paused'] for row in rows] == [0, 1, 1]
+
+
+def test_a_suspension_that_ended_long_ago_is_asked_about_without_today(terminal, data):
+    """The range ends in the middle of it; that today's quote comes from another close says nothing of then."""
+    terminal.push('000001.SZ', 12.5, 100)
+    day = '2025-07-21'
+    assert scene.SUSPENDED_DAY == day.replace('-', '')
+    rows = ask(data, SUSPENDED, start_date='2025-07-18', end_date=day, fields=['paused']).rows()
+    assert [row['paused'] for row in rows] == [0, 1]
+
+
+@pytest.mark.parametrize('padding', ['zeros', 'close'])
+def test_a_hole_in_the_middle_is_downloaded(terminal, data, padding):
+    terminal.market.padding = padding
+    for first, last in (('20240102', '20250620'), ('20250714', '20250805')):
+        terminal.market.download(['600000.SH'], '1d', first, last)
+    rows = ask(data, start_date='2025-06-16', end_date='2025-07-18', fields=['volume', 'paused']).rows()
+    assert len(rows) == 25 and all(row['volume'] > 0 and not row['paused'] for row in rows)
+
+
+def test_minutes_of_today_that_stand_still_while_it_trades(terminal, data):
+    terminal.market.padding = 'close'
+    terminal.push('600000.SH', 10.0, 100000)
+    terminal.set_now('2025-08-06 10:40:00')
+    terminal.push('600000.SH', 10.1, 900000)
+    only_until(terminal, '600000.SH', '20250805', '1m')
+    with pytest.raises(bq.DataUnavailable) as info:
+        ask(data, start_date='2025-08-05 09:31:00', end_date='2025-08-06 10:40:00', frequency='1m')
+    assert '没有下载到' in info.value.message and '2025-08-06' in info.value.message
+
+
 # -- downloads -----------------------------------------------------------------------------------------------
 def test_history_is_downloaded_once_a_day_and_only_what_is_missing(terminal, data):
     ask(data, count=3)

@@ -95,6 +95,8 @@ class Market:
     limits_in_detail (False: UpStopPrice and DownStopPrice read 0); download_version (None, or 1 for the vendor's
     second path); sectors_local, weights_local (False: [] and {} until downloaded); subscription_limit of single
     subscriptions a client may have. downloads: what was asked for, as (codes, period, start, end).
+    padding: how days look that are not local: None (they are left out), 'zeros', or 'close', the close before them with
+    suspendFlag 1. download_brings: False where a download does nothing, and says that it is done.
     """
 
     def __init__(self, clock, first_day=date(2024, 1, 2)):
@@ -104,6 +106,7 @@ class Market:
         self.volume_in_lots = {'1d': True, '1m': True}
         self.sectors_local, self.weights_local, self.holidays_local = True, False, False
         self.subscription_limit, self.downloads = 50, []
+        self.padding, self.download_brings = None, True
         self._local, self._subscriptions, self._next_seq, self._events = {}, OrderedDict(), 1, []
         self._trade_days = None
 
@@ -238,7 +241,7 @@ class Market:
         """Brings server rows into the local cache."""
         self.downloads.append((list(codes), period, start, end))
         lower, upper = bars.window(start, end)
-        for code in codes:
+        for code in codes if self.download_brings else ():
             days = [day for day in self._server_days(code) if lower <= bars.epoch_ms(day) + 86399999
                     and bars.epoch_ms(day) <= upper]
             self._local.setdefault((code, BASE_PERIODS.get(period, period)), set()).update(days)
@@ -270,6 +273,8 @@ class Market:
                 if lower <= bars.epoch_ms(day) + 86399999 and bars.epoch_ms(day) <= upper]
         rows = self._rows(code, period, days, count)
         rows = [row for row in rows if lower <= row['time'] <= upper and (fill or not row['suspendFlag'])]
+        if self.padding and period in ('1d', '1m'):
+            rows = self._padded(code, period, rows, lower, upper)
         rows = bars.adjust(bars.newest(rows, count), self._factor_steps(code), dividend_type)
         return [self._in_units(self.securities[code], row, BASE_PERIODS[period]) for row in rows]
 
@@ -283,6 +288,20 @@ class Market:
             days = days if count <= 0 else days[-(count * bars.LONGER.get(period, 1) // 240 + 2):]
             rows = [row for day in days for row in security.minutes_of(day)]
         return rows if period in ('1d', '1m') else bars.merge(rows, period)
+
+    def _padded(self, code, period, rows, lower, upper):
+        """The rows, and made-up ones of the server's other days."""
+        there, padded = {bars.beijing(row['time']).date() for row in rows}, []
+        for day in self._server_days(code):
+            if day not in there and lower <= bars.epoch_ms(day) + 86399999 and bars.epoch_ms(day) <= upper:
+                starts = [0] if period == '1d' else [minute * 60000 for minute in bars.MINUTES]
+                padded += [bars.bar(bars.epoch_ms(day) + start, [0.0] * 4, 0, 0.0, 0.0) for start in starts]
+        joined, close = sorted(rows + padded, key=lambda row: row['time']), 0.0
+        for row in joined if self.padding == 'close' else ():
+            if not row['close']:
+                row.update(dict.fromkeys(bars.PRICES, close), suspendFlag=1)
+            close = row['close']
+        return [row for row in joined if lower <= row['time'] <= upper]
 
     def _factor_steps(self, code):
         factors = self.securities[code].factors if code in self.securities else {}
