@@ -3865,7 +3865,7 @@ def _order_style_of(style, side, pindex, close_today):
         raise BadRequest('side 不认识：%s' % brief(side), "只做多头，side 是 'long' 或不写；卖出的数量、金额为负")
     if style is None:
         return MarketOrderStyle()
-    if isinstance(style, (int, float)) and not isinstance(style, bool):
+    if isinstance(style, (numbers.Real, Decimal)) and not isinstance(style, bool):
         style = LimitOrderStyle(style)
     kind = _style_kind(style)
     if kind is None:
@@ -7627,6 +7627,17 @@ class Screen:
         full = width * done // total
         return text if width < self.LEAST_WIDTH else '[%s%s] %s' % ('#' * full, '.' * (width - full), text)
 
+    @contextlib.contextmanager
+    def doing(self, text):
+        """On a terminal a line below all others for as long as it takes."""
+        if self._interactive:
+            self._bar = text
+            self._write(text)
+        try:
+            yield
+        finally:
+            self.finish()
+
     def finish(self):
         """The bar gives way to what comes next."""
         cleared, self._bar = self._cleared(), ''
@@ -7691,15 +7702,21 @@ def run_backtest_command(order, screen):
                 raise
         finally:
             screen.finish()
-        metrics = compute_metrics(result)
-        for line in summary_lines(result, metrics) if result.days or failure is None else ():
-            screen.say(line)
-        if isinstance(failure, StrategyError):
-            screen.say(failure.report)
-        written = _write_results(order, directory, result, metrics, screen.say) if directory and result.days else True
+        with screen.doing('正在计算指标、写结果'):
+            written = _shown_and_written(order, directory, result, failure, screen.say)
     if isinstance(failure, BulletError):
         raise failure
     return 1 if failure is not None or not written else 0 if result.finished else 130
+
+
+def _shown_and_written(order, directory, result, failure, say):
+    """Whether all that was to be written is."""
+    metrics = compute_metrics(result)
+    for line in summary_lines(result, metrics) if result.days or failure is None else ():
+        say(line)
+    if isinstance(failure, StrategyError):
+        say(failure.report)
+    return _write_results(order, directory, result, metrics, say) if directory and result.days else True
 
 
 @contextlib.contextmanager

@@ -326,6 +326,16 @@ def bar_after(seconds, done, total, columns=120):
     return out[-1].split('\r')[-1]
 
 
+def test_what_takes_long_after_the_last_day_is_named_on_a_terminal():
+    for interactive in (True, False):
+        out = []
+        screen = jq.Screen(out.append, interactive, columns=lambda: 120)
+        with screen.doing('正在写'):
+            screen.say('a line')
+        assert ''.join(out).replace('\r', '|').replace(' ' * 6, '~') == (
+            '正在写|~|a line\n正在写|~|' if interactive else 'a line\n')
+
+
 def test_a_terminal_has_one_bar_below_the_lines():
     clock, out = Ticking(), []
     screen = jq.Screen(out.append, True, clock=clock, columns=lambda: 120)

@@ -205,6 +205,53 @@ def test_a_limit_price_need_be_none_that_the_exchange_takes(market, tmp_path, pr
     assert only(result.orders)['status'] == 'held' and only(result.trades)['price'] == filled_at
 
 
+@pytest.mark.parametrize('price', ['11', '11.0', 'np.float64(11)', 'np.float32(11)', 'np.int64(11)', 'Decimal(11)'])
+def test_a_limit_price_may_be_of_any_kind_of_number(market, tmp_path, price):
+    result, _ = play(market, tmp_path, '''
+    from decimal import Decimal
+
+    def begin(context):
+        run_daily(trade, '9:30')
+
+    def trade(context):
+        placed = [order('{0}', 100, {1}), order('{0}', 100, LimitOrderStyle({1})), order_target('{0}', 300, {1})]
+        assert [(each.limit, type(each.limit), each.price) for each in placed] == [(11.0, float, 10.01)] * 3
+    '''.format(A, price), days=1)
+    assert len(result.trades) == 3
+
+
+def test_types_of_orders_trades_and_positions(market, tmp_path):
+    """As JoinQuant documents them: numbers of Python's own, naive times."""
+    play(market, tmp_path, '''
+    def begin(context):
+        run_daily(trade, '9:30')
+
+    def kinds(item, names):
+        return [type(getattr(item, name)).__name__ for name in names.split()]
+
+    def trade(context):
+        if g.seen:
+            return
+        placed = order('%s', 100)
+        g.seen.append(placed)
+        assert kinds(placed, 'order_id amount filled') == ['int'] * 3
+        assert kinds(placed, 'price avg_cost commission') == ['float'] * 3
+        assert kinds(placed, 'security side action is_buy add_time status') == [
+            'str', 'str', 'str', 'bool', 'datetime', 'OrderStatus']
+        done, = get_trades().values()
+        assert kinds(done, 'trade_id order_id amount price time security') == [
+            'int', 'int', 'int', 'float', 'datetime', 'str']
+        held = context.portfolio.positions['%s']
+        assert kinds(held, 'price avg_cost acc_avg_cost hold_cost value') == ['float'] * 5
+        assert kinds(held, 'total_amount locked_amount closeable_amount today_amount pindex') == ['int'] * 5
+        assert kinds(held, 'init_time transact_time') == ['datetime'] * 2
+        assert kinds(context.portfolio, \'\'\'total_value available_cash transferable_cash locked_cash positions_value
+            returns inout_cash starting_cash margin\'\'\') == ['float'] * 9
+        assert kinds(context, 'current_dt previous_date') == ['datetime', 'NoneType']
+        assert kinds(context.run_params, 'start_date end_date type frequency') == ['date', 'date', 'str', 'str']
+    ''' % (A, A))
+
+
 @pytest.mark.parametrize('code, first, second', [(A, 0, 1000), (ETF, 0, 1000), (GOLD, 1000, 0)])
 def test_who_may_sell_the_same_day(market, tmp_path, code, first, second):
     result, _ = play(market, tmp_path, '''
