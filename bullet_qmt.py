@@ -42,7 +42,7 @@ Errors, all BulletError with code, message, hint, retryable:
     BadRequest              UnknownAction SecurityNotFound AccountNotFound OrderNotFound IdempotencyConflict
                             SubscriptionLimit
     NotSupported            ServiceDisabled
-    DataUnavailable, OrderRejected, QmtUnavailable, JournalError, InternalError
+    DataUnavailable, OrderRejected, QmtUnavailable, JournalError, OrderTagLost, InternalError
     ServerBusy              IdempotencyCacheFull
     AuthFailed              AuthThrottled
     ProtocolError           FrameTooLarge
@@ -995,6 +995,8 @@ IdempotencyCacheFull = _error('IdempotencyCacheFull', 'IDEMPOTENCY_CACHE_FULL',
                               retryable=False)
 JournalError = _error('JournalError', 'JOURNAL_FAILED', 'The journal cannot be written; nothing was sent.',
                       broker_called=False)
+OrderTagLost = _error('OrderTagLost', 'ORDER_TAG_LOST', 'Remarks, which mark orders as ours, do not come back whole; '
+                      'nothing more is sent to that account.', broker_called=False)
 InternalError = _error('InternalError', 'INTERNAL_ERROR', 'An unexpected failure; the log has the details.')
 
 
@@ -1003,9 +1005,12 @@ class OrderStateUnknown(RequestTimeout):
 
     Never send it again under another key; ask by the key instead. The code is REQUEST_TIMEOUT, one of the
     two that legacy clients understand as 'may have reached the broker'.
+    answered: of an adapter's submit: whether the broker has answered, if only with something odd; what nobody has
+    answered may be on its way for long.
     """
 
     retryable = False
+    answered = False
 
     @property
     def idempotency_key(self):
@@ -3460,6 +3465,9 @@ SECURITY_TYPES = ('stock', 'fund', 'etf', 'lof', 'index', 'bond')
 MarketState = namedtuple('MarketState', 'continuous unlimited')
 
 
+TAG_BYTES = 20  # what every terminal and counter keeps of a remark; 24 survive in most
+
+
 class Backend:
     """What a factory in ADAPTERS returns. data: DataAdapter; brokers: OrderedDict account key -> BrokerAdapter.
 
@@ -3486,11 +3494,14 @@ class BrokerAdapter:
     Raises QmtUnavailable where the broker cannot be asked; never answers "nothing" for "unknown".
 
     submit(request, deadline_s) -> order id (text). Raises OrderRejected if the broker certainly refused,
-    OrderStateUnknown if nobody can tell. cancel(order_id, deadline_s) asks for it; what became of it shows
-    in the order. find(tag) -> the order submitted with this tag today, or None.
+    OrderStateUnknown if nobody can tell, its `answered` True where the broker gave some answer. cancel(order_id,
+    deadline_s) asks for it; what became of it shows in the order. find(tag) -> the order submitted with this tag today,
+    or None.
     set_listener(listener): listener(kind, record) for each change, kind 'order', 'trade' or 'account', in their order,
     from a thread that holds no lock of the adapter. orders_known() -> (today's orders, whether these certainly are all
-    of them); on_connected(hook): hook() after each connect, from a thread of the adapter.
+    of them); on_connected(hook): hook() after each connect, from a thread of the adapter. renewed_at(): when, by the
+    clock's monotonic seconds, it connected to a terminal that had gone away, with all that it may have held back; None:
+    that has not happened.
     """
 
     spec = None  # AccountSpec
@@ -3529,8 +3540,11 @@ class BrokerAdapter:
     def on_connected(self, hook):
         """An adapter that never loses its broker never calls it."""
 
+    def renewed_at(self):
+        return None
+
     def find(self, tag):
-        return next((order for order in self.orders() if order.order_remark == tag), None)
+        return next((order for order in self.orders() if order.order_remark[:TAG_BYTES] == tag[:TAG_BYTES]), None)
 
 
 # -- a question about bars ------------------------------------------------------------------------------------
@@ -6026,7 +6040,7 @@ _QMT_FIX_PRICE = 11
 _QMT_MARKET_PRICE = {'SH': 42, 'BJ': 42, 'SZ': 47}  # best five levels at once, the rest cancelled
 # What a listed order shows is the broker's own enumeration: 50 limit, 84 to 89 market. Simulations echo what was sent.
 _QMT_MARKET_KINDS = frozenset(range(42, 49)) | frozenset(range(84, 90))
-_QMT_TAG_BYTES = 24
+_QMT_TAG_BYTES = 24  # what order_stock takes
 _qmt_log = logging.getLogger('bullet_qmt.qmt')
 
 
@@ -6462,6 +6476,7 @@ class QmtKeeper:
         self._lock, self._wake = threading.Lock(), threading.Event()
         self._link, self._closing, self._failures, self._connects = None, False, 0, 0
         self._hangs, self._given_up, self.traders = 0, 0, 0
+        self._left, self.renewed_at = False, None  # whether the terminal went away by itself; monotonic seconds
         self.state, self.since, self.last_error, self.next_attempt = 'connecting', clock.now(), '', None
         self.hint, self.reason = '', ''
         self.on_connected = []
@@ -6616,6 +6631,8 @@ class QmtKeeper:
             if not self._alive(link):
                 return False
             self._connects += 1
+            if self._left:
+                self._left, self.renewed_at = False, self._clock.monotonic()
             self._enter_state('connected')
             self.last_error = self.reason = self.hint = ''
         _qmt_log.info('账户 %s 已连接 QMT', self.spec.key)
@@ -6659,6 +6676,7 @@ class QmtKeeper:
             link = self._link if self._link is not None and self._link.trader is trader else None
         if kind == 'disconnected':
             if link is not None and trader.gone:
+                self._left = self._left or not trader.abandoned  # not where we have hung up ourselves
                 self.lost(link, *self.DISCONNECTED)
         elif row['account_id'] in (None, '', self.spec.account_id):
             if kind not in ('account_status', 'asset'):
@@ -6714,10 +6732,14 @@ class _QmtDayBook:
     def fresh_trade(self, trade):
         """Whether this trade was not told before."""
         with self._today():
-            key = (trade.trade_id, trade.order_id, trade.security)
-            fresh = key not in self._trades
-            self._trades.add(key)
+            fresh = _qmt_trade_key(trade) not in self._trades
+            self._trades.add(_qmt_trade_key(trade))
             return fresh
+
+    def untold(self, trades):
+        """Those that were not told before."""
+        with self._today():
+            return [trade for trade in trades if _qmt_trade_key(trade) not in self._trades]
 
     def missing_from(self, orders):
         """Whether the list lacks an order that the day is known to have."""
@@ -6737,6 +6759,10 @@ class _QmtDayBook:
             if today != self._day:
                 self._day, self._orders, self._told, self._trades = today, {}, {}, set()
             yield
+
+
+def _qmt_trade_key(trade):
+    return trade.trade_id, trade.order_id, trade.security
 
 
 def _qmt_same_order(known, order):
@@ -6853,6 +6879,9 @@ class QmtBroker(BrokerAdapter):
     def on_connected(self, hook):
         self.keeper.on_connected.append(hook)
 
+    def renewed_at(self):
+        return self.keeper.renewed_at
+
     # -- queries -----------------------------------------------------------------------------------------------------
     def account(self):
         return self._sure_asset(self.keeper.link())
@@ -6908,6 +6937,8 @@ class QmtBroker(BrokerAdapter):
         link = self.keeper.link()
         warm, records = link.warm, self._ask(link, 'query_stock_trades')
         trades = self._converted(self._rows('trade', records, '成交'), qmt_trade_row)
+        for trade in self._book.untold(trades):
+            self._mailbox.put('seen_trade', trade)
         if records is None:
             self._asset(link)
         if not trades and (not warm or self._book.has_fills()):
@@ -6961,20 +6992,24 @@ class QmtBroker(BrokerAdapter):
                 _qmt_log.warning('账户 %s 有一行没有列出：%s', self.spec.key, printable(error.message))
             return None
 
-    def _known(self, records):
-        """Orders of a query, each as far on as anything has told; what they bring is told to the listener."""
-        found = self._converted(self._rows('order', records, '委托'), qmt_order_row)
-        return [self._faults.explain(self._learn(order)) for order in found]
+    def _known(self, records, tell=True):
+        """Orders of a query, each as far on as anything has told; what they bring is told to the listener.
 
-    def _learn(self, order):
-        order, news = self._book.merge(order, tell=False)
+        Seen is not told: the push of an order may come later than the look at it, or never. tell=False: what is seen
+        for the first time is no news.
+        """
+        found = self._converted(self._rows('order', records, '委托'), qmt_order_row)
+        return [self._faults.explain(self._learn(order, tell)) for order in found]
+
+    def _learn(self, order, tell):
+        order, news = self._book.merge(order, tell)
         if news:
             self._mailbox.put('news', order.order_id)
         return order
 
     def _catch_up(self):
-        """After a reconnect: what happened meanwhile was pushed to nobody."""
-        self.orders_known()
+        """After a reconnect: what happened meanwhile was pushed to nobody. Who keeps a stream asks for the rest."""
+        self._known(self._ask(self.keeper.link(), 'query_stock_orders'), tell=False)
 
     # -- writes ------------------------------------------------------------------------------------------------------
     def submit(self, request, deadline_s=None):
@@ -6985,7 +7020,7 @@ class QmtBroker(BrokerAdapter):
         if _qmt_is_number(result) and result > 0:
             return str(result)
         if not _qmt_is_number(result) or result != -1:
-            raise _qmt_unknown('委托', 'QMT 的回答是 %s' % brief(result))
+            raise _qmt_answered('QMT 的回答是 %s' % brief(result))
         return self._after_minus_one(request.tag)
 
     def _send(self, link, name, args, deadline_s, told):
@@ -7007,11 +7042,11 @@ class QmtBroker(BrokerAdapter):
         try:
             found = self.find(tag)
         except QmtUnavailable as error:
-            raise _qmt_unknown('委托', 'QMT 返回 -1，委托列表又读不到：%s' % error.message) from error
+            raise _qmt_answered('QMT 返回 -1，委托列表又读不到：%s' % error.message) from error
         if found is not None:
             return found.order_id
         if reason is None:
-            raise _qmt_unknown('委托', 'QMT 返回 -1，没有说明原因')
+            raise _qmt_answered('QMT 返回 -1，没有说明原因')
         raise OrderRejected('柜台拒绝委托：%s' % reason, broker_called=True)
 
     def cancel(self, order_id, deadline_s=None):
@@ -7064,7 +7099,11 @@ class QmtBroker(BrokerAdapter):
 
     def _on_trade(self, row):
         trade = self._convert(row, qmt_trade_row)
-        if trade is not None and self._book.fresh_trade(trade):
+        if trade is not None:
+            self._on_seen_trade(trade)
+
+    def _on_seen_trade(self, trade):
+        if self._book.fresh_trade(trade):
             self._tell('trade', trade)
 
     def _on_asset(self, row):
@@ -7093,6 +7132,13 @@ def _qmt_early(what):
 
 def _qmt_unknown(told, reason):
     return OrderStateUnknown('%s已交给 QMT，结果未知：%s' % (told, reason), '不要重发；按标记查询委托', broker_called=True)
+
+
+def _qmt_answered(reason):
+    """An order's answer came, and settles nothing."""
+    error = _qmt_unknown('委托', reason)
+    error.answered = True
+    return error
 
 
 def _qmt_is_number(value):
@@ -8658,22 +8704,25 @@ class AccountBook:
 
 # -- journal ---------------------------------------------------------------------------------------------------
 PLACE, CANCEL = 'broker.place_order', 'broker.cancel_order'
-JOURNAL_SCHEMA = 2  # 1 had no events
+JOURNAL_SCHEMA = 3  # 1 had no events, 2 no checksums
 JOURNAL_APPLICATION = 0x62716d74  # 'bqmt': marks the file as ours
-JOURNAL_DAYS = 30
+JOURNAL_DAYS = 30  # days on which something was written
 # new: in memory only, nothing is sent. submitting: on disk before the broker is called. The rest: what came of it;
 # absent is a refusal that nobody told but that a complete list of the broker proved.
 NEW, SUBMITTING, ACCEPTED, REJECTED, UNKNOWN, ABSENT = (
     'new', 'submitting', 'accepted', 'rejected', 'unknown', 'absent')
 OPEN_STATES = (SUBMITTING, UNKNOWN)
+JOURNAL_STATES = OPEN_STATES + (ACCEPTED, REJECTED, ABSENT)
 SETTLED_EVENT = 'order_settled'
 
 JournalEntry = namedtuple('JournalEntry', 'action idempotency_key account_key sub_account_id fingerprint tag state '
-                                          'order_id request answer day deadline_ms')
+                                          'order_id request answer day deadline_ms unanswered number checksum')
 _JOURNAL_TABLE = '''CREATE TABLE IF NOT EXISTS writes (
     action TEXT NOT NULL, idempotency_key TEXT NOT NULL, account_key TEXT NOT NULL, sub_account_id TEXT,
     fingerprint TEXT NOT NULL, tag TEXT NOT NULL UNIQUE, state TEXT NOT NULL, order_id TEXT, request TEXT NOT NULL,
-    answer TEXT, day TEXT NOT NULL, deadline_ms INTEGER, PRIMARY KEY (action, idempotency_key))'''
+    answer TEXT, day TEXT NOT NULL, deadline_ms INTEGER, unanswered INTEGER NOT NULL DEFAULT 0,
+    number INTEGER NOT NULL DEFAULT 0, checksum TEXT NOT NULL DEFAULT '')'''
+_JOURNAL_INDEX = 'CREATE INDEX IF NOT EXISTS writes_by_key ON writes (idempotency_key, action)'
 _EVENT_TABLE = '''CREATE TABLE IF NOT EXISTS events (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, day TEXT NOT NULL, account_key TEXT NOT NULL, sub_account_id TEXT,
     event TEXT NOT NULL, payload TEXT NOT NULL)'''
@@ -8683,9 +8732,60 @@ EVENT_DAYS, EVENTS_AT_ONCE = 10, 10000  # how long they are kept, how many are t
 _JOURNAL_COLUMNS = ','.join(JournalEntry._fields)
 _JOURNAL_WRITE = 'INSERT OR REPLACE INTO writes (%s) VALUES (%s)' % (
     _JOURNAL_COLUMNS, ','.join('?' * len(JournalEntry._fields)))
-_JOURNAL_CHANGE = 'UPDATE writes SET state=?, order_id=?, answer=?, deadline_ms=? WHERE tag=?'
+_JOURNAL_CHANGE = 'UPDATE writes SET state=?, order_id=?, answer=?, deadline_ms=?, unanswered=? WHERE tag=?'
+# What of a row never changes, and what its checksum is of.
+_JOURNAL_SEALED = [JournalEntry._fields.index(name) for name in (
+    'action', 'idempotency_key', 'account_key', 'sub_account_id', 'fingerprint', 'tag', 'request', 'day', 'number')]
 # What the journal answers to copies of an order that come after it was declared never to have come.
 ANY_FINGERPRINT = ''
+
+
+def _journal_seal(row):
+    """Checksum of a row of `writes`: a disk may change a digit of an amount and leave all else in order."""
+    return '%08x' % zlib.crc32(ascii([row[place] for place in _JOURNAL_SEALED]).encode('ascii'))
+
+
+def _journal_entry(row):
+    """A row of `writes` as JournalEntry; None for one that is damaged."""
+    entry = JournalEntry(*row)
+    try:
+        entry = entry._replace(request=json.loads(entry.request), answer=json.loads(entry.answer or 'null'))
+    except (ValueError, TypeError):
+        return None
+    answered = isinstance(entry.answer, dict) or (entry.answer is None and entry.state not in (REJECTED, ABSENT))
+    sound = entry.checksum == _journal_seal(row) and entry.state in JOURNAL_STATES and isinstance(entry.request, dict)
+    return entry if sound and answered else None
+
+
+class HighWaterMark:
+    """Which entry was the last one written, in a file of its own: a journal that lost its end does not know of it."""
+
+    SIZE = 256  # bytes; always overwritten as a whole
+
+    def __init__(self, path):
+        self._file = io.open(path, 'r+b' if os.path.exists(path) else 'w+b', buffering=0)
+        restrict_to_owner(path)
+
+    def read(self):
+        """(journal id, number), None where there is none yet. Raises ValueError for what is no mark."""
+        self._file.seek(0)
+        text = self._file.read(self.SIZE)
+        if not text:
+            return None
+        mark = json.loads(text.decode('ascii'))
+        if not isinstance(mark, dict) or type(mark.get('number')) is not int or not isinstance(mark.get('id'), str):
+            raise ValueError('no mark')
+        return mark['id'], mark['number']
+
+    def write(self, journal_id, number, tag):
+        """On disk when it returns."""
+        text = json.dumps({'id': journal_id, 'number': number, 'tag': tag})
+        self._file.seek(0)
+        self._file.write(text.ljust(self.SIZE).encode('ascii'))
+        os.fsync(self._file.fileno())
+
+    def close(self):
+        self._file.close()
 
 
 class Journal:
@@ -8693,44 +8793,114 @@ class Journal:
 
     path None: memory only. One server at a time may hold a file. record(sync=True) is on disk when it returns; what is
     not synced survives the end of the process, but perhaps not that of the machine.
-    `id` names the journal; young: it was made today, so that orders of today may stand in another one. `tag` is 24
-    ASCII bytes, travels with the order and follows from the key: even without its journal an order can be found.
-    deadline_ms: Beijing wall time from which a submission can no longer be on its way.
+    `id` names the journal; a client repeats a write only to the journal that it knows. losses: texts about what this
+    one is known to have lost; it has got a new id then. damaged: (row number, key) of entries that cannot be trusted.
+    `tag` is TAG_BYTES ASCII bytes, travels with the order and follows from the key: even without its journal an order
+    can be found.
+    deadline_ms: Beijing wall time from which a submission can no longer be on its way; unanswered: it may be for
+    longer, as nobody has answered the call.
     """
 
     def __init__(self, path, clock):
         self.clock = clock
+        self.losses, self.damaged, self._mark, self._number = [], [], None, 0
         self._lock = threading.Lock()
         self._indexed_day, self._by_tag, self._by_order = None, {}, {}  # of orders that are, or may be, at a broker
         try:
             self._open(path)
-        except (sqlite3.Error, OSError) as error:
+        except BulletError:
+            raise
+        except Exception as error:  # whatever a damaged file leads to
             raise ConfigError('委托日志 %s 打不开：%s%s' % (path, error, self._holder(path)),
-                              '检查 %s：目录要存在、可写，且没有另一个服务端在使用它' % ways('state'))
+                              '检查 %s：目录要存在、可写，且没有另一个服务端在使用它；文件若已损坏，%s' % (ways('state'), _MOVE_JOURNAL))
 
     def _open(self, path):
         self._db = sqlite3.connect(path or ':memory:', timeout=1.0, isolation_level=None, check_same_thread=False)
         try:
             self._prepare(self._db, path)
         except BaseException:
-            self._db.close()
+            self._close()
             raise
+
+    def _close(self):
+        self._db.close()
+        if self._mark is not None:
+            self._mark.close()
 
     def _prepare(self, db, path):
         if path:
             db.execute('PRAGMA locking_mode=EXCLUSIVE').fetchall()
-        self._check_schema(db, path)
+        tables = self._check_schema(db, path)
         if path:
             restrict_to_owner(path)
             for pragma in ('journal_mode=WAL', 'synchronous=NORMAL'):
                 db.execute('PRAGMA ' + pragma).fetchall()
-        db.execute(_JOURNAL_TABLE)
-        db.execute(_EVENT_TABLE)
-        self.id, self._made = self._identity(db)
+            self._check_pages(db, path)
+        self._make_tables(db, tables)
+        self.id = self._identity(db)
         self._number_on(db)
+        self._count_on(db, path)
+        for text in self.losses:
+            LOG.error('委托日志%s：%s。先看柜台当日的委托，同一个 key 不会重复提交；长连接不会自动重发', ' ' + path if path else '', text)
         self._settle_at_start(db)
         if path:
             self._sign(path)
+
+    @staticmethod
+    def _check_pages(db, path):
+        try:
+            problem = db.execute('PRAGMA quick_check(1)').fetchone()[0]
+        except sqlite3.DatabaseError as error:
+            problem = str(error)
+        if problem != 'ok':
+            raise ConfigError('委托日志 %s 已损坏：%s' % (path, printable(problem)), _MOVE_JOURNAL)
+
+    def _make_tables(self, db, before):
+        """before: the tables that were there. What is missing of a journal that was in use is a loss."""
+        version = db.execute('PRAGMA user_version').fetchone()[0]
+        if 'identity' in before and version > 1:
+            self.losses += ['表 %s 不见了' % name for name in ('writes', 'events') if name not in before]
+        if 'writes' in before and 'checksum' not in {row[1] for row in db.execute('PRAGMA table_info(writes)')}:
+            self._take_over(db)
+        for statement in (_JOURNAL_TABLE, _JOURNAL_INDEX, _EVENT_TABLE, 'PRAGMA user_version=%d' % JOURNAL_SCHEMA,
+                          'PRAGMA application_id=%d' % JOURNAL_APPLICATION):
+            db.execute(statement)
+
+    @staticmethod
+    def _take_over(db):
+        """The entries of an older schema; what there is of them counts as it stands."""
+        old = JournalEntry._fields[:12]
+        db.execute('BEGIN')
+        db.execute('ALTER TABLE writes RENAME TO writes_before')
+        db.execute(_JOURNAL_TABLE)
+        for number, row in enumerate(db.execute('SELECT %s FROM writes_before ORDER BY rowid' % ','.join(old)), 1):
+            row = tuple(row) + (0, number, '')
+            db.execute(_JOURNAL_WRITE, row[:-1] + (_journal_seal(row),))
+        db.execute('DROP TABLE writes_before')
+        db.execute('COMMIT')
+
+    def _count_on(self, db, path):
+        """Numbers go on after the last one that was ever written. One that is missing here means: the end is lost."""
+        self._number = db.execute('SELECT coalesce(max(number), 0) FROM writes').fetchone()[0]
+        if path:
+            self._mark = HighWaterMark(os.path.realpath(path) + '.mark')
+            self._compare(self._mark)
+        if self.losses:
+            self.id = uuid.uuid4().hex
+            db.execute('UPDATE identity SET id=?', (self.id,))
+        self._set_mark(self._number)
+
+    def _compare(self, mark):
+        try:
+            journal_id, number = mark.read() or (self.id, 0)
+        except ValueError:
+            self.losses.append('记着最后一笔编号的文件（.mark）已损坏')
+            return
+        if journal_id != self.id:
+            self.losses.append('这不是上次使用的那一本')
+        elif number > self._number:
+            self.losses.append('最后 %d 笔记录不见了（-wal 丢失、截断，或放回了旧的副本）' % (number - self._number))
+        self._number = max(self._number, number)
 
     def _sign(self, path):
         """Beside the file, as nobody else can read what is locked."""
@@ -8746,24 +8916,24 @@ class Journal:
         except (OSError, UnicodeDecodeError):
             return ''
 
-    def _check_schema(self, db, path):
-        """Somebody else's database is left as it is."""
+    @staticmethod
+    def _check_schema(db, path):
+        """The names of its tables. Somebody else's database is left as it is."""
         version, marked = [db.execute('PRAGMA %s' % name).fetchone()[0] for name in ('user_version', 'application_id')]
         tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type='table'")}
         begun = marked == JOURNAL_APPLICATION  # perhaps the first start was interrupted
         if marked not in (0, JOURNAL_APPLICATION) or (tables and not begun and not {'writes', 'identity'} <= tables):
             raise ConfigError('%s 是别的程序的数据库，不是委托日志' % path, '换一个 ' + ways('state'))
-        if version not in (0, 1, JOURNAL_SCHEMA):
+        if version not in range(JOURNAL_SCHEMA + 1):
             raise ConfigError('委托日志 %s 的版本 %d 不认识' % (path, version), '用写它的那个版本的程序，或换一个 ' + ways('state'))
-        db.execute('PRAGMA user_version=%d' % JOURNAL_SCHEMA)
-        db.execute('PRAGMA application_id=%d' % JOURNAL_APPLICATION)
+        return tables
 
     def _identity(self, db):
-        """(id, day made). Kept as long as the entries are: a client repeats a write only to a journal it knows."""
+        """Kept as long as the entries are: a client repeats a write only to a journal it knows."""
         db.execute('CREATE TABLE IF NOT EXISTS identity (id TEXT NOT NULL, made TEXT NOT NULL)')
         if db.execute('SELECT count(*) FROM identity').fetchone()[0] == 0:
             db.execute('INSERT INTO identity VALUES (?, ?)', (uuid.uuid4().hex, self.today()))
-        return db.execute('SELECT id, made FROM identity').fetchone()
+        return db.execute('SELECT id FROM identity').fetchone()[0]
 
     def _number_on(self, db):
         """The next event gets a number that none has had, in this journal or in an earlier one.
@@ -8777,51 +8947,67 @@ class Journal:
             db.execute("DELETE FROM sqlite_sequence WHERE name='events'")
             db.execute("INSERT INTO sqlite_sequence VALUES ('events', ?)", (begin,))
         if db.execute('SELECT count(*) FROM floor').fetchone()[0] == 0:
-            db.execute('INSERT INTO floor VALUES (?)', (0 if last else begin,))
+            db.execute('INSERT INTO floor VALUES (0)')
+        if not last:
+            db.execute('UPDATE floor SET seq=max(seq, ?)', (begin,))
 
     @staticmethod
     def _last_event(db):
         row = db.execute("SELECT seq FROM sqlite_sequence WHERE name='events'").fetchone()
         return row[0] if row else 0
 
-    @property
-    def young(self):
-        return self._made == self.today()
-
     def _settle_at_start(self, db):
-        """What was being submitted may be at the broker."""
+        """What was being submitted may be at the broker, or still on its way: nobody has heard an answer."""
         self._prune(db)
+        self._find_damage(db)
         db.execute('UPDATE writes SET state=? WHERE state=?', (UNKNOWN, SUBMITTING))
-        for entry in self._select(db, 'action=? AND state!=? AND day=?', (PLACE, REJECTED, self.today())):
-            self._index(entry)
+        self._load_day(db, self.today())
         self._earlier = frozenset(self._by_tag)
 
+    def _find_damage(self, db):
+        rows = db.execute('SELECT rowid, %s FROM writes' % _JOURNAL_COLUMNS)
+        self.damaged = [(row[0], row[2]) for row in rows if _journal_entry(row[1:]) is None]
+        for place, key in self.damaged[:20]:
+            LOG.error('%s', printable(_damage_told(place, key)))
+        if len(self.damaged) > 20:
+            LOG.error('委托日志共有 %d 行损坏', len(self.damaged))
+
+    def _load_day(self, db, day):
+        """With the lock held. Only the day's: brokers list no others, and use their ids again."""
+        self._indexed_day, self._by_tag, self._by_order = day, {}, {}
+        for entry in self._select(db, 'action=? AND state!=? AND day=? ORDER BY rowid', (PLACE, REJECTED, day)):
+            self._index(entry)
+
     def _prune(self, db):
-        db.execute('DELETE FROM writes WHERE day<?', (self._days_ago(JOURNAL_DAYS),))
-        gone = db.execute('SELECT max(seq) FROM events WHERE day<?', (self._days_ago(EVENT_DAYS),)).fetchone()[0]
+        db.execute('DELETE FROM writes WHERE day<?', (self._kept_since(db, 'writes', JOURNAL_DAYS),))
+        gone = db.execute('SELECT max(seq) FROM events WHERE day<?',
+                          (self._kept_since(db, 'events', EVENT_DAYS),)).fetchone()[0]
         if gone is not None:
             db.execute('UPDATE floor SET seq=max(seq, ?)', (gone,))
             db.execute('DELETE FROM events WHERE seq<=?', (gone,))
 
-    def _days_ago(self, days):
-        return (self.clock.now() - timedelta(days=days)).date().isoformat()
+    def _kept_since(self, db, table, days):
+        """The day whose rows and all later ones stay: the last `days` days that occur, however long ago they were.
+
+        A clock that is a year ahead for a moment would make all that is known too old.
+        """
+        newest = db.execute('SELECT DISTINCT day FROM %s ORDER BY day DESC LIMIT ?' % table, (days,)).fetchall()
+        return min([day for day, in newest] + [(self.clock.now() - timedelta(days=days)).date().isoformat()])
 
     def _index(self, entry):
-        """With the lock held. Only the day's: brokers list no others, and use their ids again."""
-        if self._indexed_day != entry.day:
-            self._indexed_day, self._by_tag, self._by_order = entry.day, {}, {}
-        self._by_tag[entry.tag] = entry
+        self._by_tag[entry.tag[:TAG_BYTES]] = entry
         if entry.order_id:
             self._by_order[entry.account_key, entry.order_id] = entry
 
-    def _select(self, db, where, values):
+    @staticmethod
+    def _select(db, where, values):
+        """Those entries that are sound."""
         rows = db.execute('SELECT %s FROM writes WHERE %s' % (_JOURNAL_COLUMNS, where), values).fetchall()
-        return [JournalEntry(*row)._replace(request=json.loads(row[8]), answer=json.loads(row[9] or 'null'))
-                for row in rows]
+        return list(filter(None, map(_journal_entry, rows)))
 
     def close(self):
         with self._lock:
-            self._db.close()
+            self._close()
 
     @contextlib.contextmanager
     def _database(self, sync=False):
@@ -8837,13 +9023,14 @@ class Journal:
                         self._db.rollback()
                     if sync:
                         self._db.execute('PRAGMA synchronous=NORMAL')
-            except sqlite3.Error as error:
+            except (sqlite3.Error, OSError) as error:
                 raise JournalError('委托日志不能读写：%s' % error, '检查磁盘空间和 %s的文件' % ways('state'))
 
     def entry(self, action, key, route, fingerprint, request):
         """A new entry, in memory only until it is recorded."""
-        return JournalEntry(action, key, route.key, route.sub.name if route.sub else None, fingerprint,
-                            make_tag(action, key), NEW, None, request, None, self.today(), None)
+        sub = route.sub.name if route.sub else None
+        return JournalEntry(action, key, route.key, sub, fingerprint, make_tag(action, key, sub), NEW, None, request,
+                            None, self.today(), None, 0, 0, '')
 
     def today(self):
         return self.clock.now().date().isoformat()
@@ -8854,27 +9041,77 @@ class Journal:
                                  deadline_ms=deadline_ms or entry.deadline_ms)
         with self._database(sync) as db:
             if entry.action == PLACE and entry.day == self.today():  # whose order it is holds even if the disk fails
-                self._index(changed)
+                self._index_today(db, changed)
             if entry.state == NEW or not self._change(db, changed):
-                db.execute(_JOURNAL_WRITE, changed._replace(request=json.dumps(changed.request),
-                                                            answer=json.dumps(changed.answer)))
+                changed = self._insert(db, changed, sync)
         return changed
+
+    def _index_today(self, db, entry):
+        if self._indexed_day != entry.day:
+            with contextlib.suppress(sqlite3.Error):
+                self._load_day(db, entry.day)
+        self._index(entry)
+
+    def _insert(self, db, entry, sync):
+        """The mark comes first: nothing that was sent may be above it."""
+        self._number += 1
+        row = entry._replace(request=json.dumps(entry.request), answer=json.dumps(entry.answer), number=self._number)
+        seal = _journal_seal(row)
+        try:
+            if sync:
+                self._set_mark(self._number, entry.tag)
+            db.execute(_JOURNAL_WRITE, row._replace(checksum=seal))
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error, OSError):
+                self._lower_mark(db)
+            raise
+        return entry._replace(number=self._number, checksum=seal)
+
+    def _set_mark(self, number, tag=''):
+        if self._mark is not None:
+            self._mark.write(self.id, number, tag)
+
+    def _lower_mark(self, db):
+        """To what there is: an entry that is taken back is no loss."""
+        self._set_mark(db.execute('SELECT coalesce(max(number), 0) FROM writes').fetchone()[0])
 
     @staticmethod
     def _change(db, entry):
         """Whether the entry was there to be changed; the disk may have failed before."""
         return db.execute(_JOURNAL_CHANGE, (entry.state, entry.order_id, json.dumps(entry.answer), entry.deadline_ms,
-                                            entry.tag)).rowcount
+                                            entry.unanswered, entry.tag)).rowcount
 
     def forget(self, entry):
         """An entry of which nothing was sent after all, so that the key can be used again."""
         with self._database() as db:
-            self._by_tag.pop(entry.tag, None)
+            self._by_tag.pop(entry.tag[:TAG_BYTES], None)
             db.execute('DELETE FROM writes WHERE tag=? AND state=?', (entry.tag, SUBMITTING))
+            self._lower_mark(db)
 
-    def find(self, action, key):
+    def find(self, action, key, sub=None):
+        """The entry of the key, as an account (sub None) or a sub-account may know of it, or None.
+
+        Raises JournalError for one that is damaged: its key is neither new nor can its answer be told.
+        """
+        tags = tags_of(action, key, sub)
         with self._database() as db:
-            return next(iter(self._select(db, 'action=? AND idempotency_key=?', (action, key))), None)
+            rows = db.execute('SELECT rowid, %s FROM writes WHERE action=? AND idempotency_key=? OR tag IN (%s) '
+                              'ORDER BY rowid' % (_JOURNAL_COLUMNS, ','.join('?' * len(tags))),
+                              (action, key) + tags).fetchall()
+        found = [(row[0], row[2], _journal_entry(row[1:])) for row in rows]
+        for place, stored_key, entry in found:
+            if entry is None:
+                raise JournalError(_damage_told(place, stored_key), _DAMAGE_REMEDY)
+        entries = [entry for _, _, entry in found if entry.idempotency_key == key]
+        own = [entry for entry in entries if entry.sub_account_id == sub]
+        others = [entry for entry in entries if sub is None or entry.sub_account_id is None]
+        return next(iter(own + others), None)
+
+    def tags(self):
+        """The compared part of every tag, of whatever day."""
+        with self._database() as db:
+            rows = db.execute('SELECT tag FROM writes WHERE action=?', (PLACE,)).fetchall()
+        return {tag[:TAG_BYTES] for tag, in rows}
 
     def open_places(self, states=OPEN_STATES):
         """Today's orders in these states. Brokers list a day's orders: of an earlier day nothing can be learnt."""
@@ -8902,7 +9139,7 @@ class Journal:
         with self._database() as db:
             rows = db.execute('SELECT %s FROM events WHERE seq>? AND day>=? ORDER BY seq LIMIT ?' % columns,
                               (seq, self.today() if today else '', limit)).fetchall()
-        return [JournalEvent(*row)._replace(payload=json.loads(row[4])) for row in rows]
+        return list(filter(None, map(_journal_event, rows)))
 
     def newest_after(self, seq):
         """The number after which at most EVENTS_AT_ONCE of those after `seq` come."""
@@ -8919,7 +9156,16 @@ class Journal:
         """Whether events with larger numbers may have been that are not kept, or are too many to be told again."""
         with self._database() as db:
             floor, last = db.execute('SELECT seq FROM floor').fetchone()[0], self._last_event(db)
-        return seq < floor or seq > last or self.newest_after(seq) != seq
+        return seq < floor or seq > last or self.newest_after(seq) != seq or self._is_damaged_after(seq)
+
+    def _is_damaged_after(self, seq):
+        columns = ','.join(JournalEvent._fields)
+        with self._database() as db:
+            rows = db.execute('SELECT %s FROM events WHERE seq>?' % columns, (seq,)).fetchall()
+        bad = [row[0] for row in rows if _journal_event(row) is None]
+        if bad:
+            LOG.error('委托日志里的回报 %s 已损坏，不再补发', bad[:20])
+        return bool(bad)
 
     def prune(self):
         """Lets go what is too old."""
@@ -8929,25 +9175,58 @@ class Journal:
     def of_order(self, account_key, row):
         """The entry that placed this order (or made this trade), or None for one of somebody else.
 
-        The tag decides. An id alone does only without any remark, and on its own day: brokers use ids again.
+        The tag decides. An id alone does only with no remark or the beginning of the tag, and on its own day: brokers
+        use ids again.
         """
-        entry = self._by_tag.get(row.order_remark)
-        if entry is None and not row.order_remark:
+        entry = self._by_tag.get(row.order_remark[:TAG_BYTES])
+        if entry is None:
             entry = self._by_order.get((account_key, row.order_id))
-            entry = entry if entry is not None and entry.day == self.today() else None
+            mine = entry is not None and entry.day == self.today() and entry.tag.startswith(row.order_remark)
+            entry = entry if mine else None
         return entry if entry is not None and entry.account_key == account_key else None
 
     def is_earlier(self, entry):
         """Whether the order was placed before this journal was opened: a paper exchange knows nothing of it then."""
-        return entry.tag in self._earlier or entry.day != self.today()
+        return entry.tag[:TAG_BYTES] in self._earlier or entry.day != self.today()
 
 
 _EVENT_EPOCH_MS = to_ms(datetime(2024, 1, 1))
 
 
-def make_tag(action, key):
-    """24 ASCII characters, which an order_remark is sure to keep; the same for the same key."""
-    return 'bq' + hashlib.sha256(('%s %s' % (action, key)).encode('utf-8', 'backslashreplace')).hexdigest()[:22]
+_MOVE_JOURNAL = ('把它连同 -wal、-shm 一起移走（保留备查）再启动：新日志先看柜台当日的委托，当日的 key 不会重复提交；'
+                 '更早的 key 不要再用')
+_DAMAGE_REMEDY = '这个 key 不再可用，不会提交；在 QMT 里核对这笔委托，确认没有成立再用新的 key。要清除坏行：收盘后移走日志文件，启动一本新的'
+
+
+def _damage_told(place, key):
+    return '委托日志第 %d 行（key=%s）已损坏，不能确定它的委托' % (place, brief(key))
+
+
+def _journal_event(row):
+    """A row of `events` as JournalEvent; None for one that is damaged."""
+    try:
+        event = JournalEvent(*row)._replace(payload=json.loads(row[4]))
+    except (ValueError, TypeError):
+        return None
+    return event if isinstance(event.payload, dict) and isinstance(event.account_key, str) else None
+
+
+def make_tag(action, key, sub=None):
+    """TAG_BYTES ASCII characters, which an order_remark is sure to keep; the same for the same key of a (sub-)account.
+
+    Earlier versions' were four longer and no different up to there, so the first TAG_BYTES alone are compared.
+    """
+    text = '%s %s' % (action, key) + ('' if sub is None else ' %s' % sub)
+    return 'bq' + hashlib.sha256(text.encode('utf-8', 'backslashreplace')).hexdigest()[:TAG_BYTES - 2]
+
+
+def tags_of(action, key, sub):
+    """The tags that an order of this key may carry; earlier versions did not tell sub-accounts apart."""
+    return tuple(OrderedDict.fromkeys((make_tag(action, key, sub), make_tag(action, key))))
+
+
+def is_tag(remark):
+    return re.match(r'bq[0-9a-f]{%d}' % (TAG_BYTES - 2), remark) is not None
 
 
 # -- a request to trade, checked for shape -----------------------------------------------------------------------
@@ -9322,7 +9601,7 @@ class OrderStream:
         self._mailbox = Mailbox('order-stream', self._work, self.PAUSE_S)
 
     def start(self):
-        self._recall()
+        self._begin_day()
         self._mailbox.start()
 
     def close(self):
@@ -9350,10 +9629,16 @@ class OrderStream:
             self._mailbox.put(*job)
 
     # -- the stream's thread ---------------------------------------------------------------------------------------
-    def _recall(self):
-        """What an earlier run has told today is no news."""
+    def _begin_day(self):
+        """Brokers use their ids again. What was told today, by an earlier run or before the clock went astray, is no
+        news."""
+        self._day, self._told = self._journal.today(), {}
+        self._let_go()
         for event in self._journal.events_after(self._journal.newest_after(0), today=True):
-            self._is_news(event.account_key, event.event, event.payload)
+            try:
+                self._is_change(event.account_key, event.event, event.payload)
+            except (KeyError, TypeError) as error:  # a row that lacks something: what it told may be told again
+                LOG.error('委托日志里的回报 %s 缺少内容：%s', event.seq, printable(error))
 
     def _work(self, jobs):
         found = []
@@ -9391,9 +9676,11 @@ class OrderStream:
 
     def _is_news(self, account_key, kind, row):
         """A broker tells some things twice, and after a reconnect much that was told before."""
-        if self._day != self._journal.today():  # brokers use their ids again
-            self._day, self._told = self._journal.today(), {}
-            self._let_go()
+        if self._day != self._journal.today():
+            self._begin_day()
+        return self._is_change(account_key, kind, row)
+
+    def _is_change(self, account_key, kind, row):
         key, said = _essence_of(kind, row)
         before = self._told.get((account_key, kind, key))
         if before == said or (kind == 'order' and before is not None and _goes_back(before, said)):
@@ -9503,6 +9790,18 @@ CANCEL_WAIT_S = 5.0
 SETTLE_MARGIN_S = 30.0  # how much longer than its deadline a submission may have been on its way
 
 
+_TAG_REMEDY = '这个终端或柜台不保留完整的 20 字节备注：请券商打开备注（投资备注），或换一个终端；重启服务端后再试一笔'
+
+
+def _ticket_of(entry):
+    """What the journal keeps of an order, as ticket."""
+    return OrderTicket(**entry.request)
+
+
+def _sub_name(route):
+    return route.sub.name if route.sub else None
+
+
 class OrderDesk:
     """Orders, cancels and account views of all accounts, from payloads to wire rows.
 
@@ -9517,7 +9816,10 @@ class OrderDesk:
         self.stream = OrderStream(journal, self._event_of, self._snapshot)
         # When each submission of this run began, by a clock that nobody can set; earlier ones began before the desk.
         self._started, self._begun = clock.monotonic(), {}
-        self._strangers = {}  # account key -> what it held when this run first looked at all of it
+        self._strangers = {}  # account key -> tag -> order: what it held when this run first looked at all of it
+        self._doubled, self.alarms = set(), deque(maxlen=100)
+        # Accounts of which an order came back with its tag; account key -> ids of those that came back without.
+        self._tagged, self._untagged = set(), {}
         self.publish = lambda event, payload: None  # the server sends it to whoever wants to hear of it
         for key, broker in accounts.brokers.items():
             broker.set_listener(self._listener(key))
@@ -9526,7 +9828,7 @@ class OrderDesk:
         def listen(kind, record):
             if kind == 'order':
                 self._watch.notice(account_key, record)
-                self._doubt_absence(account_key, record)
+                self._look_at_push(account_key, record)
             self.stream.tell(account_key, kind, record)
         return listen
 
@@ -9547,11 +9849,24 @@ class OrderDesk:
         broker = self.accounts.brokers[account_key]
         return [('order', order) for order in broker.orders()] + [('trade', trade) for trade in broker.trades()]
 
-    def _doubt_absence(self, account_key, order):
-        """An order that was declared absent shows up after all."""
+    def _look_at_push(self, account_key, order):
+        """A tag that is not whole; an order that was declared absent and shows up after all; one that nobody knows."""
         entry = self.journal.of_order(account_key, order)
-        if entry is not None and entry.state == ABSENT:
-            self._settler.wake()
+        if entry is not None:
+            self._compare_tag(entry, order)
+            if entry.state == ABSENT:
+                self._settler.wake()
+            elif entry.order_id not in (None, order.order_id) and is_tag(order.order_remark):
+                self._tell_doubled(account_key, order, entry.order_id)
+        elif is_tag(order.order_remark) and account_key in self._strangers:
+            self._strangers[account_key].setdefault(order.order_remark[:TAG_BYTES], order)
+
+    def health(self):
+        """What the desk has to say in admin.health."""
+        return {'alarms': list(self.alarms), 'journal': {
+            'id': self.journal.id, 'losses': list(self.journal.losses),
+            'damaged_rows': [place for place, _ in self.journal.damaged[:100]]},
+            'stopped_accounts': sorted(key for key, orders in self._untagged.items() if orders)}
 
     def stop_waiting(self):
         """Ends every wait for an outcome, so that the server can stop; the answers say that the order goes on."""
@@ -9572,10 +9887,29 @@ class OrderDesk:
         key = parse_key(payload, 'place')
         with self._claimed(PLACE, key, route, ticket.fingerprint(route), ticket.journaled()) as entry:
             if entry.state == NEW:
-                entry = self._left_behind(entry, route, ticket) or self._submit(
-                    entry, self._approve(entry, ticket, route, floor_lots), route, ticket.valid_until)
+                entry = self._left_behind(entry, route, ticket) or self._place_new(entry, route, ticket, floor_lots)
         entry = self._settle(entry, route)
         return _place_wire(self._outcome(entry, route, ticket.wait_s), entry, ticket)
+
+    def _place_new(self, entry, route, ticket, floor_lots):
+        untagged = self._untagged.get(route.key)
+        if untagged:
+            raise OrderTagLost('账户 %s 已停止下单：委托 %s 的备注没有完整返回，收不到回答的委托将无法核对' % (
+                route.key, '、'.join(sorted(untagged)[:5])), _TAG_REMEDY)
+        return self._submit(entry, self._approve(entry, ticket, route, floor_lots), route, ticket.valid_until)
+
+    def _compare_tag(self, entry, order):
+        """Only the remark shows later whether an order arrived: where it does not come back whole nothing is sent."""
+        if order is None or order.order_id != entry.order_id or not _is_order_of(order, _ticket_of(entry)):
+            return
+        untagged = self._untagged.setdefault(entry.account_key, set())
+        if order.order_remark[:TAG_BYTES] == entry.tag[:TAG_BYTES]:
+            self._tagged.add(entry.account_key)
+            untagged.discard(order.order_id)
+        elif order.order_id not in untagged:
+            untagged.add(order.order_id)
+            self._alarm(OrderTagLost.code, entry.account_key, '委托 %s 的备注是 %s，报出时是 %s；停止下单，撤单照常' % (
+                order.order_id, brief(order.order_remark), entry.tag), _TAG_REMEDY)
 
     @contextlib.contextmanager
     def _claimed(self, action, key, route, fingerprint, request):
@@ -9583,28 +9917,29 @@ class OrderDesk:
         with self._keys.alone((action, key), self.deadline_s) as alone:
             if not alone:
                 raise self._unknown(key, '同一委托仍在提交中')
-            entry = self._earlier(action, key) or self.journal.entry(action, key, route, fingerprint, request)
+            entry = self._earlier(action, key, route) or self.journal.entry(action, key, route, fingerprint, request)
             if entry.fingerprint not in (fingerprint, ANY_FINGERPRINT):
                 raise IdempotencyConflict('idempotency_key %s 已用于另一笔委托' % brief(key),
                                           '每笔新委托用新的 key；重试同一笔时各字段保持不变')
             yield entry
 
-    def _earlier(self, action, key):
+    def _earlier(self, action, key, route):
         """What the journal knows of the key. A cancel does no harm twice: it goes on even where the disk fails."""
         try:
-            return self.journal.find(action, key)
+            return self.journal.find(action, key, _sub_name(route))
         except JournalError as error:
             if action != CANCEL:
                 raise
             LOG.error('%s', printable(error))
 
     def _left_behind(self, entry, route, ticket):
-        """The entry, accepted, if the broker has the order though this journal, made today, has never seen its key."""
-        if not self.journal.young:
-            return None
+        """The entry, accepted, if the broker has the order though this journal has never seen its key.
+
+        A journal cannot tell that it lost its end, is an old copy or the first one after another.
+        """
         with _nothing_sent():
             strange, complete = self._strange_orders(route)
-            order = strange.get(entry.tag)
+            order = next(filter(None, map(strange.get, tags_of(PLACE, entry.idempotency_key, _sub_name(route)))), None)
             if order is None and not complete:
                 raise QmtUnavailable('当日委托还没有到齐，不能确定这个 key 是否已经用过，没有提交', '几秒后用同一 key 重试',
                                      retry_after_s=2)
@@ -9617,16 +9952,54 @@ class OrderDesk:
     def _strange_orders(self, route):
         """(tag -> order of what the account held when this run first looked, whether that is certainly all).
 
-        Another journal may know of these.
+        One look a run is enough, unless the journal is known to have lost something: then an order of the time before
+        may be on its way still.
         """
         known = self._strangers.get(route.key)
-        if known is not None:
+        if known is not None and not self.journal.losses:
             return known, True
-        orders, complete = route.broker.orders_known()
-        known = {order.order_remark: order for order in orders}
+        orders, complete = self._listed(route)
+        found = {order.order_remark[:TAG_BYTES]: order for order in orders if is_tag(order.order_remark)}
         if complete:
-            self._strangers[route.key] = known
-        return known, complete
+            if known is None:
+                self._tell_strangers(route.key, found.values())
+            self._strangers[route.key] = found
+        return found, complete
+
+    def _tell_strangers(self, account_key, orders):
+        strange = [order for order in orders if self.journal.of_order(account_key, order) is None]
+        known = self.journal.tags() if strange else ()
+        strange = [order.order_id for order in strange if order.order_remark[:TAG_BYTES] not in known]
+        if strange:
+            self._alarm('ORDER_NOT_IN_JOURNAL', account_key, '柜台有 %d 笔带标记的委托不在委托日志里：%s%s' % (
+                len(strange), '、'.join(strange[:10]), ' 等' if len(strange) > 10 else ''),
+                '日志丢过记录，或另一个服务端也在用这个账户；它们的 key 再来时得到原来的委托，不会重复提交', logging.WARNING)
+
+    def _listed(self, route):
+        """orders_known of the broker. Two orders under one tag are an alarm: one of them was sent twice."""
+        orders, complete = route.broker.orders_known()
+        seen = {}
+        for order in orders:
+            entry = self.journal.of_order(route.key, order)
+            if entry is not None:
+                self._compare_tag(entry, order)
+            if is_tag(order.order_remark):
+                first = seen.setdefault(order.order_remark[:TAG_BYTES], order.order_id)
+                if first != order.order_id:
+                    self._tell_doubled(route.key, order, first)
+        return orders, complete
+
+    def _tell_doubled(self, account_key, order, first):
+        if (account_key, order.order_id) not in self._doubled:
+            self._doubled.add((account_key, order.order_id))
+            self._alarm('ORDER_DOUBLED', account_key, '委托 %s 与 %s 的标记相同（%s）' % (
+                order.order_id, first, order.order_remark), '在 QMT 里核对这两笔，多余的手工撤掉')
+
+    def _alarm(self, code, account_key, message, hint, level=logging.ERROR):
+        """Something that somebody has to look at: in the log now, in health until the server ends."""
+        LOG.log(level, '[%s] 账户 %s：%s（%s）', code, account_key, printable(message), hint)
+        self.alarms.append({'code': code, 'account_key': account_key, 'message': message, 'hint': hint,
+                            'time': self.clock.now().isoformat(sep=' ', timespec='seconds')})
 
     def _approve(self, entry, ticket, route, floor_lots):
         """A refusal is the answer to this key for good; any other failure leaves the key as if never used."""
@@ -9648,7 +10021,7 @@ class OrderDesk:
         deadline_s = self._time_left(entry, now, valid_until)
         over = to_ms(now) + int((deadline_s + SETTLE_MARGIN_S) * 1000)
         self._begun[entry.tag] = self.clock.monotonic()
-        entry = self.journal.record(entry, SUBMITTING, deadline_ms=over, sync=True)
+        entry = self.journal.record(entry._replace(unanswered=1), SUBMITTING, deadline_ms=over, sync=True)
         try:
             order_id = route.broker.submit(request, deadline_s)
         except OrderRejected as error:
@@ -9658,7 +10031,8 @@ class OrderDesk:
             if isinstance(error, QmtUnavailable) and error.broker_called is False:
                 self.journal.forget(entry)  # the adapter says so itself: it never got as far as the broker
                 raise
-            self._note(entry, UNKNOWN)
+            answered = isinstance(error, OrderStateUnknown) and error.answered
+            self._note(entry._replace(unanswered=int(not answered)), UNKNOWN)
             self._settler.wake()
             raise self._unknown(entry.idempotency_key, '委托的结果未知：%s' % printable(error))
         return self._note(entry, ACCEPTED, order_id)
@@ -9696,7 +10070,8 @@ class OrderDesk:
         if entry.state in OPEN_STATES + (ABSENT,):
             entry = self._looked_up(entry, route)
         if entry.state in OPEN_STATES:
-            raise self._unknown(entry.idempotency_key, '委托的结果仍然未知')
+            raise self._unknown(entry.idempotency_key, '委托的结果仍然未知' + (
+                '：终端没有回答，它可能还会报出；QMT 重新启动并登录之后、或收盘（15:35）之后才能确定' if entry.unanswered else ''))
         if entry.state in (REJECTED, ABSENT):
             raise error_from_wire(entry.answer)
         return entry
@@ -9704,29 +10079,56 @@ class OrderDesk:
     def _looked_up(self, entry, route):
         """A broker that cannot be asked leaves it as it was."""
         try:
-            return self._concluded(entry, *route.broker.orders_known())
+            looked_up = self._concluded(entry, *self._listed(route))
+            self._report(entry.state, looked_up)
+            return looked_up
         except Exception as error:
             if entry.state == ABSENT:
                 return entry
             raise self._unknown(entry.idempotency_key, '委托的结果仍然未知：%s' % printable(error))
 
     def _concluded(self, entry, orders, complete):
-        """What the broker's list says of an open entry. Absent counts only from a list known to be complete, and after
-        the time in which the submission could still have been on its way."""
-        found = next((order for order in orders if order.order_remark == entry.tag), None)
+        """What the broker's list says of an open entry. Absent counts only from a list known to be complete, that holds
+        nothing which could be it, and after the time in which the submission could still have been on its way."""
+        found = next((order for order in orders if order.order_remark[:TAG_BYTES] == entry.tag[:TAG_BYTES]), None)
         if found is not None:
             return self._note(entry, ACCEPTED, found.order_id)
-        if entry.state == ABSENT or not complete or not self._is_over(entry):
+        if entry.state == ABSENT or not complete or not self._is_over(entry) or self._may_be_among(entry, orders):
             return entry
         error = OrderRejected('委托没有到达柜台', '确认无误后可用新的 key 重新委托', broker_called=False)
         return self._note(entry, ABSENT, answer=error.to_wire())
 
+    def _may_be_among(self, entry, orders):
+        """Whether one of the orders could be this one without its tag. Not where tags are known to come back."""
+        if entry.account_key in self._tagged and not self._untagged.get(entry.account_key):
+            return False
+        ticket = _ticket_of(entry)
+        return any(_is_order_of(order, ticket) and self.journal.of_order(entry.account_key, order) is None
+                   for order in orders)
+
     def _is_over(self, entry):
-        """By both clocks: the wall clock may have been set, and the other one only counts within a run."""
-        now, begun = self.clock.now(), self._begun.get(entry.tag, self._started)
-        waited = self.clock.monotonic() - begun > self.deadline_s + SETTLE_MARGIN_S
-        return (waited and entry.day == now.date().isoformat() and entry.deadline_ms is not None
-                and to_ms(now) > entry.deadline_ms)
+        """By both clocks: the wall clock may have been set, and the other one only counts within a run.
+
+        What nobody answered may be passed on however late, until its terminal is gone or the day is.
+        """
+        now, begun, least = self.clock.now(), self._begun.get(entry.tag, self._started), self._longest()
+        waited = self.clock.monotonic() - begun > least and entry.day == now.date().isoformat()
+        if not waited or entry.deadline_ms is None or to_ms(now) <= entry.deadline_ms:
+            return False
+        return not entry.unanswered or self._is_after_close(entry, now) or self._is_renewed(entry, begun)
+
+    def _longest(self):
+        return self.deadline_s + SETTLE_MARGIN_S
+
+    @staticmethod
+    def _is_after_close(entry, now):
+        """The last way to trade, at the closing price, ends at 15:30. What is sent after that is of no day yet."""
+        closed_ms = to_ms(now.replace(hour=15, minute=35, second=0, microsecond=0))
+        return entry.deadline_ms <= closed_ms <= to_ms(now)
+
+    def _is_renewed(self, entry, begun):
+        renewed = self.accounts.brokers[entry.account_key].renewed_at()
+        return renewed is not None and renewed > begun and self.clock.monotonic() - renewed > self._longest()
 
     # -- settling in the background --------------------------------------------------------------------------------
     def start(self):
@@ -9739,45 +10141,59 @@ class OrderDesk:
 
     def settle_open(self):
         """One look at every open entry; whether any is left. In-flight ones belong to those who work on them."""
-        found = self.journal.open_places(OPEN_STATES + (ABSENT,))
+        found, unseen = self.journal.open_places(OPEN_STATES + (ABSENT,)), False
         for account_key, broker in self.accounts.brokers.items():
             entries = [entry for entry in found if entry.account_key == account_key]
+            route = Route(account_key, broker, None)
             try:
+                unseen |= not self._is_looked_at(route)
                 if entries:
-                    self._settle_account(entries, Route(account_key, broker, None))
+                    self._settle_account(entries, route)
             except Exception:  # the other accounts are settled all the same
                 LOG.exception('核对账户 %s 的未知委托时出错', account_key)
-        return bool(self.journal.open_places())
+        return unseen or bool(self.journal.open_places())
+
+    def _is_looked_at(self, route):
+        """Whether this run knows what the account held; before that it sends nothing new."""
+        try:
+            return route.key in self._strangers or self._strange_orders(route)[1]
+        except QmtUnavailable as error:  # it is woken when the broker is back
+            LOG.debug('账户 %s 的委托暂时不能查询：%s', route.key, printable(error))
+            return True
 
     def _settle_account(self, entries, route):
         try:
-            orders, complete = route.broker.orders_known()
+            orders, complete = self._listed(route)
         except QmtUnavailable as error:
             LOG.info('账户 %s 有 %d 笔委托结果未知，暂时不能核对：%s', route.key, len(entries), printable(error))
             return
         for entry in entries:
             with self._keys.alone((PLACE, entry.idempotency_key), 0) as alone:
-                entry = self.journal.find(PLACE, entry.idempotency_key) if alone else None
+                entry = self.journal.find(PLACE, entry.idempotency_key, entry.sub_account_id) if alone else None
                 if entry is not None and entry.state in OPEN_STATES + (ABSENT,):
                     self._report(entry.state, self._concluded(entry, orders, complete))
 
     def _report(self, before, entry):
         if entry.state == before or entry.state in OPEN_STATES:
             return
-        if entry.state == ACCEPTED:
-            LOG.log(logging.ERROR if before == ABSENT else logging.WARNING, '委托 key=%s 已核对：在柜台，委托号 %s%s',
-                    printable(entry.idempotency_key), entry.order_id, '（此前判为没有到达）' if before == ABSENT else '')
+        told = {'idempotency_key': entry.idempotency_key, 'write_action': PLACE, 'order_id': entry.order_id,
+                'submission_state': ACCEPTED if entry.state == ACCEPTED else REJECTED, 'account_key': entry.account_key,
+                'sub_account_id': entry.sub_account_id}
+        if before == ABSENT:
+            told['alarm'] = 'ORDER_AFTER_ABSENT'
+            self._alarm(told['alarm'], entry.account_key, '委托 key=%s 曾判为没有到达，现在柜台有它：委托号 %s' % (
+                entry.idempotency_key, entry.order_id), '核对是否因此重复下单；不需要就撤掉它')
+        elif entry.state == ACCEPTED:
+            LOG.warning('委托 key=%s 已核对：在柜台，委托号 %s', printable(entry.idempotency_key), entry.order_id)
         else:
             LOG.warning('委托 key=%s 已核对：没有到达柜台', printable(entry.idempotency_key))
-        self.publish(SETTLED_EVENT, {
-            'idempotency_key': entry.idempotency_key, 'write_action': PLACE, 'order_id': entry.order_id,
-            'submission_state': ACCEPTED if entry.state == ACCEPTED else REJECTED, 'account_key': entry.account_key,
-            'sub_account_id': entry.sub_account_id})
+        self.publish(SETTLED_EVENT, told)
 
     def _outcome(self, entry, route, wait_s):
         """The accepted order as the broker shows it, or as the journal knows it: no failure to read it is a refusal."""
         try:
             order = self._wait(route, entry.order_id, wait_s)
+            self._compare_tag(entry, order)
             order = order if order is None or self._is_of(entry, order) else None
             gone = order is None and self.journal.is_earlier(entry)
         except Exception as error:
@@ -9862,7 +10278,7 @@ class OrderDesk:
         with self._keys.alone((action, key), 0) as alone:
             if not alone:
                 return self._resolution(action, key, None, 'reconciling')
-            entry = self.journal.find(action, key)
+            entry = self.journal.find(action, key, _sub_name(route))
             if entry is None:
                 return self._resolve_unseen(action, key, route, abandon)
         if not self._same_owner(entry, route):
@@ -9873,16 +10289,17 @@ class OrderDesk:
         return entry.account_key == route.key and (route.sub is None or entry.sub_account_id == route.sub.name)
 
     def _resolve_unseen(self, action, key, route, abandon):
-        """The journal never saw the key. Only one made today leaves open whether the broker has the order."""
+        """The journal never saw the key, or has lost it: the broker may have the order all the same."""
         entry = self.journal.entry(action, key, route, ANY_FINGERPRINT, {})
-        absent = not self.journal.young
-        if action == PLACE and not absent:
-            orders, absent = route.broker.orders_known()
-            order = next((order for order in orders if order.order_remark == entry.tag), None)
+        absent = False
+        if action == PLACE:
+            orders, absent = self._listed(route)
+            tags = tags_of(PLACE, key, _sub_name(route))
+            order = next((order for order in orders if order.order_remark[:TAG_BYTES] in tags), None)
             if order is not None:  # the tag follows from the key: who has the key may know
                 return self._resolution(PLACE, key, order.replace(order_remark='').to_wire(), 'accepted')
         told = '服务端没有收到过这个 key 的请求'
-        if action == PLACE and abandon and absent:
+        if abandon and absent:
             error = OrderRejected('%s；它已作废，迟到的副本不会被提交' % told, '确认无误后可用新的 key 重新委托', broker_called=False)
             self.journal.record(entry, REJECTED, answer=error.to_wire(), sync=True)  # or else it is not void
             return self._resolution(action, key, None, 'rejected', status_msg=error.message)
@@ -9891,8 +10308,8 @@ class OrderDesk:
     def _resolve_place(self, entry, route, payload):
         try:
             entry = self._settle(entry, route)
-        except OrderStateUnknown:
-            return self._resolution(PLACE, entry.idempotency_key, None, 'submit_unknown')
+        except OrderStateUnknown as error:
+            return self._resolution(PLACE, entry.idempotency_key, None, 'submit_unknown', status_msg=error.message)
         except BulletError as error:
             return self._resolution(PLACE, entry.idempotency_key, None, 'rejected', status_msg=error.message)
         row = _as_asked(self._outcome(entry, route, 0).to_wire(), payload.get('request_payload'))
@@ -10253,7 +10670,7 @@ def _health(service, payload, caller):
     value = {'process_alive': True, 'uptime_seconds': round(service.clock.monotonic() - service.started, 3),
              'sessions': service.session_count(), 'accounts': list(service.backend.brokers),
              'features': service.scopes, 'version': __version__, 'subscriptions': service.hub.count()}
-    return _as_dict(dict(value, **service.backend.health()))
+    return _as_dict(dict(value, orders=service.desk.health(), **service.backend.health()))
 
 
 def _print_account(service, payload, caller):

@@ -604,7 +604,7 @@ def test_rows_of_another_account_are_not_ours():
         bench.terminal.rows['orders'] = [order_record(), foreign]
         assert [order.order_id for order in bench.broker.orders()] == ['77']
         bench.terminal.callback.on_stock_order(foreign)
-        assert bench.flush() == []
+        assert [order.order_id for _, order in bench.flush()] == ['77']
 
 
 def test_trades():
@@ -680,6 +680,25 @@ def test_the_same_id_for_another_order_or_on_another_day_starts_afresh():
         assert states(bench.flush()) == [('submitted', 0)]
 
 
+@pytest.mark.parametrize('pushes', [(), ((56, 1000),), ((50, 0), (56, 1000))])
+def test_what_a_look_has_seen_before_its_push_is_told_once(pushes):
+    """Whoever waits for the fill of an order waits for ever where the look of another client takes it away."""
+    with running() as bench:
+        bench.terminal.rows['orders'] = [order_record(status=56, filled=1000)]
+        bench.terminal.rows['trades'] = [trade_record()]
+        bench.broker.order('77')
+        bench.broker.orders()
+        bench.broker.trades()
+        bench.broker.trades()
+        for status, filled in pushes:
+            bench.terminal.callback.on_stock_order(order_record(status=status, filled=filled))
+        if pushes:
+            bench.terminal.callback.on_stock_trade(trade_record())
+        told = bench.flush()
+        assert [(kind, item.order_id) for kind, item in told] == [('order', '77'), ('trade', '77')]
+        assert told[0][1].status == 'filled'
+
+
 def test_a_trade_is_told_once():
     with running() as bench:
         for changes in ({}, {}, {'traded_id': 'T2'}):
@@ -723,7 +742,7 @@ def test_what_was_filled_while_disconnected_is_told_after_the_reconnect():
         bench.pauses.go()
         bench.pauses.go()
         assert states([bench.next_told()]) == [('filled', 1000)]
-        assert bench.flush() == [], 'an order seen for the first time in a list is no news'
+        assert bench.flush() == [], 'what the first list after a connect holds is no news'
 
 
 def test_a_reason_is_joined_to_the_order_that_it_belongs_to():

@@ -210,6 +210,7 @@ def test_each_order_is_at_the_exchange_once_or_cleanly_refused(tmp_path):
         for trader in traders:
             trader.join(PATIENCE_S)
             assert not trader.is_alive() and trader.problem is None, trader.problem
+        terminal.restart()  # only then is what it never answered certainly not on its way
         find_out(server, traders)
         listed, rows = collections.defaultdict(list), terminal.exchange.order_rows(scene.ACCOUNT)
         for row in rows:

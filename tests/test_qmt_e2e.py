@@ -13,6 +13,7 @@ from tests.processes import run
 from tests.qmt_server import QmtServer, broker_of, terminal_process
 from tests.resources import becomes
 from tests.terminal import scene
+from tests.terminal.serve import HURRY_MARGIN_S
 
 if importlib.util.find_spec('xtquant') is None or importlib.util.find_spec('pandas') is None:
     pytest.skip('needs xtquant and pandas', allow_module_level=True)
@@ -20,6 +21,7 @@ if importlib.util.find_spec('xtquant') is None or importlib.util.find_spec('pand
 CODE = '600000.XSHG'
 LOW = {'type': 'limit', 'price': 9.5}
 PATIENCE_S = 60
+SETTLED_S = 5 + HURRY_MARGIN_S + 2  # the server's request timeout, and what an answered order would take beyond it
 
 
 def until(question, told='not in time'):
@@ -125,6 +127,9 @@ def test_an_order_that_never_arrived_is_known_not_to_once_its_time_is_over(proce
             server.kill()
             server.start()
             assert until(lambda: broker.resolve_submission('lost'))['submission_state'] == 'submit_unknown'
+            with pytest.raises(bq.OrderStateUnknown):
+                broker.wait_order('lost', SETTLED_S)
+            process.client.restart()
             with pytest.raises(bq.OrderRejected):
                 broker.wait_order('lost', PATIENCE_S)
             assert process.client.exchange.accepted == []

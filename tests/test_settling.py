@@ -1,4 +1,5 @@
 """Orders of unknown outcome: what settles them, what must not, and whose an order is."""
+import hashlib
 from datetime import timedelta
 
 import pytest
@@ -15,9 +16,11 @@ def shop():
     shop.desk.close()
 
 
-def lose(shop, key, arrived):
-    """An order whose outcome nobody knows."""
-    shop.main.script.append(('after', RuntimeError('gone')) if arrived else RuntimeError('gone'))
+def lose(shop, key, arrived, answered=True):
+    """An order whose outcome nobody knows; answered: the broker said something odd, but it did say something."""
+    error = bq.OrderStateUnknown('odd')
+    error.answered = answered
+    shop.main.script.append(('after', error) if arrived else error)
     with pytest.raises(bq.OrderStateUnknown):
         shop.place(idempotency_key=key)
 
@@ -28,6 +31,12 @@ def vouch(shop, complete=True):
 
 def over(shop):
     shop.clock.advance(shop.desk.deadline_s + bq.SETTLE_MARGIN_S + 1)
+
+
+def renew(shop):
+    """The terminal went away by itself and was connected again."""
+    moment = shop.clock.monotonic()
+    shop.main.renewed_at = lambda: moment
 
 
 def state(shop, key):
@@ -86,6 +95,99 @@ def test_a_wall_clock_that_jumps_proves_nothing(shop):
     assert shop.desk.settle_open() is False and state(shop, 'k') == bq.ABSENT
 
 
+@pytest.mark.parametrize('before', [True, False])
+def test_what_nobody_answered_is_on_its_way_until_its_terminal_has_gone(shop, before):
+    """A terminal that stands still may pass an order on minutes later; who was told 'rejected' has sent another."""
+    vouch(shop)
+    if before:
+        renew(shop)
+        shop.clock.advance(1)
+    lose(shop, 'k', arrived=False, answered=False)
+    for _ in range(20):
+        over(shop)
+        assert shop.desk.settle_open() is True and state(shop, 'k') == bq.UNKNOWN
+        with pytest.raises(bq.OrderStateUnknown):
+            shop.place(idempotency_key='k')
+    renew(shop)
+    assert shop.desk.settle_open() is True and state(shop, 'k') == bq.UNKNOWN, 'it has to arrive first'
+    over(shop)
+    assert shop.desk.settle_open() is False and state(shop, 'k') == bq.ABSENT
+    assert len(shop.main.submits) == 1
+
+
+@pytest.mark.parametrize('hour, minute, settled', [(15, 34, False), (15, 36, True)])
+def test_what_nobody_answered_is_settled_when_its_day_is_over(shop, hour, minute, settled):
+    lose(shop, 'k', arrived=False, answered=False)
+    vouch(shop)
+    shop.clock.advance((hour - 10) * 3600 + minute * 60)
+    assert shop.desk.settle_open() is not settled
+    assert state(shop, 'k') == (bq.ABSENT if settled else bq.UNKNOWN)
+
+
+def test_what_could_be_the_order_without_its_tag_leaves_it_unknown(shop):
+    """A terminal that keeps no remark lists the order all the same."""
+    lose(shop, 'k', arrived=False)
+    vouch(shop)
+    foreign(shop, 'o7', '')
+    over(shop)
+    assert shop.desk.settle_open() is True and state(shop, 'k') == bq.UNKNOWN
+    shop.place(idempotency_key='other', security='000002.XSHE')  # comes back whole: remarks are kept, o7 is another's
+    assert shop.desk.settle_open() is False and state(shop, 'k') == bq.ABSENT
+
+
+@pytest.mark.parametrize('kept', [0, 7, 19])
+@pytest.mark.parametrize('first', ['accepted', 'lost'])
+def test_a_remark_that_does_not_come_back_whole_stops_the_account(shop, kept, first):
+    submit = shop.main.submit
+
+    def cut(request, deadline_s):
+        try:
+            return submit(request, deadline_s)
+        finally:
+            for order_id, row in shop.main.rows.items():
+                shop.main.rows[order_id] = row.replace(order_remark=row.order_remark[:kept])
+    shop.main.submit = cut
+    vouch(shop)
+    if first == 'lost':
+        lose(shop, 'k', arrived=True)
+        over(shop)
+        assert shop.desk.settle_open() is True and state(shop, 'k') == bq.UNKNOWN
+    mine = shop.place(idempotency_key='k2', sub_account_id='free', amount=200)['order_id']
+    with pytest.raises(bq.OrderTagLost) as caught:
+        shop.place(idempotency_key='k3', amount=300)
+    assert (caught.value.code, caught.value.broker_called) == ('ORDER_TAG_LOST', False) and caught.value.hint
+    assert shop.journal.find(bq.PLACE, 'k3') is None
+    health = shop.desk.health()
+    assert health['stopped_accounts'] == ['main'] and health['alarms'][-1]['code'] == 'ORDER_TAG_LOST'
+    if first == 'lost':
+        assert shop.desk.settle_open() is True and state(shop, 'k') == bq.UNKNOWN
+        with pytest.raises(bq.OrderStateUnknown):
+            shop.place(idempotency_key='k')
+    assert shop.place(idempotency_key='k2', sub_account_id='free', amount=200)['order_id'] == mine
+    assert shop.place(account_key='hedge', idempotency_key='h')['status'] == 'open', 'the other account goes on'
+    assert [row['order_id'] for row in shop.desk.orders({'sub_account_id': 'free'})] == [mine]
+    assert shop.desk.cancel({'sub_account_id': 'free', 'order_id': mine})['value'] is True
+
+
+def test_a_remark_that_is_whole_after_all_lets_the_account_go_on(shop):
+    order_id = shop.place(idempotency_key='k')['order_id']
+    whole = shop.main.rows[order_id]
+    shop.main.listener('order', whole.replace(order_remark=''))
+    with pytest.raises(bq.OrderTagLost):
+        shop.place(idempotency_key='k2')
+    shop.main.listener('order', whole)
+    assert shop.place(idempotency_key='k2')['status'] == 'open'
+
+
+def test_a_tag_of_an_earlier_version_is_known_by_its_beginning(shop):
+    old = 'bq' + hashlib.sha256(b'broker.place_order k').hexdigest()[:22]
+    for remark in (old, old[:20]):
+        shop.main.rows.clear()
+        foreign(shop, 'o9', remark)
+        shop.open()
+        assert shop.place(idempotency_key='k')['order_id'] == 'o9' and not shop.main.submits
+
+
 @pytest.mark.parametrize('how', ['told', 'asked', 'looked at'])
 def test_an_order_that_was_declared_absent_and_shows_up_is_accepted(shop, how):
     told = []
@@ -103,6 +205,8 @@ def test_an_order_that_was_declared_absent_and_shows_up_is_accepted(shop, how):
         assert shop.place(idempotency_key='k')['order_id'] == 'late'
     else:
         assert shop.desk.settle_open() is False and told == ['rejected', 'accepted']
+    assert [(item['code'], item['account_key']) for item in shop.desk.health()['alarms']] == [
+        ('ORDER_AFTER_ABSENT', 'main')]
     assert shop.resolve('k')['submission_state'] == 'accepted' and len(shop.main.submits) == 1
 
 
@@ -160,6 +264,9 @@ def test_a_killed_server_leaves_an_entry_that_the_next_one_settles(tmp_path):
     shop.restart()
     assert state(shop, 'k') == bq.UNKNOWN and shop.journal.find(bq.PLACE, 'k').deadline_ms is not None
     vouch(shop)
+    over(shop)
+    assert shop.desk.settle_open() is True and state(shop, 'k') == bq.UNKNOWN, 'the call may have begun'
+    renew(shop)
     over(shop)
     assert shop.desk.settle_open() is False and state(shop, 'k') == bq.ABSENT
     shop.desk.close()
