@@ -5953,7 +5953,7 @@ class CallGuard(JobThreads):
 
     def __init__(self, name, limit=4):
         super().__init__(name, limit)
-        self._hung = 0
+        self._hung = self._running = 0
 
     @property
     def hung(self):
@@ -5988,16 +5988,43 @@ class CallGuard(JobThreads):
                 self._hung += 1
                 raise VendorTimeout(getattr(job.function, '__name__', 'call'))
             self._jobs.remove(job)
-        raise QmtUnavailable('QMT 没有回应（%s 有 %d 个调用卡住）' % (self.name, self.hung), '检查 QMT 是否卡死、是否已登录',
+            running = self._running
+        raise QmtUnavailable('QMT 没有回应（%s 有 %d 个调用卡住）' % (self.name, running), '检查 QMT 是否卡死、是否已登录',
                              broker_called=False, retry_after_s=5)
 
     def _taken(self, job):
         job.begun = True
+        self._running += 1
 
     def _carry_out(self, job):
         job.run()
         with self._changed:
+            self._running -= 1
             self._hung -= job.given_up
+
+
+class CallLanes:
+    """Guards by kind of call, so that a cancel gets through however many orders stand still, and so does a look."""
+
+    LIMITS = (('', 8), ('order', 8), ('cancel', 4), ('look', 4))
+    LANES = {'order_stock': 'order', 'cancel_order_stock': 'cancel', 'query_stock_order': 'look',
+             'query_stock_orders': 'look'}
+
+    def __init__(self, name):
+        self._guards = {lane: CallGuard('-'.join(filter(None, (name, lane))), limit) for lane, limit in self.LIMITS}
+
+    @property
+    def hung(self):
+        return sum(guard.hung for guard in self._guards.values())
+
+    def call(self, function, *args, lane='', deadline_s):
+        """As CallGuard.call. lane: the vendor's name of the call."""
+        return self._guards[self.LANES.get(lane, '')].call(function, *args, deadline_s=deadline_s)
+
+    def close(self, timeout_s):
+        deadline = time.monotonic() + timeout_s
+        for guard in self._guards.values():
+            guard.close(max(0, deadline - time.monotonic()))
 
 
 def native(record, *names):
@@ -6368,7 +6395,7 @@ class _QmtTrader:
     def call(self, is_good, name, *args, **options):
         """A synchronous method of the trader, begun only if is_good(). Raises as CallGuard.call and the vendor do."""
         try:
-            return self._guard.call(self._invoke, is_good, name, args, deadline_s=options['deadline_s'])
+            return self._guard.call(self._invoke, is_good, name, args, lane=name, deadline_s=options['deadline_s'])
         except VendorTimeout:
             self.hung = True
             if self.abandoned:
@@ -6472,7 +6499,7 @@ class QmtKeeper:
                               '设置 QMT_DATA_PATH，或写进 %s：名称=账号:类型:路径' % ways('accounts'))
         self._vendor, self.spec, self._clock, self._put = vendor, spec, clock, put
         self.timing, self._jitter, self._pause = timing or QmtTiming(), jitter, pause
-        self._guard = CallGuard('qmt-%s-call' % spec.key, limit=8)
+        self._guard = CallLanes('qmt-%s-call' % spec.key)
         self._lock, self._wake = threading.Lock(), threading.Event()
         self._link, self._closing, self._failures, self._connects = None, False, 0, 0
         self._hangs, self._given_up, self.traders = 0, 0, 0
@@ -9180,10 +9207,14 @@ class Journal:
         """
         entry = self._by_tag.get(row.order_remark[:TAG_BYTES])
         if entry is None:
-            entry = self._by_order.get((account_key, row.order_id))
-            mine = entry is not None and entry.day == self.today() and entry.tag.startswith(row.order_remark)
-            entry = entry if mine else None
+            entry = self.by_id(account_key, row.order_id)
+            entry = entry if entry is not None and entry.tag.startswith(row.order_remark) else None
         return entry if entry is not None and entry.account_key == account_key else None
+
+    def by_id(self, account_key, order_id):
+        """The entry of today whose order has this id."""
+        entry = self._by_order.get((account_key, order_id))
+        return entry if entry is not None and entry.day == self.today() else None
 
     def is_earlier(self, entry):
         """Whether the order was placed before this journal was opened: a paper exchange knows nothing of it then."""
@@ -9478,25 +9509,28 @@ class OrderWatch:
             self._stopped = True
             self._changed.notify_all()
 
-    def wait_final(self, account_key, order_id, read, timeout_s):
-        """The order when final, or as it stands when the time is over. `read()` asks the broker once, first."""
+    def wait_final(self, account_key, order_id, read, timeout_s, urgent=False):
+        """The order when final, or as it stands when the time is over. `read()` asks the broker once, first.
+
+        urgent: a cancel, which waits however many orders do.
+        """
         watched = self._enter(account_key, order_id)
         try:
             order = read()
             if order is None or order.final or timeout_s <= 0:
                 return order
             with self._changed:
-                self._wait(watched, timeout_s)
+                self._wait(watched, timeout_s, urgent)
             return watched[1] or order
         finally:
             self._leave(account_key, order_id)
 
-    def _wait(self, watched, timeout_s):
-        if self._waiting >= self.LIMIT:
+    def _wait(self, watched, timeout_s, urgent):
+        if self._waiting >= self.LIMIT and not urgent:
             return
-        self._waiting += 1
+        self._waiting += not urgent
         self._changed.wait_for(lambda: self._stopped or (watched[1] is not None and watched[1].final), timeout_s)
-        self._waiting -= 1
+        self._waiting -= not urgent
 
     def _enter(self, account_key, order_id):
         with self._changed:
@@ -10201,8 +10235,8 @@ class OrderDesk:
             order, gone = None, entry.day != self.clock.now().date().isoformat()
         return self._dress(route.key, order or self._remembered(entry, gone))
 
-    def _wait(self, route, order_id, timeout_s):
-        return self._watch.wait_final(route.key, order_id, lambda: route.broker.order(order_id), timeout_s)
+    def _wait(self, route, order_id, timeout_s, urgent=False):
+        return self._watch.wait_final(route.key, order_id, lambda: route.broker.order(order_id), timeout_s, urgent)
 
     def _is_of(self, entry, order):
         """Whether it is this entry's order, and not one of a later day that was given its id."""
@@ -10231,23 +10265,29 @@ class OrderDesk:
 
     def _after_cancel(self, entry, route, order_id, wait_s):
         try:
-            order = self._wait(route, order_id, wait_s)
+            order = self._wait(route, order_id, wait_s, urgent=True)
         except Exception as error:
             raise self._unknown(entry.idempotency_key, '撤单已提交，但委托状态读不到：%s' % printable(error))
         if order is None:
             raise self._unknown(entry.idempotency_key, '撤单已提交，但柜台不再列出委托 %s' % printable(order_id))
         return self._dress(route.key, order)
 
-    def _own_order(self, route, order_id):
-        order = route.broker.order(order_id)
+    def _check_own(self, route, order_id):
+        """Where the broker cannot be asked the journal's word is enough: its orders can be cancelled all the same."""
+        try:
+            order = route.broker.order(order_id)
+        except QmtUnavailable:
+            entry = self.journal.by_id(route.key, order_id)
+            if entry is None or not self._same_owner(entry, route):
+                raise
+            return
         if order is None or not self._visible(route, order):
             raise OrderNotFound('账户 %s 没有委托 %s' % (route.sub.name if route.sub else route.key, brief(order_id)))
-        return order
 
     def _send_cancel(self, entry, route, order_id):
         """No failure of the journal keeps a cancel back: the order would go on, and a second cancel does no harm."""
         with _nothing_sent():
-            self._own_order(route, order_id)
+            self._check_own(route, order_id)
         entry = self._note(entry, SUBMITTING, order_id)
         try:
             route.broker.cancel(order_id, self.deadline_s)
@@ -10441,7 +10481,7 @@ def _cancel_wire(order, entry):
 ACCESS_LOG = logging.getLogger('bullet_qmt.access')
 LOGIN_TIMEOUT_S = 10.0
 BREAK_OFF_S = 2.0       # for requests before a frame that breaks the protocol, and again for their answers to leave
-IN_FLIGHT_LIMIT = 64
+IN_FLIGHT_LIMIT = 64    # of a session; as many again for cancels and questions about orders that hang or wait
 REQUEST_LIMIT = 4 * 1024 * 1024  # bytes of a request: the largest holds some thousand codes
 ORDER_MARGIN_S = 30.0  # what an order may take beside waiting for its outcome
 # Extensions, for clients that name them in their handshake.
@@ -10863,8 +10903,8 @@ ACTIONS = {
     'broker.trades': _action('broker', 'broker', _desk_call('trades'), _always),
     'broker.order_status': _action('broker', 'broker', _desk_call('order_status'), _always),
     'broker.place_order': _action('broker', 'broker', _place, _unless_waiting),
-    'broker.cancel_order': _action('broker', 'broker', _desk_call('cancel')),
-    'broker.resolve_submission': _action('broker', 'broker', _desk_call('resolve')),
+    'broker.cancel_order': _action('broker', 'control', _desk_call('cancel')),
+    'broker.resolve_submission': _action('broker', 'control', _desk_call('resolve')),
     'broker.subscribe_events': _action('broker', 'broker', _subscribe_events),
     'broker.unsubscribe_events': _action('broker', 'broker', _unsubscribe_events),
 }
@@ -11881,7 +11921,7 @@ class Session:
 
     def _take_off(self, job):
         with self._landing:
-            if self._in_flight >= IN_FLIGHT_LIMIT:
+            if self._in_flight >= IN_FLIGHT_LIMIT * (2 if job.what.lane == 'control' else 1):
                 raise ServerBusy('本连接有 %d 个请求还没有回答' % self._in_flight, '等前面的请求回来', retry_after_s=1)
             self._in_flight += 1
             job.airborne = True
@@ -12153,7 +12193,8 @@ class BulletServer(socketserver.TCPServer):
     DRAIN_S = 5.0
     OTHER_DESCRIPTORS = 64  # journal, log, terminal
     # name, threads, queue, threads of one session; a waiting order holds a thread
-    POOLS = (('data', 8, 256, 4), ('history', 4, 256, 2), ('broker', 128, 256, 64))
+    POOLS = (('data', 8, 256, 4), ('history', 4, 256, 2), ('broker', 128, 256, 64),
+             ('control', 64, 256, 32))
 
     def __init__(self, settings, service):
         self.settings, self.service, self.tls = settings, service, server_tls(settings)

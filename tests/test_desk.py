@@ -1153,7 +1153,9 @@ def test_a_cancel_pending_at_the_deadline_says_so(shop):
     assert (answer['value'], answer['status'], answer['timed_out']) == (False, 'open', True)
 
 
-def test_a_cancel_waits_for_its_event(shop):
+@pytest.mark.parametrize('others', [0, 64])
+def test_a_cancel_waits_for_its_event_however_many_orders_wait(shop, monkeypatch, others):
+    monkeypatch.setattr(bq.OrderWatch, 'LIMIT', 64 - others)
     order_id, told = shop.place()['order_id'], []
     shop.main.cancel_script.append('pending')
 
@@ -1226,6 +1228,22 @@ def test_a_cancel_of_what_cannot_be_read(shop, error):
     shop.main.on_read = go_blind
     with pytest.raises(bq.OrderStateUnknown):
         shop.cancel(order_id)
+
+
+def test_a_cancel_goes_out_although_no_order_can_be_read(shop):
+    """The journal knows whose it is; a terminal that answers no question may still take a cancel."""
+    shop.desk.settle_open()
+    mine = shop.place(sub_account_id='free')['order_id']
+    other = shop.place(sub_account_id='demo')['order_id']
+    shop.main.blind = bq.QmtUnavailable('没有回应')
+    with pytest.raises(bq.OrderStateUnknown):
+        shop.cancel(mine, sub_account_id='free')
+    assert shop.main.cancels == [mine]
+    for order_id in (other, 'manual'):
+        with pytest.raises(bq.QmtUnavailable) as caught:
+            shop.cancel(order_id, sub_account_id='free')
+        assert caught.value.broker_called is False
+    assert shop.main.cancels == [mine]
 
 
 def test_an_order_that_vanishes_after_its_cancel_is_unknown(shop):

@@ -443,6 +443,30 @@ def test_calls_stuck_in_native_code_use_up_a_fixed_number_of_threads():
         assert threading.active_count() - before <= 8
 
 
+def test_orders_that_stand_still_hold_up_no_cancel_and_no_look():
+    """Eight of them would take every worker, and then nothing could be called off."""
+    with running(call_s=PATIENCE_S) as bench:
+        bench.terminal.rows['orders'] = [order_record()]
+        bench.terminal.stuck.add('order_stock')
+        ids = queue.Queue()
+        threads = [threading.Thread(target=lambda: ids.put(bench.broker.submit(request(), PATIENCE_S)))
+                   for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        busy = bench.keeper._guard._guards['order']
+        assert becomes(lambda: busy._running == 8)
+        error = unavailable(bench.broker.submit, request(), 0.05)
+        assert '8 个调用卡住' in error.message and error.broker_called is False
+        bench.broker.cancel('77', PATIENCE_S)
+        assert bench.terminal.calls[-1] == 77 and bench.broker.order('77').order_id == '77'
+        bench.keeper._probe(bench.keeper.link())
+        assert bench.keeper.state == 'connected'
+        bench.terminal.freed.set()
+        for thread in threads:
+            thread.join(PATIENCE_S)
+        assert [ids.get() for _ in threads] == ['77'] * 8
+
+
 # -- figures ---------------------------------------------------------------------------------------------------------
 def test_account_and_positions():
     with running() as bench:

@@ -464,6 +464,20 @@ def test_requests_in_flight_of_one_connection_are_limited(server, monkeypatch):
         assert ask_raw(sock, 'broker.account')['type'] == 'response', 'places are given back'
 
 
+def test_orders_that_wait_keep_no_cancel_and_no_question_about_them_out(server, monkeypatch):
+    """Neither by the places of the session nor by the workers that it may hold."""
+    monkeypatch.setattr(bq, 'IN_FLIGHT_LIMIT', 3)
+    with blocked(monkeypatch, 'broker.place_order') as place, session(server) as sock:
+        for number in range(3):
+            send_request(sock, number, 'broker.place_order', {'wait_timeout': 600})
+        assert ask_error(sock, 'data.trade_days', id='full')['code'] == 'SERVER_BUSY'
+        assert ask_error(sock, 'broker.cancel_order', {'order_id': '99'}, id='c')['code'] == 'ORDER_NOT_FOUND'
+        answer = ask_raw(sock, 'broker.resolve_submission', {'idempotency_key': 'k'}, id='r')
+        assert answer['payload']['submission_state'] == 'submit_unknown'
+        place.go.set()
+        assert sorted(read_raw(sock)['id'] for _ in range(3)) == [0, 1, 2]
+
+
 def test_a_full_queue_is_server_busy(monkeypatch):
     monkeypatch.setattr(bq.BulletServer, 'POOLS', (('data', 1, 2, 1), ('history', 1, 2, 1), ('broker', 2, 4, 2)))
     with serving() as server, blocked(monkeypatch, 'data.history') as history, session(server) as sock:
