@@ -3,11 +3,12 @@
 
 Serve on the trading machine (here with the built-in paper exchange):
 
-    python bullet_qmt.py server --server-type=stub --listen 127.0.0.1 --port 58620 --token YOUR-LONG-RANDOM-TOKEN
+    export QMT_SERVER_TOKEN=YOUR-LONG-RANDOM-TOKEN    # or --token-file FILE; what --token says is seen by others here
+    python bullet_qmt.py server --server-type=stub --listen 127.0.0.1 --port 58620
 
 Ask from anywhere, on the command line or in Python:
 
-    python bullet_qmt.py account --host 127.0.0.1 --token YOUR-LONG-RANDOM-TOKEN
+    python bullet_qmt.py account --host 127.0.0.1
 
     import bullet_qmt
     bullet_qmt.set_data_provider('qmt-remote', host='127.0.0.1', token='...')
@@ -409,6 +410,7 @@ def require_tls12(context):
         context.minimum_version = ssl.TLSVersion.TLSv1_2
     else:
         context.options |= ssl.OP_NO_SSLv2 | ssl.OP_NO_SSLv3 | ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
+    context.options |= getattr(ssl, 'OP_NO_RENEGOTIATION', 0)  # 3.7: a new handshake costs us more than who asks for it
     return context
 
 
@@ -438,6 +440,11 @@ def restrict_to_owner(path):
     """A file with account data is for its owner alone. Windows keeps the folder's access list."""
     if not IS_WINDOWS:
         os.chmod(path, 0o600)
+
+
+def others_can_read(path):
+    """Whether accounts of this machine beside the owner's may. Not told on Windows, where the folder decides."""
+    return not IS_WINDOWS and bool(os.stat(path).st_mode & 0o077)
 
 
 def sync_directory(path):
@@ -1324,6 +1331,8 @@ OPTIONS = [
            'server client', metavar='PORT'),
     Option('token', 'QMT_SERVER_TOKEN', None, parse_token,
            '口令，至少 16 个字符；服务端没有给出时随机生成并显示一次', 'server client', metavar='TOKEN', secret=True),
+    Option('token_file', 'QMT_SERVER_TOKEN_FILE', None, parse_text, '口令文件（只有一行）；命令行上的口令本机别人看得到，文件里的看不到',
+           'server client', metavar='FILE'),
     Option('enable_data', 'QMT_SERVER_ENABLE_DATA', '1', parse_bool, '是否提供行情服务', 'server',
            ('--enable-data', '--disable-data')),
     Option('enable_broker', 'QMT_SERVER_ENABLE_BROKER', '1', parse_bool, '是否提供交易服务', 'server',
@@ -1422,7 +1431,54 @@ def load_settings(groups, given=None, environ=None, dotenv='.env'):
         layers.insert(0, (chosen, read_dotenv(chosen, must_exist=True)))
     found = [_find_value(option, given, layers) for option in options_of(*groups)]
     values = {option.name: _parse_option(option, text, source) for option, text, source in found}
-    return Settings(values, {option.name: source for option, text, source in found}, _misspelt(layers))
+    sources = {option.name: source for option, text, source in found}
+    _take_token_file(values, sources, ['命令行'] + [name for name, _ in layers])
+    _refuse_foreign_host(values, sources, dotenv)
+    return Settings(values, sources, _misspelt(layers) + _open_secrets(layers, values.get('token_file')))
+
+
+def _take_token_file(values, sources, order):
+    """The token that the file holds, unless one was given nearer to the command line."""
+    path = values.get('token_file')
+    if path is None:
+        return
+    here, there = (order.index(sources[name]) if sources[name] in order else len(order) for name in ('token_file',
+                                                                                                    'token'))
+    if here == there:
+        raise ConfigError('%s与 %s同时给出（来自%s）' % (ways('token'), ways('token_file'), sources['token']), '只给其中一个')
+    if here < there:
+        values['token'], sources['token'] = read_token_file(path), sources['token_file']
+
+
+def read_token_file(path):
+    """The token in a file of one line. Raises ConfigError, which never shows it."""
+    try:
+        with io.open(path, encoding='utf-8-sig') as file:
+            return parse_token(file.read(4096).strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError('口令文件 %s 读不出来：%s' % (path, error), '应为 UTF-8 文本，只有一行')
+    except ValueError as error:
+        raise ConfigError('口令文件 %s 里的口令无效：%s' % (path, error), '应只有一行')
+
+
+def _refuse_foreign_host(values, sources, dotenv):
+    """A directory of somebody else may hold a .env that names his machine: no token from elsewhere is sent there."""
+    foreign = dotenv and sources.get('host') == dotenv and sources.get('token') not in (dotenv, '默认值')
+    if foreign and not names_this_machine(values['host']):
+        raise ConfigError('%s 里的 %s 是 %s，口令却来自%s：当前目录的配置可能是别人的，口令没有发出' % (
+            dotenv, 'QMT_SERVER_HOST', printable(values['host']), sources['token']),
+            '把两者写在同一处，或用 %s、env_file 说明要连哪里' % ways('host'))
+
+
+def names_this_machine(host):
+    return host == 'localhost' or host == '::1' or re.fullmatch(r'127(\.\d{1,3}){3}', host, re.ASCII) is not None
+
+
+def _open_secrets(layers, token_file):
+    """Files with a token that others on this machine can read."""
+    paths = [name for name, layer in layers if layer.get('QMT_SERVER_TOKEN', '').strip() and os.path.isfile(name)]
+    return ['%s 里有口令，而本机别的用户可以读它；用 chmod 600 收回' % printable(path)
+            for path in paths + [token_file] * (token_file is not None) if others_can_read(path)]
 
 
 def _find_value(option, given, layers):
@@ -1464,10 +1520,8 @@ def read_dotenv(path, must_exist):
         raise ConfigError('配置文件 %s 读不出来：%s' % (path, error), '应为 UTF-8 文本')
 
 
-_DOTENV_LINE = re.compile(
-    r'(?:export\s+)?([A-Za-z_]\w*)\s*=\s*'            # name
-    r'(?:"([^"]*)"|\'([^\']*)\'|([^\s"\'#].*?|))'      # "value", 'value' or value
-    r'\s*(?:(?<=\s)#.*)?', re.ASCII)                   # comment after white space
+_DOTENV_LINE = re.compile(r'(?:export\s+)?([A-Za-z_]\w*)\s*=(.*)', re.ASCII)
+_DOTENV_SPACE = ' \t\n\r\f\v'
 
 
 def parse_dotenv(text, path='.env'):
@@ -1483,9 +1537,25 @@ def parse_dotenv(text, path='.env'):
 
 def _parse_dotenv_line(line, where):
     match = _DOTENV_LINE.fullmatch(line)
-    if not match:
+    value = None if match is None else _dotenv_value(match.group(2))
+    if value is None:
         raise ConfigError('%s 不是 名称=值 的形式' % where, '带空格或 # 的值请用引号括起来')
-    return match.group(1), next((part for part in match.groups()[1:] if part is not None), '')
+    return match.group(1), value
+
+
+def _dotenv_value(text):
+    """"value", 'value' or value, and a comment after white space; None for anything else."""
+    quote = text.lstrip(_DOTENV_SPACE)[:1]
+    if quote in ('"', "'"):
+        value, closed, rest = text.lstrip(_DOTENV_SPACE)[1:].partition(quote)
+        return value if closed and _strip_comment(rest) == '' else None
+    value = _strip_comment(text)
+    return None if value.startswith('#') else value
+
+
+def _strip_comment(text):
+    comment = re.search(r'\s#', text, re.ASCII)
+    return (text[:comment.start()] if comment else text).strip(_DOTENV_SPACE)
 
 
 def dotenv_template():
@@ -10483,6 +10553,7 @@ LOGIN_TIMEOUT_S = 10.0
 BREAK_OFF_S = 2.0       # for requests before a frame that breaks the protocol, and again for their answers to leave
 IN_FLIGHT_LIMIT = 64    # of a session; as many again for cancels and questions about orders that hang or wait
 REQUEST_LIMIT = 4 * 1024 * 1024  # bytes of a request: the largest holds some thousand codes
+HISTORY_SHARE = 2.5    # of a request's time; clients of every kind wait 180 s for a history, of which 60 s are a third
 ORDER_MARGIN_S = 30.0  # what an order may take beside waiting for its outcome
 # Extensions, for clients that name them in their handshake.
 SERVER_FEATURES = frozenset([SETTLED_EVENT, BINARY_FEATURE, BATCH_TICK_FEATURE, ORDER_STREAM_FEATURE,
@@ -12114,8 +12185,10 @@ class Timekeeper:
         self._thread = threading.Thread(target=self._run, name='timekeeper', daemon=True)
         self._thread.start()
 
-    def watch(self, job):
-        limit_s = max(self.limit_s, job.wait_s() + ORDER_MARGIN_S) if job.wait_s() else self.limit_s
+    def watch(self, job, share=1.0):
+        """share: of a request's time that this one has."""
+        limit_s = self.limit_s * share
+        limit_s = max(limit_s, job.wait_s() + ORDER_MARGIN_S) if job.wait_s() else limit_s
         with self._changed:
             self._count += 1
             if self._count % 1024 == 0:
@@ -12257,7 +12330,7 @@ class BulletServer(socketserver.TCPServer):
 
     def run_later(self, lane, job):
         self._pools[lane].submit(job)
-        self._timekeeper.watch(job)
+        self._timekeeper.watch(job, HISTORY_SHARE if job.action == 'data.history' else 1.0)
 
     def _begin_session(self, sock, address, hello):
         """In the door's thread, with a place taken. RuntimeError where the machine has no thread left."""
@@ -12312,6 +12385,16 @@ LONGEST_TIMEOUT_S = 86400.0
 WRITE_MARGIN_S = 30.0       # what a write may take beside waiting for its outcome
 
 
+_warned = set()
+
+
+def warn_once(text):
+    """A line in the log, once in this process."""
+    if text not in _warned:
+        _warned.add(text)
+        LOG.warning('%s', text)
+
+
 class Endpoint:
     """Where a server is and how to get in: dial() gives a logged-in channel.
 
@@ -12343,6 +12426,7 @@ class Endpoint:
         timeout_s = self.connect_timeout if timeout_s is None else min(self.connect_timeout, timeout_s)
         channel = Channel(self.secure(self.open_socket(timeout_s), timeout_s), decode=decode_lenient)
         try:
+            self._say_in_clear(channel)
             begun = time.perf_counter()
             channel.write_frame(dict(self._named, type='handshake', token=self._token, protocol=PROTOCOL,
                                      features=CLIENT_FEATURES))
@@ -12376,6 +12460,10 @@ class Endpoint:
         passed_s = (self._clock.now() - now).total_seconds()
         return skew_s - (passed_s - (self._clock.monotonic() - counter_s))
 
+    def _say_in_clear(self, channel):
+        if self._tls is None and not _peer_address(channel).is_loopback:
+            warn_once('到 %s 的连接没有加密，口令和委托在网络上可被窃听：用 TLS（%s），或经 SSH 隧道连接' % (self, ways('tls_cert')))
+
     def packs(self, compress):
         """Whether long answers are worth packing on the way from there."""
         return compress == 'always' or (compress == 'auto' and self.is_far)
@@ -12383,11 +12471,7 @@ class Endpoint:
     @staticmethod
     def _is_far(channel, round_trip_s):
         """Whether bytes are dearer than the time to pack them."""
-        try:
-            peer = channel.sock.getpeername()[0]
-        except OSError as error:
-            raise ConnectionLost('连接中断：%s' % error)
-        return not plain_address(peer).is_loopback or round_trip_s > FAR_ROUND_TRIP_S
+        return not _peer_address(channel).is_loopback or round_trip_s > FAR_ROUND_TRIP_S
 
     def open_socket(self, timeout_s=None):
         try:
@@ -12433,6 +12517,13 @@ class Endpoint:
         if ack.get('type') != 'handshake_ack':
             raise ConnectionLost('%s 的回答不是本协议' % self, '检查端口', retryable=False)
         return ack
+
+
+def _peer_address(channel):
+    try:
+        return plain_address(channel.sock.getpeername()[0])
+    except OSError as error:
+        raise ConnectionLost('连接中断：%s' % error)
 
 
 def _tls_advice(text):
@@ -13585,7 +13676,10 @@ def client_settings(config=None, **given):
     unknown = set(merged) - {option.name for option in options_of('client')} - {'env_file'}
     if unknown:
         raise ConfigError('不认识的连接参数：%s' % '、'.join(sorted(unknown)))
-    return load_settings(['client'], {name: str(value) for name, value in merged.items()})
+    settings = load_settings(['client'], {name: str(value) for name, value in merged.items()})
+    for warning in settings.warnings:
+        warn_once(warning)
+    return settings
 
 
 _CONFIG_NAMES = {'sub_account_id': 'sub_account'}
@@ -14616,6 +14710,8 @@ def safety_warnings(settings):
     if not _is_loopback(settings.listen) and not settings.tls_cert:
         warnings.append('正在 %s 上明文监听，口令和委托在网络上可被窃听。请用 --tls-cert/--tls-key 启用 TLS，'
                         '或改回 --listen 127.0.0.1 并经 SSH 隧道访问' % settings.listen)
+    if settings.sources.get('token') == '命令行' and settings.server_type == 'qmt':
+        warnings.append('口令写在命令行上，本机别的用户看得到（ps、任务管理器）。请改用 --token-file、环境变量或 .env')
     if is_guessable(settings.token):
         warnings.append('口令容易被猜中（少于 16 个字符，或是重复、连续的字符、常见的词）。为了拖住猜口令的人，输错几次的地址每 5 秒只核对'
                         '一次登录：有人在猜时，你自己也可能登不进来。请换成长的随机口令，例如 %s' % secrets.token_urlsafe(24))

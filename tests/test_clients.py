@@ -1137,3 +1137,24 @@ def two_accounts():
                      for key, number in (('main', '55001234'), ('hedge', '55004321')))
     subs = tuple(bq.SubAccountSpec(*spec) for spec in (('research', 'main', None), ('qa', 'hedge', None)))
     return serving(FakeClock(datetime(2026, 5, 13, 10)), accounts=accounts, sub_accounts=subs)
+
+
+# -- a token in clear --------------------------------------------------------------------------------------------------
+class _Elsewhere:
+    """The address of a peer on another machine."""
+
+    is_loopback = False
+
+
+@KINDS
+def test_a_token_that_leaves_this_machine_in_clear_is_told_once(kind, monkeypatch, caplog):
+    monkeypatch.setattr(bq, '_warned', set())
+    with serving() as server:
+        with client_of(kind, server) as client:
+            client.request('admin.health')
+        assert '没有加密' not in caplog.text, 'on this machine nobody listens'
+        monkeypatch.setattr(bq, '_peer_address', lambda channel: _Elsewhere)
+        for _ in range(2):
+            with client_of(kind, server) as client:
+                client.request('admin.health')
+    assert caplog.text.count('没有加密') == 1 and TOKEN not in caplog.text

@@ -340,3 +340,107 @@ def test_a_missing_token_is_asked_for_in_all_three_ways():
     with pytest.raises(b.ConfigError) as caught:
         b.ShortConnection('127.0.0.1', 1, None)
     assert caught.value.hint == '给出 token（命令行 --token，环境变量 QMT_SERVER_TOKEN）'
+
+
+# -- where the token comes from, and where it goes ---------------------------------------------------------------------
+SECRET = 'a-secret-of-the-tests-0123456789'
+
+
+def written(path, text, mode=0o600):
+    path.write_text(text, encoding='utf-8')
+    path.chmod(mode)
+    return str(path)
+
+
+def from_client(given=None, environ=None, dotenv=None):
+    return b.load_settings(['client'], given, environ or {}, dotenv)
+
+
+@pytest.mark.parametrize('text', [SECRET, SECRET + '\n', '\ufeff' + SECRET + '\r\n', ' %s ' % SECRET])
+@pytest.mark.parametrize('way', ['flag', 'environment'])
+def test_a_token_in_a_file_of_its_own(tmp_path, text, way):
+    path = written(tmp_path / 'token', text)
+    settings = from_client({'token_file': path}) if way == 'flag' else from_client(
+        environ={'QMT_SERVER_TOKEN_FILE': path})
+    assert settings.token == SECRET and settings.warnings == []
+
+
+def test_what_is_nearer_to_the_command_line_counts(tmp_path):
+    path = written(tmp_path / 'token', SECRET)
+    assert from_client({'token_file': path}, {'QMT_SERVER_TOKEN': 'x' * 20}).token == SECRET
+    assert from_client({'token': 'y' * 20}, {'QMT_SERVER_TOKEN_FILE': path}).token == 'y' * 20
+    dotenv = written(tmp_path / '.env', 'QMT_SERVER_TOKEN=%s' % ('z' * 20))
+    assert from_client(environ={'QMT_SERVER_TOKEN_FILE': path}, dotenv=dotenv).token == SECRET
+    for given, environ in (({'token_file': path, 'token': SECRET}, {}),
+                           ({}, {'QMT_SERVER_TOKEN': SECRET, 'QMT_SERVER_TOKEN_FILE': path})):
+        with pytest.raises(b.ConfigError) as caught:
+            from_client(given, environ)
+        assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize('text', ['', '\n', SECRET + '\nsecond', SECRET + '\x00', SECRET + '\t' + SECRET])
+def test_a_token_file_that_holds_none_is_refused_and_not_shown(tmp_path, text):
+    with pytest.raises(b.ConfigError) as caught:
+        from_client({'token_file': written(tmp_path / 'token', text)})
+    assert SECRET not in str(caught.value)
+
+
+def test_a_token_file_that_is_not_there_is_refused(tmp_path):
+    for path in (tmp_path / 'nothing', tmp_path):
+        with pytest.raises(b.ConfigError):
+            from_client({'token_file': str(path)})
+
+
+@pytest.mark.skipif(b.IS_WINDOWS, reason='Windows keeps who may read a file in the folder')
+@pytest.mark.parametrize('mode, told', [(0o600, 0), (0o400, 0), (0o640, 1), (0o604, 1), (0o644, 1)])
+def test_a_secret_that_others_can_read_is_told(tmp_path, mode, told):
+    dotenv = written(tmp_path / '.env', 'QMT_SERVER_TOKEN=%s\n' % SECRET, mode)
+    assert len(from_client(dotenv=dotenv).warnings) == told
+    assert len(from_client({'env_file': dotenv}).warnings) == told
+    assert len(from_client({'token_file': written(tmp_path / 'token', SECRET, mode)}).warnings) == told
+    plain = written(tmp_path / 'plain.env', 'QMT_SERVER_PORT=1\n', mode)
+    assert from_client(dotenv=plain).warnings == [], 'no secret'
+
+
+@pytest.mark.parametrize('host', ['192.0.2.2', 'evil.example.com', '::2', '128.0.0.1', '127.0.0.1.evil.example',
+                                  'localhost.evil.example', '0.0.0.0'])
+@pytest.mark.parametrize('way', ['environment', 'flag', 'file'])
+def test_a_directory_of_somebody_else_gets_no_token(tmp_path, host, way):
+    dotenv = written(tmp_path / '.env', 'QMT_SERVER_HOST=%s\n' % host)
+    given = {'flag': {'token': SECRET}, 'file': {'token_file': written(tmp_path / 'token', SECRET)}}.get(way)
+    with pytest.raises(b.ConfigError) as caught:
+        from_client(given, {'QMT_SERVER_TOKEN': SECRET} if way == 'environment' else {}, dotenv)
+    assert host in str(caught.value) and SECRET not in str(caught.value)
+
+
+def test_a_host_that_was_meant_gets_it(tmp_path):
+    both = written(tmp_path / 'both', 'QMT_SERVER_HOST=192.0.2.2\nQMT_SERVER_TOKEN=%s\n' % SECRET)
+    host = written(tmp_path / 'host', 'QMT_SERVER_HOST=192.0.2.2\n')
+    near = written(tmp_path / 'near', 'QMT_SERVER_HOST=127.0.0.5\n')
+    token = {'QMT_SERVER_TOKEN': SECRET}
+    for settings in (from_client(dotenv=both), from_client({'host': '192.0.2.2'}, token, host),
+                     from_client(environ=dict(token, QMT_SERVER_HOST='192.0.2.2'), dotenv=host),
+                     from_client({'env_file': host}, token), from_client({}, token, near),
+                     from_client({'host': '192.0.2.2'}, {}, both)):
+        assert settings.token == SECRET
+
+
+def test_a_host_without_a_token_is_no_leak(tmp_path):
+    host = written(tmp_path / 'host', 'QMT_SERVER_HOST=192.0.2.2\n')
+    assert from_client(dotenv=host).token is None
+
+
+@pytest.mark.parametrize('line, value', [
+    ('A=' + ' ' * 300000 + 'x', 'x'), ('A' + ' ' * 300000 + '=x', 'x'), ('A=x' + ' ' * 300000 + 'y', None),
+    ('export' + ' ' * 300000 + 'A=x', 'x'), ('A=x' + ' #' * 150000, 'x'), ('A="x"' + ' ' * 300000 + '# c', 'x')])
+def test_a_long_line_is_read_at_once(line, value):
+    """A pattern that looks back at each blank takes hours for these: the runner's own limit ends the test then."""
+    values = b.parse_dotenv(line)
+    assert values == {'A': line[2:] if value is None else value}
+
+
+@pytest.mark.parametrize('line', ['A' + ' ' * 300000, 'A="' + ' ' * 300000, 'A=#' + ' ' * 300000 + 'x',
+                                  'A="x"' + ' ' * 300000 + 'y'])
+def test_a_long_line_that_is_wrong_is_refused_at_once(line):
+    with pytest.raises(b.ConfigError):
+        b.parse_dotenv(line + '\nB=1')
