@@ -13735,7 +13735,7 @@ class RemoteQmtProvider:
         otherwise a long frame time, code, fields. fq 'pre', 'post' or None; 'pre' is anchored at
         pre_factor_ref_date or today. start_date and count exclude each other.
         """
-        many = not isinstance(security, str)
+        many = hasattr(security, '__iter__') and not isinstance(security, str)
         security = list(security) if many else security
         as_panel = many and panel and has_panel() and len(security) > 0
         payload = _given_values(

@@ -2140,7 +2140,8 @@ class DataView:
         if panel:
             self._tell_of_panel()
         columns = OrderedDict([('time', self._joined([each.index.values for _, each in windows], 'datetime64[ns]'))])
-        columns['code'] = [code for code, each in windows for _ in range(len(each.times))]
+        codes = [code for code, each in windows for _ in range(len(each.times))]
+        columns['code'] = self.pandas.Series(codes, dtype=object)  # text of its own kind on pandas 3 alone
         for name in names:
             columns[name] = self._joined([each.columns[name] for _, each in windows], 'float64')
         return self._frame_type(columns, columns=list(columns))
@@ -3385,8 +3386,10 @@ _GONE_FROM_PANDAS = {'append': 'pd.concat([a, b])', 'ix': 'loc 或 iloc', 'iteri
                      'rolling_std': 'series.rolling(n).std()',
                      'ewma': 'series.ewm(span=n).mean()', 'rolling_max': 'series.rolling(n).max()',
                      'rolling_min': 'series.rolling(n).min()', 'rolling_sum': 'series.rolling(n).sum()'}
-# What pandas says where it takes no longer what it took -> what to write instead.
-_CHANGED_IN_PANDAS = [(re.compile(pattern), hint) for pattern, hint in (
+# What pandas or numpy says where it takes no longer what it took -> what to write instead.
+_CHANGED = [(re.compile(pattern), hint) for pattern, hint in (
+    (r"module 'numpy' has no attribute '(float|int|bool|object|str|complex)'", r"np.\1 没有了：写 \1"),
+    (r"`np\.(\w+)` was removed in the NumPy 2.0 release. Use `([\w.]+)`", r"np.\1 没有了：写 \2"),
     (r"fillna\(\) got an unexpected keyword argument 'method'", "fillna 没有 method 了：写 ffill() 或 bfill()"),
     (r"(\w+)\(\) got an unexpected keyword argument 'axis'", r"\1 没有 axis 了：先转置，例如 df.T.rolling(n).mean().T"),
     (r"(\w+)\(\) got an unexpected keyword argument 'level'", r"\1 没有 level 了：写 groupby(level=0).\1()"),
@@ -3413,8 +3416,8 @@ def _old_pandas_hint(error, problem, frames):
     gone = re.search(r"(?:Series|DataFrame|Index|pandas)' (?:object )?has no attribute '(\w+)'", problem)
     if isinstance(error, AttributeError) and gone and gone.group(1) in _GONE_FROM_PANDAS:
         return '新的 pandas 里没有 %s，改用 %s' % (gone.group(1), _GONE_FROM_PANDAS[gone.group(1)])
-    changed = ((pattern.search(problem), hint) for pattern, hint in _CHANGED_IN_PANDAS)
-    return next(('新的 pandas 里 ' + found.expand(hint) for found, hint in changed if found), '')
+    changed = ((pattern.search(problem), hint) for pattern, hint in _CHANGED)
+    return next(('新的版本里 ' + found.expand(hint) for found, hint in changed if found), '')
 
 
 def _names_a_security(key):

@@ -389,11 +389,17 @@ def kinds(frame):
                        for name, column in ((name, frame[name]) for name in frame.columns))
 
 
+def test_texts_of_a_long_table_are_objects_on_every_pandas(paper):
+    view, codes = view_at(paper, '2024-05-10 10:30'), ['000001.XSHE', '510300.XSHG']
+    for frame in (view.get_price(codes, count=2, panel=False), view.get_price([], count=2, panel=False),
+                  paper.get_price(codes, count=2, panel=False)):
+        assert frame['code'].dtype == object and list(frame.index) == list(range(len(frame)))
+
+
 def test_types_of_what_is_returned_are_joinquants(paper):
     """Documented there: numpy arrays of date for days, lists of text for members, frames by time in nanoseconds."""
     view, code, etf = view_at(paper, '2024-05-10 10:30'), '000001.XSHE', '510300.XSHG'
     six, times = ['open', 'close', 'high', 'low', 'volume', 'money'], 'datetime64[ns]'
-    text = kinds(pandas.DataFrame({'code': ['a']}))['code']
     for days in (view.get_trade_days(count=3), view.get_trade_days('2024-05-01', '2024-05-10'),
                  view.get_all_trade_days()):
         assert isinstance(days, numpy.ndarray) and days.dtype == object and {type(day) for day in days} == {date}
@@ -405,7 +411,7 @@ def test_types_of_what_is_returned_are_joinquants(paper):
         assert str(frame.index.dtype) == times and set(kinds(frame).values()) == {'float64'}
     assert list(view.get_price(code, count=2).columns) == list(view.attribute_history(code, 2).columns) == six
     assert kinds(view.get_price([code, etf], count=2, panel=False)) == OrderedDict(
-        [('time', times), ('code', text)] + [(name, 'float64') for name in six])
+        [('time', times), ('code', 'str')] + [(name, 'float64') for name in six])
     assert list(view.history(2, '1d', 'close', [code], skip_paused=True).index) == [0, 1]
     arrays = view.history(2, '1d', 'close', [code, etf], df=False), view.attribute_history(code, 2, df=False)
     assert [list(each) for each in arrays] == [[code, etf], six] and {type(each) for each in arrays} == {dict}

@@ -120,6 +120,26 @@ def test_nothing_there_is_an_empty_frame(provider):
     assert len(frame) == 0 and list(frame.columns)[0] == 'open'
 
 
+@pytest.mark.parametrize('none', [[], (), set(), pandas.Index([])])
+def test_of_no_securities_there_is_an_empty_answer(provider, none):
+    for how in (dict(count=3), dict(count=3, panel=False), dict(start_date='2024-05-01', frequency='1m')):
+        frame = provider.get_price(none, fields=['close', 'paused'], **how)
+        assert len(frame) == 0 and list(frame.columns) == ['time', 'code', 'close', 'paused']
+        assert [str(kind) for kind in frame.dtypes] == ['datetime64[ns]', 'object', 'float64', 'float64']
+    assert provider.get_live_currents(list(none)) == provider.get_trade_day(none, '2024-05-10') == {}
+    assert provider.ensure_cache(list(none))['downloaded'] == 0
+
+
+@pytest.mark.parametrize('ask', [
+    lambda provider: provider.get_price(None, count=1), lambda provider: provider.get_price(5, count=1),
+    lambda provider: provider.get_price('', count=1), lambda provider: provider.get_price([''], count=1),
+    lambda provider: provider.get_price([], count=1, fields=['odd']), lambda provider: provider.get_price([], count=0),
+    lambda provider: provider.get_security_info([]), lambda provider: provider.get_current_tick([])])
+def test_what_names_no_security_is_refused(provider, ask):
+    with pytest.raises((bq.BadRequest, bq.SecurityNotFound)):
+        ask(provider)
+
+
 @pytest.mark.parametrize('wrong', [dict(count=0), dict(count=1, start_date='2024-01-01'), dict(fields=['odd']),
                                    dict(frequency='7x'), dict(fq='odd'), dict(end_date='yesterday'),
                                    dict(skip_paused=1)])
