@@ -6417,6 +6417,12 @@ class _QmtTrader:
             raise QmtUnavailable('订阅账户 %s 失败，返回 %s' % (self._spec.account_id, brief(result)),
                                  '确认 QMT 里登录的就是这个资金账号，账户类型也对', reason='subscribe')
 
+    def subscribe_anew(self):
+        unsubscribe = getattr(self._trader, 'unsubscribe', None)
+        if unsubscribe is not None:
+            self._step(unsubscribe, self.account)
+        self._subscribe()
+
     def _step(self, function, *args):
         try:
             return self._guard.call(self._run_step, function, *args, deadline_s=self._timing.connect_s)
@@ -6552,7 +6558,7 @@ class QmtKeeper:
     """Keeps one account connected to its terminal, from a thread of its own.
 
     For the caller: start, close, link, lost, health, `on_connected`: functions without arguments, called from the
-    keeper's thread after each connect, once the warm-up is over.
+    keeper's thread after each connect, once the warm-up is over; `on_probed`: the same, after each good probe.
     Attributes: state 'connecting' (first try) 'connected' 'down' 'closed'; since and next_attempt: naive Beijing;
     last_error: text or '', with hint and reason, a word for it; reconnects: how often it connected again; hung: calls
     that nobody waits for any more; traders: how many objects of the vendor were made.
@@ -6576,7 +6582,7 @@ class QmtKeeper:
         self._left, self.renewed_at = False, None  # whether the terminal went away by itself; monotonic seconds
         self.state, self.since, self.last_error, self.next_attempt = 'connecting', clock.now(), '', None
         self.hint, self.reason = '', ''
-        self.on_connected = []
+        self.on_connected, self.on_probed, self.renewed = [], [], 0
         self._thread = threading.Thread(target=self._run, name='qmt-%s' % spec.key, daemon=True)
         self._trader = self._new_trader()  # a wrong account is told at once
 
@@ -6631,6 +6637,7 @@ class QmtKeeper:
             return {'state': self.state, 'since': _qmt_shown(self.since), 'last_error': self.last_error,
                     'reason': self.reason, 'hint': self.hint, 'next_attempt': _qmt_shown(after),
                     'reconnects': self.reconnects, 'hung_calls': self._guard.hung, 'traders': self.traders,
+                    'pushes_renewed': self.renewed,
                     'warm': self.state == 'connected' and warm, 'session_id': qmt_session_id(self.spec)}
 
     def _seconds_left(self):
@@ -6713,7 +6720,7 @@ class QmtKeeper:
         self._pause(self._wake, self.timing.warm_up_s)
         if self._alive(link):
             link.warm = True
-            self._tell_connected()
+            self._tell(self.on_connected)
         while self._alive(link):
             self._pause(self._wake, self.timing.probe_s)
             if self._alive(link):
@@ -6735,12 +6742,22 @@ class QmtKeeper:
         _qmt_log.info('账户 %s 已连接 QMT', self.spec.key)
         return True
 
-    def _tell_connected(self):
-        for hook in list(self.on_connected):
+    def _tell(self, hooks):
+        for hook in list(hooks):
             try:
                 hook()
             except Exception:
                 _qmt_log.exception('账户 %s 连接后的处理出错', self.spec.key)
+
+    def renew(self):
+        """Asks anew for what the terminal pushes of the account; in a hook of on_probed. Without it, all is lost."""
+        self.renewed += 1
+        link = self._link
+        try:
+            link.trader.subscribe_anew()
+        except Exception as error:
+            self.lost(link, *self._explain(error))
+            raise
 
     def _probe(self, link):
         """Only an answer proves that the connection is good, and only then the next trouble is a first one again."""
@@ -6752,6 +6769,7 @@ class QmtKeeper:
             return self.lost(link, '资产查询没有结果', 'account', '确认 QMT 里登录的就是这个资金账号')
         self._failures = self._hangs = self._given_up = 0
         link.trader.proven = True
+        self._tell(self.on_probed)
 
     def _rest(self):
         """Before the next attempt: 1 s doubling to 60 s, half of it at random, so that accounts do not go in step."""
@@ -6843,6 +6861,11 @@ class _QmtDayBook:
         with self._today():
             return not set(self._orders) <= {order.order_id for order in orders}
 
+    def newest_open(self, count):
+        """Ids of the newest of the orders that are not final yet."""
+        with self._today():
+            return heapq.nlargest(count, (key for key, order in self._orders.items() if not order.final), key=int)
+
     def has_fills(self):
         """Whether anything is known to have been filled today."""
         with self._today():
@@ -6860,6 +6883,47 @@ class _QmtDayBook:
 
 def _qmt_trade_key(trade):
     return trade.trade_id, trade.order_id, trade.security
+
+
+class _QmtPushWatch:
+    """Whether orders are still pushed: what a look shows of one must have been pushed, or be so within WAIT_S.
+
+    looked(order), pushed(order): as either shows it.  overdue(): whether it was not.  settle(): what was looked at so
+    far counts as pushed.
+    """
+
+    WAIT_S = 8.0
+
+    def __init__(self, clock):
+        self._clock, self._lock = clock, threading.Lock()
+        self._day, self._pushed, self._seen, self._owed = None, {}, {}, {}
+
+    def pushed(self, order):
+        with self._lock:
+            self._pushed[order.order_id] = self._state(order)
+            self._owed.pop(order.order_id, None)
+
+    def looked(self, order):
+        with self._lock:
+            state = self._seen[order.order_id] = self._state(order)
+            if self._pushed.get(order.order_id) != state:
+                self._owed.setdefault(order.order_id, self._clock.monotonic())
+
+    def overdue(self):
+        with self._lock:
+            return any(self._clock.monotonic() - since >= self.WAIT_S for since in self._owed.values())
+
+    def settle(self):
+        with self._lock:
+            today = self._clock.now().date()
+            if today != self._day:  # ids are used again
+                self._day, self._pushed = today, {}
+            self._pushed.update(self._seen)
+            self._seen, self._owed = {}, {}
+
+    @staticmethod
+    def _state(order):
+        return order.status, order.filled
 
 
 def _qmt_same_order(known, order):
@@ -6951,13 +7015,17 @@ class QmtBroker(BrokerAdapter):
     keeper: its QmtKeeper, with `on_connected`. Besides the contract: orders_known, health.
     """
 
+    WATCHED = 5  # open orders that are looked at after each probe
+
     def __init__(self, vendor, spec, clock, timing=None, jitter=chance, pause=_qmt_pause):
         self.spec, self._listener = spec, None
         self._book, self._faults, self._skipped = _QmtDayBook(clock), _QmtFaults(), set()
         self._mailbox = Mailbox('qmt-%s-events' % spec.key, self._handle_all)
         self.keeper = QmtKeeper(vendor, spec, clock, self._mailbox.put, timing, jitter, pause)
         self.timing = self.keeper.timing
+        self._pushes = _QmtPushWatch(clock)
         self.keeper.on_connected.append(self._catch_up)
+        self.keeper.on_probed.append(self._watch_pushes)
 
     def start(self):
         self._mailbox.start()
@@ -7099,6 +7167,7 @@ class QmtBroker(BrokerAdapter):
         return [self._faults.explain(self._learn(order, tell)) for order in found]
 
     def _learn(self, order, tell):
+        self._pushes.looked(order)
         order, news = self._book.merge(order, tell)
         if news:
             self._mailbox.put('news', order.order_id)
@@ -7107,6 +7176,19 @@ class QmtBroker(BrokerAdapter):
     def _catch_up(self):
         """After a reconnect: what happened meanwhile was pushed to nobody. Who keeps a stream asks for the rest."""
         self._known(self._ask(self.keeper.link(), 'query_stock_orders'), tell=False)
+        self._pushes.settle()
+
+    def _watch_pushes(self):
+        """A terminal can stop pushing without a word: what a few open orders show must have been told as well."""
+        if not self.spec.auto_subscribe:
+            return
+        for order_id in self._book.newest_open(self.WATCHED):
+            self.order(order_id)
+        if self._pushes.overdue():
+            _qmt_log.warning('账户 %s：QMT 不再推送委托的变化，已重新订阅', self.spec.key)
+            self.keeper.renew()
+            self.orders_known()
+            self._pushes.settle()
 
     # -- writes ------------------------------------------------------------------------------------------------------
     def submit(self, request, deadline_s=None):
@@ -7186,6 +7268,7 @@ class QmtBroker(BrokerAdapter):
     def _on_order(self, row):
         order = self._convert(row, qmt_order_row)
         if order is not None:
+            self._pushes.pushed(order)
             self._book.merge(order)
             self._on_news(order.order_id)
 

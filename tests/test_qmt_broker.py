@@ -86,7 +86,7 @@ class FakeTrader:
     def __init__(self, path, session, callback=None):
         self.path, self.session, self.callback = path, session, callback
         self.cbs, self.numbers, self.stopped, self.loop = {}, itertools.count(1), 0, Loop()
-        self.relaxed, self.starts, self.connects = False, 0, 0
+        self.relaxed, self.starts, self.connects, self.subscribes = False, 0, 0, 0
         self.terminal.traders.append(self)
 
     def set_relaxed_response_order_enabled(self, enabled):
@@ -105,7 +105,11 @@ class FakeTrader:
         return self._answer('connect', 0)
 
     def subscribe(self, account):
+        self.subscribes += 1
         return self._answer('subscribe', 0)
+
+    def unsubscribe(self, account):
+        return self._answer('unsubscribe', 0)
 
     def order_stock(self, account, *args):
         self.terminal.calls.append(args)
@@ -1182,3 +1186,60 @@ def test_a_stop_while_the_vendor_starts_waits_for_it_and_stops_then(caplog):
     closing.join(PATIENCE_S)
     assert becomes(lambda: terminal.trader.stopped == 1 and terminal.trader.loop.closed)
     assert [item for item in caplog.records if item.levelname != 'INFO'] == []
+
+
+# -- pushes that dry up ------------------------------------------------------------------------------------------------
+def test_orders_that_are_pushed_no_more_are_noticed_told_and_subscribed_anew():
+    with running() as bench:
+        bench.terminal.rows['orders'] = [order_record()]
+        bench.terminal.callback.on_stock_order(order_record())
+        assert bench.next_told()[1].status == 'open'
+        bench.pauses.go()
+        bench.terminal.rows['orders'] = [order_record(status=55, filled=300)]  # and nothing is pushed
+        bench.pauses.go()
+        kind, order = bench.next_told()
+        assert (kind, order.filled) == ('order', 300), 'whoever follows hears of it from the look'
+        assert bench.terminal.trader.subscribes == 1, 'the push may be on its way'
+        bench.clock.advance(15)
+        bench.pauses.go()
+        assert bench.terminal.trader.subscribes == 2 and bench.broker.health()['pushes_renewed'] == 1
+        bench.clock.advance(15)
+        bench.pauses.go()
+        assert bench.terminal.trader.subscribes == 2 and bench.keeper.state == 'connected'
+        assert len(bench.terminal.traders) == 1
+
+
+def test_an_order_that_only_a_look_ever_showed_is_one_that_was_not_pushed():
+    with running() as bench:
+        bench.terminal.rows['orders'] = [order_record(status=56, filled=1000)]
+        assert bench.broker.orders()[0].status == 'filled'
+        bench.clock.advance(15)
+        bench.pauses.go()
+        assert bench.broker.health()['pushes_renewed'] == 1
+
+
+def test_pushes_that_come_are_no_alarm_nor_are_orders_from_before_the_connection():
+    terminal = Terminal()
+    terminal.rows['orders'] = [order_record(70, status=56, filled=1000, order_remark='early')]
+    with running(terminal) as bench:
+        bench.terminal.rows['orders'] += [order_record(status=55, filled=300)]
+        bench.terminal.callback.on_stock_order(order_record(status=55, filled=300))
+        assert bench.next_told()[1].filled == 300
+        for _ in range(3):
+            bench.broker.orders()
+            bench.clock.advance(15)
+            bench.pauses.go()
+        assert bench.broker.health()['pushes_renewed'] == 0 and bench.terminal.trader.subscribes == 1
+
+
+def test_a_renewal_that_fails_is_a_lost_connection():
+    with running() as bench:
+        bench.terminal.rows['orders'] = [order_record(status=56, filled=1000)]
+        bench.broker.orders()
+        bench.clock.advance(15)
+        bench.terminal.answers['subscribe'] = -1
+        bench.pauses.go()
+        assert bench.keeper.state == 'down' and '订阅账户' in bench.keeper.last_error
+        bench.terminal.answers.clear()
+        bench.pauses.go()
+        assert bench.keeper.state == 'connected'
