@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import tempfile
 
+from tests.bare import installing_environment
+
 PACKAGES = ['chromium', 'chromium-driver', 'fonts-wqy-zenhei']  # without a Chinese font all widths are wrong
 SWITCHES = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
             '--disable-background-networking', '--disable-component-update', '--disable-sync', '--hide-scrollbars']
@@ -37,8 +39,8 @@ def _install():
 
 
 def _failure_of(command):
-    done = subprocess.run(command, env=dict(os.environ, DEBIAN_FRONTEND='noninteractive'), stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=900)
+    done = subprocess.run(command, env=installing_environment(DEBIAN_FRONTEND='noninteractive'),
+                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=900)
     return '%s: %s' % (' '.join(command), done.stdout.decode('utf-8', 'replace')[-500:]) if done.returncode else ''
 
 

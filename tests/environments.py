@@ -1,4 +1,5 @@
 """Interpreters of this machine, and virtual environments made from them. Runs on every supported Python."""
+import contextlib
 import glob
 import hashlib
 import os
@@ -6,6 +7,8 @@ import shutil
 import subprocess
 import sys
 from collections import OrderedDict, deque
+
+from tests.bare import installing_environment
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VENVS = os.path.join(ROOT, '.venvs')
@@ -88,19 +91,53 @@ def make_environment(name, interpreter, installs, say):
 
     installs: lists of arguments of `pip install`, in order; files among them count with their content.
     say(line) is called as it goes on. Raises EnvironmentFailed with the last lines of the step that failed.
+    Two runs at once: the second waits, and finds it made.
     """
     directory = os.path.join(VENVS, name)
     stamp, wanted = os.path.join(directory, 'made-from.txt'), _fingerprint(directory, interpreter, installs)
     if _read(stamp) != wanted:
-        if os.path.exists(directory):
-            shutil.rmtree(directory)
-        say('making %s with %s' % (os.path.relpath(directory, ROOT), interpreter))
-        _run_showing([interpreter, '-m', 'venv', directory], say)
-        for arguments in installs:
-            _run_showing(_pip(directory) + ['install'] + arguments, say)
-        with open(stamp, 'w') as file:
-            file.write(wanted)
+        with _alone(directory + '.lock', say):
+            if _read(stamp) != wanted:
+                _make(directory, interpreter, installs, say)
+                with open(stamp, 'w') as file:
+                    file.write(wanted)
     return python_of(directory)
+
+
+def _make(directory, interpreter, installs, say):
+    if os.path.exists(directory):
+        shutil.rmtree(directory)
+    say('making %s with %s' % (os.path.relpath(directory, ROOT), interpreter))
+    _run_showing([interpreter, '-m', 'venv', directory], say)
+    for arguments in installs:
+        _run_showing(_pip(directory) + ['install'] + arguments, say)
+
+
+@contextlib.contextmanager
+def _alone(path, say):
+    """A lock that no crash leaves behind."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, 'a') as file:
+        if not _locks(file, waits=False):
+            say('waiting for another run that makes %s' % os.path.basename(path)[:-len('.lock')])
+            while not _locks(file, waits=True):
+                continue
+        yield
+
+
+def _locks(file, waits):
+    """Whether the file is ours now, until it is closed. Windows waits ten seconds at a time."""
+    try:
+        if os.name == 'nt':
+            import msvcrt
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if waits else msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
 
 
 def _pip(directory):
@@ -121,11 +158,15 @@ def _read(path):
         return file.read()
 
 
+# What pip says where nothing is wrong: shown only with a step that failed.
+QUIET = ('Requirement already', '  Using cached', 'Ignoring ', 'WARNING: Location ', 'WARNING: Running pip as the',
+         '[notice]')
+
+
 def _run_showing(command, say):
-    """Runs to the end, every line shown as it comes; a failure carries the last ones."""
-    last = deque(maxlen=20)
-    environment = dict(os.environ, PYTHONUNBUFFERED='1', PYTHONIOENCODING='utf-8')
-    environment.pop('PYTHONPATH', None)
+    """Runs to the end, what matters shown as it comes; a failure carries the last lines, all of them."""
+    last = deque(maxlen=60)
+    environment = installing_environment(PYTHONUNBUFFERED='1', PYTHONIOENCODING='utf-8')
     try:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment,
                                    stdin=subprocess.DEVNULL)
@@ -135,8 +176,8 @@ def _run_showing(command, say):
         for line in process.stdout:
             text = line.decode('utf-8', 'replace').rstrip()
             last.append(text)
-            if not text.startswith(('Requirement already', '  Using cached')):
-                say('  ' + text[:110])
+            if text and not text.startswith(QUIET):
+                say('  ' + text)
     if process.returncode:
         raise EnvironmentFailed('\n'.join(['%s failed:' % ' '.join(command)] + list(last)))
 

@@ -246,7 +246,7 @@ def test_ticks_of_our_server_are_counted_and_timed(scene):
         timing.wait_until(time.perf_counter() + 0.02)
     server('end_ticks')
     late = client('arrived', 0, 1e9)
-    assert 20 <= len(late) <= 2 * server('made') and all(0 < seconds < 30 for seconds in late)
+    assert 20 <= len(late) <= 2 * server('made') and all(0 < seconds for seconds in late)
     assert client('arrived', server('made'), 1e9) == []
     client('close_connections')
 

@@ -1,0 +1,137 @@
+"""How tests are run: a bare environment, a lock for what two runs make, skips that are explained."""
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from tests import __main__ as command
+from tests import bare, environments
+
+HIDES = {'PYTHONUNBUFFERED': '1', 'PYTHONPATH': '/x', 'LANG': 'zh_CN.UTF-8', 'LC_ALL': 'C', 'TZ': 'Asia/Shanghai',
+         'COLUMNS': '200', 'NO_COLOR': '1', 'QMT_SERVER_TOKEN': 't', 'BT_ENV_FILE': 'x', 'DEFAULT_BROKER': 'x',
+         'PYTEST_ADDOPTS': '-q', 'HYPOTHESIS_PROFILE': 'x'}
+INSTALLS = {'PIP_INDEX_URL': 'https://example.com/simple', 'SSL_CERT_FILE': '/c', 'REQUESTS_CA_BUNDLE': '/c',
+            'HTTPS_PROXY': 'http://p', 'http_proxy': 'http://p', 'no_proxy': 'x'}
+STAYS = {'PATH': '/bin', 'HOME': '/home/x', 'TMPDIR': '/tmp', 'QMT_CHAOS_SEED': '1', 'SYSTEMROOT': 'C:\\Windows'}
+
+
+def test_what_hides_a_fault_is_cleared_and_what_installs_is_set_aside():
+    assert bare.divided(dict(HIDES, **dict(INSTALLS, **STAYS))) == (STAYS, INSTALLS)
+
+
+def test_what_is_named_stays():
+    kept = dict(HIDES, TESTS_KEEP='TZ LC_ALL')
+    assert set(bare.divided(kept)[0]) == {'TZ', 'LC_ALL', 'TESTS_KEEP'}
+    assert bare.divided({'TESTS_KEEP': 'https_proxy', 'https_proxy': 'p'}) == (
+        {'TESTS_KEEP': 'https_proxy', 'https_proxy': 'p'}, {})
+
+
+def test_a_server_of_somebodys_own_is_tested_with_its_settings():
+    meant = {'REMOTE_QMT_TEST_ENABLED': '1', 'QMT_SERVER_HOST': 'h', 'QMT_SERVER_TOKEN': 't'}
+    assert bare.divided(dict(meant, TZ='x')) == (meant, {})
+
+
+def test_this_run_is_bare():
+    kept = os.environ.get(bare.KEPT, '').split()
+    cleared, aside = bare.divided({name: value for name, value in os.environ.items() if name not in kept})
+    assert aside == {} and set(os.environ) - set(cleared) == set(kept) & set(os.environ)
+
+
+def test_the_command_gives_what_it_was_told_and_nothing_else(monkeypatch):
+    for name, value in dict(HIDES, **INSTALLS).items():
+        monkeypatch.setenv(name, value)
+    environment = command.run_environment([('TZ', 'Pacific/Apia'), ('LC_ALL', 'C')])
+    assert environment['TZ'] == 'Pacific/Apia' and environment['LC_ALL'] == 'C' and 'LANG' not in environment
+    assert INSTALLS.items() <= environment.items() and 'PYTHONUNBUFFERED' not in environment
+    assert not set(bare.divided(environment)[0]) & (set(HIDES) - {'TZ', 'LC_ALL'}), 'conftest leaves them'
+
+
+def pytest_on(directory, text, *arguments, **environ):
+    """The exit code of pytest on a file of its own beside this project's conftest."""
+    (directory / 'test_one.py').write_text(textwrap.dedent(text), encoding='utf-8')
+    conftest = 'import sys\nsys.path.insert(0, %r)\nexec(open(%r).read())\n' % (
+        environments.ROOT, os.path.join(environments.ROOT, 'tests', 'conftest.py'))
+    (directory / 'conftest.py').write_text(conftest, encoding='utf-8')
+    pytest_here = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', str(directory)]
+    return subprocess.call(pytest_here + list(arguments), env=dict(os.environ, **environ), cwd=str(directory),
+                           stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='Windows has its zone elsewhere')
+def test_pytest_itself_runs_bare_and_without_deadlines(tmp_path):
+    pytest.importorskip('hypothesis')
+    code = pytest_on(tmp_path, '''
+        import os, time
+        from hypothesis import HealthCheck, settings
+
+        def test_bare():
+            assert not {'PYTHONUNBUFFERED', 'LANG', 'NO_COLOR', 'PIP_INDEX_URL'} & set(os.environ)
+            assert os.environ['TZ'] == 'Pacific/Apia' and time.localtime(0).tm_gmtoff == -11 * 3600
+            assert settings().deadline is None and HealthCheck.too_slow in settings().suppress_health_check
+            from tests.bare import installing_environment
+            assert installing_environment(A='1')['PIP_INDEX_URL'] == 'x' and installing_environment(A='1')['A'] == '1'
+        ''', PYTHONUNBUFFERED='1', LANG='C.UTF-8', NO_COLOR='1', PIP_INDEX_URL='x', TZ='Pacific/Apia', TESTS_KEEP='TZ')
+    assert code == 0
+
+
+def test_skips_are_explained(tmp_path, monkeypatch, capsys):
+    report = tmp_path / 'report.xml'
+    pytest_on(tmp_path, '''
+        import pytest
+
+        @pytest.mark.parametrize('number', range(3))
+        def test_skipped(number):
+            pytest.skip('no such thing here' if number else 'another')
+
+        def test_passes():
+            pass
+        ''', '--junitxml=%s' % report)
+    outcome = command.read_report(str(report), 0)
+    assert outcome[:3] == (1, 0, 3) and outcome.reasons == {'no such thing here': 2, 'another': 1}
+    monkeypatch.setattr(command, 'run_tests', lambda *_: outcome)
+    assert command.run_all([((3, 9), 'python')], [], {}) == 0
+    told = capsys.readouterr().out
+    assert '1 passed, 0 failed, 3 skipped' in told and '1 skipped: another\n' in told
+    assert '2 skipped: no such thing here\n' in told
+
+
+MAKES = '''
+import sys
+sys.path.insert(0, %r)
+from tests import environments
+environments.VENVS = %r
+
+def make(directory, interpreter, installs, say):
+    import os
+    os.mkdir(directory)  # fails where it is there
+    print('makes', flush=True)
+    sys.stdin.readline()
+environments._make = make
+environments._fingerprint = lambda *_: 'same'
+environments.make_environment('x', sys.executable, [], lambda line: print(line, flush=True))
+print('done', flush=True)
+'''
+
+
+def test_two_runs_make_an_environment_once(tmp_path):
+    def start():
+        return subprocess.Popen([sys.executable, '-c', MAKES % (environments.ROOT, str(tmp_path))],
+                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, universal_newlines=True)
+    first = start()
+    assert first.stdout.readline() == 'makes\n'
+    second = start()
+    assert second.stdout.readline() == 'waiting for another run that makes x\n'
+    assert first.communicate('\n', timeout=60)[0] == 'done\n'
+    assert second.communicate('\n', timeout=60)[0] == 'done\n'
+
+
+def test_what_pip_says_where_nothing_is_wrong_is_shown_with_a_failure_alone():
+    lines = []
+    script = "import sys; print('Ignoring pandas: markers'); print('WARNING: Location x is ignored'); print('good')"
+    environments._run_showing([sys.executable, '-c', script], lines.append)
+    assert lines == ['  good']
+    with pytest.raises(environments.EnvironmentFailed) as caught:
+        environments._run_showing([sys.executable, '-c', script + '; sys.exit(1)'], lines.append)
+    assert 'Ignoring pandas' in str(caught.value) and 'Location x' in str(caught.value)
