@@ -2017,6 +2017,21 @@ def minute_of_day(moment):
 
 
 CLOSING_CALL = 14 * 60 + 57  # the closing auction begins
+FIXED_PRICE_OPEN, FIXED_PRICE_CLOSE = 15 * 60 + 5, 15 * 60 + 30  # after-hours trading at the day's close
+OPENING_NO_CANCEL = 9 * 60 + 20, 9 * 60 + 25
+# Which have a closing auction, and since when; all others trade continuously up to the close.
+_ClosingCall = namedtuple('_ClosingCall', 'market kinds since source')
+_CLOSING_CALLS = (
+    _ClosingCall('XSHE', ('stock', 'etf', 'lof', 'bond'), date(2006, 7, 1), '深交所交易规则（2006 年）'),
+    _ClosingCall('XSHG', ('stock',), date(2018, 8, 20), '上交所 2018-08-06 关于股票收盘集合竞价的通知'),
+    _ClosingCall('XSHG', ('etf', 'lof'), date(2026, 7, 6), _SSE_2026),
+    _ClosingCall('BJ', ('stock',), date(2020, 7, 27), '精选层交易规则；2021-11-15 起北交所交易规则'))
+# Which are traded at the close after it, and since when. board '': all stocks; none in Beijing.
+_AfterHours = namedtuple('_AfterHours', 'kinds board since source')
+_AFTER_HOURS = (
+    _AfterHours(('stock',), 'star', date(2019, 7, 22), '上证发〔2019〕38号 科创板股票盘后固定价格交易指引'),
+    _AfterHours(('stock',), 'chinext', date(2020, 8, 24), _CHINEXT_RULES),
+    _AfterHours(('stock', 'etf', 'lof'), '', date(2026, 7, 6), _SSE_2026))
 
 
 def in_session(moment):
@@ -2025,11 +2040,59 @@ def in_session(moment):
     return MORNING_OPEN <= minute < MORNING_CLOSE or AFTERNOON_OPEN <= minute < AFTERNOON_CLOSE
 
 
-def in_continuous_trading(security, moment):
-    """Not in the closing auction either, which all have but Shanghai's convertible bonds."""
+def closing_call(security, day):
+    """Minute of the day at which continuous trading ends: 14:57 with a closing auction, 15:00 without."""
     item = instrument(security)
-    to_the_end = item.kind == 'bond' and item.code.endswith('XSHG')
-    return in_session(moment) and (to_the_end or minute_of_day(moment) < CLOSING_CALL)
+    called = any(item.kind in row.kinds and row.market == market_of(item.code) and row.since <= day
+                 for row in _CLOSING_CALLS)
+    return CLOSING_CALL if called else AFTERNOON_CLOSE
+
+
+def in_continuous_trading(security, moment):
+    return in_session(moment) and minute_of_day(moment) < closing_call(security, moment.date())
+
+
+def takes_fixed_price(security, moment):
+    """Whether this is the time, on a trade day, of orders that trade at the day's close: from 15:00 to 15:30."""
+    return AFTERNOON_CLOSE <= minute_of_day(moment) < FIXED_PRICE_CLOSE and _has_after_hours(security, moment.date())
+
+
+def _has_after_hours(security, day):
+    item = instrument(security)
+    return market_of(item.code) != 'BJ' and any(
+        item.kind in row.kinds and row.board in ('', item.board) and row.since <= day for row in _AFTER_HOURS)
+
+
+def session_problem(security, style, moment):
+    """(why, what to do) where no such order is taken at this time of a trade day, or None. Before the open and at
+    noon limit orders wait at the broker's; market orders are for continuous trading alone."""
+    if minute_of_day(moment) >= AFTERNOON_CLOSE:
+        if not takes_fixed_price(security, moment):
+            return '非交易时间，不接受委托', '交易日 15:00 前委托；有盘后固定价格交易的证券到 15:30'
+        if style == 'market':
+            return '盘后固定价格交易不接受市价委托', '用限价委托：买入价不低于、卖出价不高于收盘价，15:05 起按收盘价成交'
+    elif style == 'market' and not in_continuous_trading(security, moment):
+        return '市价委托只在连续竞价时段接受', '在 9:30 到 11:30、13:00 到收盘集合竞价（14:57）之间委托，或用限价委托'
+    return None
+
+
+def fixed_price_problem(side, price, close):
+    """Why an order at this price cannot trade at the close, or None. Source: as _AFTER_HOURS."""
+    if price < close if side == 'BUY' else price > close:
+        return '盘后固定价格交易：%s价 %s %s收盘价 %s' % ('买入' if side == 'BUY' else '卖出', price,
+                                                '低于' if side == 'BUY' else '高于', close)
+    return None
+
+
+def cancel_problem(security, moment):
+    """Why the exchanges take no cancel at this time of a trade day, or None. Source: trading rules of SSE (3.3.5),
+    SZSE and BSE: none from 9:20 to 9:25, nor in the closing auction."""
+    minute = minute_of_day(moment)
+    if OPENING_NO_CANCEL[0] <= minute < OPENING_NO_CANCEL[1]:
+        return '9:20 到 9:25 不接受撤单'
+    if closing_call(security, moment.date()) <= minute < AFTERNOON_CLOSE:
+        return '14:57 到 15:00 不接受撤单'
+    return None
 
 
 def bars_elapsed(moment):
@@ -5369,17 +5432,14 @@ class _Holding:
 class StubLedger:
     """Cash and shares of one account. Knows neither time nor threads; every figure is an int.
 
-    cash: mills free to use.  sale_income: mills that today's sales brought.  holds: order id -> _Hold.
+    cash: mills free to use.  frozen_cash: mills that resting buys hold, counted as they come and go.
+    sale_income: mills that today's sales brought.  holds: order id -> _Hold.
     holdings: code -> _Holding, only where there are shares.
     """
 
     def __init__(self, cash):
         self.cash, self.sale_income = cash, 0
-        self.holds, self.holdings = OrderedDict(), OrderedDict()
-
-    @property
-    def frozen_cash(self):
-        return sum([hold.cash for hold in self.holds.values()])
+        self.holds, self.holdings, self.frozen_cash = OrderedDict(), OrderedDict(), 0
 
     @property
     def transferable_cash(self):
@@ -5416,7 +5476,7 @@ class StubLedger:
     def release(self, order_id):
         """The order is over: what it still froze is free again."""
         hold = self.holds.pop(order_id)
-        self.cash += hold.cash
+        self._set_frozen(hold, 0)
         if hold.side == 'SELL':
             self.holdings[hold.security].frozen -= hold.left
 
@@ -5433,8 +5493,12 @@ class StubLedger:
         if need > self.cash:
             raise _refusal('可用资金不足：需要 %.2f 元（含费用），可用 %.2f 元' % (_to_yuan(need), _to_yuan(self.cash)),
                            '减少数量，或先撤销占用资金的委托')
-        hold.cash = need
-        self.cash -= need
+        self._set_frozen(hold, need)
+
+    def _set_frozen(self, hold, mills):
+        self.cash += hold.cash - mills
+        self.frozen_cash += mills - hold.cash
+        hold.cash = mills
 
     def _freeze_shares(self, hold):
         closeable = self.closeable(hold.security)
@@ -5443,9 +5507,8 @@ class StubLedger:
         self.holdings[hold.security].frozen += hold.left
 
     def _bought(self, hold, amount, cost):
-        needed = hold.cash_needed()
-        self.cash += hold.cash - needed - cost
-        hold.cash = needed
+        self._set_frozen(hold, hold.cash_needed())
+        self.cash -= cost
         self.holdings.setdefault(hold.security, _Holding()).add(amount, cost, instrument(hold.security).t0)
 
     def _sold(self, hold, amount, income):
@@ -5509,10 +5572,14 @@ class _PaperAccount:
 
 
 class _PaperOrder:
-    """An accepted order: its row and its hold, which goes on counting when the ledger is done with it."""
+    """An accepted order: its row and its hold, which goes on counting when the ledger is done with it.
 
-    def __init__(self, account, hold, row):
-        self.account, self.hold, self.row = account, hold, row
+    fixed: one that trades at the close, after hours. place: in its side of the book, the larger the sooner it trades.
+    """
+
+    def __init__(self, account, hold, row, number, fixed):
+        self.account, self.hold, self.row, self.fixed = account, hold, row, fixed
+        self.place = (hold.bound if hold.side == 'BUY' else -hold.bound), -number
 
     def update(self, status, message=''):
         row, hold = self.row, self.hold
@@ -5543,12 +5610,47 @@ class _Depth:
         return amount
 
 
+class _PaperBook:
+    """Open orders of one security. fresh: id -> those that no round has tried yet, in the order of arrival; fixed: the
+    same of after-hours orders. All others rest on their side by price, then time: a round looks at those that trade
+    and at one more."""
+
+    def __init__(self):
+        self._sides = {'BUY': [], 'SELL': []}  # [(place, order)], ascending: the next to trade is the last
+        self.fresh, self.fixed = OrderedDict(), OrderedDict()
+
+    def __len__(self):
+        return len(self.fresh) + len(self.fixed) + sum(map(len, self._sides.values()))
+
+    def add(self, paper):
+        (self.fixed if paper.fixed else self.fresh)[paper.row.order_id] = paper
+
+    def rest(self, paper):
+        """A fresh order has been tried."""
+        del self.fresh[paper.row.order_id]
+        bisect.insort(self._sides[paper.hold.side], (paper.place, paper))  # no two places are equal
+
+    def remove(self, paper):
+        waiting = next((held for held in (self.fresh, self.fixed) if paper.row.order_id in held), None)
+        if waiting is not None:
+            del waiting[paper.row.order_id]
+        else:
+            side = self._sides[paper.hold.side]
+            del side[bisect.bisect_left(side, (paper.place,))]
+
+    def first(self, side):
+        """The next resting order to trade, or None."""
+        return self._sides[side][-1][1] if self._sides[side] else None
+
+
 class StubExchange:
     """The paper exchange: all accounts, their orders, and the thread that matches them. Time only from the clock.
 
     For the caller: open_account, start, close, match_now, open_orders; the rest is for StubBroker.
-    Orders are tried in the order of arrival, over all accounts, against level 1 of the quote. A quote offers its
-    volume once; the offer is new when the level changes or the next tick interval begins.
+    Orders trade over all accounts against level 1 of the quote: resting ones by price, then time, new ones after them
+    in the order of arrival. A quote offers its volume once; the offer is new when the level changes or the next tick
+    interval begins. An order that came after the close, where the rules have after-hours trading, trades at the close
+    from 15:05 to 15:30.
 
     Order and trade ids are decimal texts out of one counter that starts at the clock's Unix time in ms. As long as
     fewer than a thousand are given out per second on average, a restarted exchange cannot repeat one.
@@ -5565,7 +5667,7 @@ class StubExchange:
     def __init__(self, data, clock, tick_interval_s):
         self.data, self.clock, self.tick_interval_s = data, clock, tick_interval_s
         self._lock, self._round, self._delivery = threading.Condition(), threading.Lock(), threading.Lock()
-        self._accounts, self._resting, self._events = [], OrderedDict(), deque()
+        self._accounts, self._resting, self._books, self._events = [], OrderedDict(), {}, deque()
         self._depths, self._last_prices = {}, {}
         now = clock.now()
         self._day, self._last_id = data.trade_day(now), epoch_seconds(now) * 1000 + now.microsecond // 1000
@@ -5597,7 +5699,7 @@ class StubExchange:
             return len(self._resting)
 
     def match_now(self):
-        """One round: tries every open order once, then tells the listeners all that happened so far."""
+        """One round: tries what may trade, then tells the listeners all that happened so far."""
         try:
             with self._round:
                 self._run_round()
@@ -5622,10 +5724,10 @@ class StubExchange:
         quote = self._quote_to_trade(request.security)
         with self._lock:
             now = self._turn_day()
-            self._check_hours(now)
+            fixed = self._check_session(request, quote, now)
             _check_quote(request, quote)
             _check_lot(request, account.ledger.closeable(request.security))
-            return self._accept(account, request, now)
+            return self._accept(account, request, now, fixed)
 
     def cancel(self, account, order_id):
         with self._lock:
@@ -5633,6 +5735,7 @@ class StubExchange:
             if order_id not in account.orders:
                 raise OrderNotFound('没有委托 %s' % brief(order_id), '只能撤当日本账户的委托')
             if order_id in self._resting:
+                self._check_cancel(self._resting[order_id].row.security)
                 self._finish(self._resting[order_id], '已撤单')
 
     def orders(self, account):
@@ -5693,11 +5796,26 @@ class StubExchange:
         """A day on which the market opens at all; a calendar need not reach as far as today."""
         return self.data.market_open(now.replace(hour=10, minute=0))
 
-    def _check_hours(self, now):
-        if self.data.market_open(now):
-            return
-        if minute_of_day(now) >= AFTERNOON_CLOSE or not self._is_trade_day(now):
-            raise _refusal('非交易时间，不接受委托', '交易日 15:00 前委托；模拟市场的 %s可设为 always' % ways('stub_clock'))
+    def _check_session(self, request, quote, now):
+        """Whether this is an order for after-hours trading. Raises OrderRejected at a time that takes no such order."""
+        if self.data.always_open:
+            return False
+        if not self._is_trade_day(now):
+            raise _refusal('非交易时间，不接受委托', '今天不是交易日；模拟市场的 %s可设为 always' % ways('stub_clock'))
+        problem = session_problem(request.security, request.style, now)
+        if problem:
+            raise _refusal(problem[0], '%s；模拟市场的 %s可设为 always' % (problem[1], ways('stub_clock')))
+        fixed = takes_fixed_price(request.security, now)
+        problem = fixed_price_problem(request.side, request.bound, quote.last_price) if fixed else None
+        if problem:
+            raise _refusal(problem, '15:05 到 15:30 只按收盘价成交')
+        return fixed
+
+    def _check_cancel(self, security):
+        now = self.clock.now()
+        problem = None if self.data.always_open or not self._is_trade_day(now) else cancel_problem(security, now)
+        if problem:
+            raise _refusal('%s，没有撤' % problem, '委托仍然有效，过了这段时间再撤')
 
     # -- orders --------------------------------------------------------------------------------------------------
     def _quote_to_trade(self, code):
@@ -5709,7 +5827,7 @@ class StubExchange:
         except (SecurityNotFound, DataUnavailable) as error:
             raise _refusal('%s 不能交易：%s' % (code, error.message), error.hint) from error
 
-    def _accept(self, account, request, now):
+    def _accept(self, account, request, now, fixed):
         order_id = self._new_id()
         hold = account.ledger.hold(order_id, request.security, request.side, request.amount,
                                    _to_mills(request.bound), self._day)
@@ -5717,8 +5835,9 @@ class StubExchange:
                     order_price=request.bound, status='submitted', style=request.style, order_sysid='S' + order_id,
                     price_type=_PAPER_PRICE_TYPES[request.style], order_remark=request.tag, time=now,
                     strategy_name=request.strategy_name)
-        paper = _PaperOrder(account, hold, row)
+        paper = _PaperOrder(account, hold, row, int(order_id), fixed)
         account.orders[order_id] = self._resting[order_id] = paper
+        self._books.setdefault(request.security, _PaperBook()).add(paper)
         self._tell_later(account, 'order', row)
         return order_id
 
@@ -5728,10 +5847,17 @@ class StubExchange:
 
     def _finish(self, paper, message):
         """Ends an open order by cancelling what is left of it."""
-        del self._resting[paper.row.order_id]
+        self._take_off(paper)
         paper.account.ledger.release(paper.row.order_id)
         paper.update('partly_canceled' if paper.row.filled else 'canceled', message)
         self._tell_later(paper.account, 'order', paper.row)
+
+    def _take_off(self, paper):
+        book = self._books[paper.row.security]
+        del self._resting[paper.row.order_id]
+        book.remove(paper)
+        if not book:
+            del self._books[paper.row.security]
 
     # -- one round -----------------------------------------------------------------------------------------------
     def _run_round(self):
@@ -5740,12 +5866,14 @@ class StubExchange:
             now, woken = self._turn_day(), self._woken
             if self.data.market_open(now):
                 self._match(quotes, now)
+            elif self._is_trade_day(now):
+                self._match_after_hours(quotes, now)
             self._woken = woken  # what this round has to tell it tells itself
 
     def _quotes_of_resting(self):
         with self._lock:
             self._turn_day()
-            codes = sorted({paper.row.security for paper in self._resting.values()})
+            codes = sorted(self._books)
         return {code: self._quote_or_none(code) for code in codes}
 
     def _quote_or_none(self, code):
@@ -5756,22 +5884,28 @@ class StubExchange:
             return None
 
     def _match(self, quotes, now):
-        depths = {code: self._depth(code, quote, now) for code, quote in quotes.items()
-                  if quote is not None and not quote.paused}
-        for paper in list(self._resting.values()):
-            depth = depths.get(paper.row.security)  # none yet for an order that came after the quotes
-            if depth is not None:
-                self._try(paper, depth, now)
+        for code, book, quote in self._traded(quotes):
+            depth = self._depth(code, quote, now)
+            for side in SIDES:
+                self._sweep(book, side, depth, now)
+            for paper in list(book.fresh.values()):
+                self._try(paper, book, depth, now)
 
-    def _depth(self, code, quote, now):
-        interval_ms = max(1, int(self.tick_interval_s * 1000))
-        key = (to_ms(now) // interval_ms, quote.a1_p, quote.a1_v, quote.b1_p, quote.b1_v)
-        if code not in self._depths or self._depths[code].key != key:
-            self._depths[code] = _Depth(key, quote, instrument(code).tick)
-        return self._depths[code]
+    def _traded(self, quotes):
+        """[(code, book, quote)]; a security whose orders came after the quotes is for the next round."""
+        return [(code, self._books[code], quote) for code, quote in quotes.items()
+                if code in self._books and quote is not None and not quote.paused]
 
-    def _try(self, paper, depth, now):
-        """A limit order takes what it gets and rests; a market order's rest is cancelled at once."""
+    def _sweep(self, book, side, depth, now):
+        """The orders that level 1 reaches, as far as its volume goes. Costs what trades, whatever rests."""
+        while True:
+            paper, price = book.first(side), depth.price(side)
+            if paper is None or price is None or not paper.hold.accepts(price):
+                return
+            self._fill(paper, depth.take(side, paper.hold.left), price, now)
+
+    def _try(self, paper, book, depth, now):
+        """A new limit order takes what it gets and rests; a market order's rest is cancelled at once."""
         hold, price = paper.hold, depth.price(paper.hold.side)
         if price is not None and hold.accepts(price):
             self._fill(paper, depth.take(hold.side, hold.left), price, now)
@@ -5779,9 +5913,32 @@ class StubExchange:
             return
         if paper.row.style == 'market':
             self._finish(paper, '最优价即时成交，剩余撤销')
-        elif paper.row.status == 'submitted':
+        else:
+            book.rest(paper)
+            self._now_open(paper)
+
+    def _now_open(self, paper):
+        if paper.row.status == 'submitted':
             paper.update('open')
             self._tell_later(paper.account, 'order', paper.row)
+
+    def _match_after_hours(self, quotes, now):
+        """At the close, against what the last level 1 offers, from 15:05 on, in the order of arrival."""
+        if not FIXED_PRICE_OPEN <= minute_of_day(now) < FIXED_PRICE_CLOSE:
+            return
+        for code, book, quote in self._traded(quotes):
+            depth, close = self._depth(code, quote, now), _to_mills(quote.last_price)
+            for paper in list(book.fixed.values()):
+                if depth.price(paper.hold.side) is not None:
+                    self._fill(paper, depth.take(paper.hold.side, paper.hold.left), close, now)
+                self._now_open(paper)
+
+    def _depth(self, code, quote, now):
+        interval_ms = max(1, int(self.tick_interval_s * 1000))
+        key = (to_ms(now) // interval_ms, quote.a1_p, quote.a1_v, quote.b1_p, quote.b1_v)
+        if code not in self._depths or self._depths[code].key != key:
+            self._depths[code] = _Depth(key, quote, instrument(code).tick)
+        return self._depths[code]
 
     def _fill(self, paper, amount, price, now):
         row, account = paper.row, paper.account
@@ -5797,7 +5954,7 @@ class StubExchange:
     def _after_fill(self, paper):
         paper.update('filling' if paper.hold.left else 'filled')
         if not paper.hold.left:
-            del self._resting[paper.row.order_id]
+            self._take_off(paper)
         if not paper.hold.left or paper.row.style == 'limit':  # a market order's end follows in the same breath
             self._tell_later(paper.account, 'order', paper.row)
 

@@ -111,9 +111,13 @@ def test_orders_of_others_are_left_alone(tmp_path):
 
 
 def test_an_order_before_the_open_waits_for_it(tmp_path):
-    text = tasks(at_0920='g.o = order("%s", 100)' % A, at_0932='g.out += [o.status for o in get_orders().values()]')
+    """A limit order; market orders are for continuous trading alone."""
+    style = 'LimitOrderStyle(round(get_current_data()["%s"].last_price * 1.05, 2))' % A
+    text = tasks(at_0920='g.out.append(order("%s", 100))\ng.o = order("%s", 100, %s)' % (A, A, style),
+                 at_0932='g.out += [o.status for o in get_orders().values()]')
     with stage(tmp_path, START, END) as it:
-        assert out_of(it.run(it.strategy(text), wait_s=30.0)) == [jq.OrderStatus.held]
+        assert out_of(it.run(it.strategy(text), wait_s=30.0)) == [None, jq.OrderStatus.held]
+        assert it.said('市价委托只在连续竞价时段接受')
 
 
 def test_buys_are_cut_to_what_the_cash_pays_for_at_worst(tmp_path):

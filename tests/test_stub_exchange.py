@@ -467,21 +467,223 @@ def test_an_order_in_a_suspended_security_rests(bench):
 
 # -- hours of the market clock -------------------------------------------------------------------------------------
 @pytest.mark.parametrize('moment', [datetime(2024, 3, 5, 15, 0), datetime(2024, 3, 5, 23, 0),
-                                    datetime(2024, 3, 9, 10, 0), datetime(2024, 10, 1, 10, 0)])
+                                    datetime(2024, 3, 9, 10, 0), datetime(2024, 10, 1, 10, 0),
+                                    datetime(2024, 4, 4, 10, 0), datetime(2026, 7, 6, 15, 30)])
 def test_no_orders_when_the_day_is_over_or_none(moment):
     assert '非交易时间' in Bench(always_open=False, start=moment).refused('BUY', 100, 10.0)
 
 
 @pytest.mark.parametrize('before, opening', [(datetime(2024, 3, 5, 8, 0), datetime(2024, 3, 5, 9, 30)),
                                              (datetime(2024, 3, 5, 12, 0), datetime(2024, 3, 5, 13, 0))])
-@pytest.mark.parametrize('market', [False, True])
-def test_orders_before_a_session_wait_for_it(before, opening, market):
+def test_limit_orders_before_a_session_wait_for_it(before, opening):
     bench = Bench(always_open=False, start=before)
-    order = bench.trade('BUY', 100, 10.0, market=market)
+    order = bench.trade('BUY', 100, 10.0)
     assert (order.status, order.filled) == ('submitted', 0)
     bench.clock.set(opening)
     bench.exchange.match_now()
     assert bench.broker.order(order.order_id).status == 'filled'
+
+
+# Market orders are for continuous trading alone: SSE trading rules 3.3.1 and 3.3.3, those of SZSE and BSE alike.
+@pytest.mark.parametrize('clock', ['08:00', '09:10', '09:17', '09:22', '09:27', '09:29', '11:30', '11:45', '12:59',
+                                   '14:57', '14:58', '14:59'])
+def test_market_orders_are_refused_outside_continuous_trading(clock):
+    bench = Bench(always_open=False, start=datetime(2024, 3, 5, *map(int, clock.split(':'))))
+    assert '连续竞价' in bench.refused('BUY', 100, 10.0, market=True)
+    assert bench.send('BUY', 100, 10.0)
+
+
+@pytest.mark.parametrize('clock', ['09:30', '11:29', '13:00', '14:56'])
+def test_market_orders_are_taken_in_continuous_trading(clock):
+    bench = Bench(always_open=False, start=datetime(2024, 3, 5, *map(int, clock.split(':'))))
+    assert bench.trade('BUY', 100, 10.0, market=True).status == 'filled'
+
+
+@pytest.mark.parametrize('code, day, taken', [
+    ('600036.XSHG', (2018, 8, 17), True), ('600036.XSHG', (2018, 8, 20), False), ('000001.XSHE', (2018, 8, 17), False),
+    ('510300.XSHG', (2026, 7, 3), True), ('510300.XSHG', (2026, 7, 6), False), ('159915.XSHE', (2026, 7, 3), False),
+    ('113050.XSHG', (2026, 7, 6), True), ('123001.XSHE', (2026, 7, 6), False), ('688001.XSHG', (2024, 3, 5), False)])
+def test_the_closing_auction_has_a_date(code, day, taken):
+    """Shanghai's stocks since 2018-08-20, its funds since 2026-07-06, its bonds never; Shenzhen since 2006."""
+    bench = Bench(always_open=False, start=datetime(*day + (14, 58)))
+    bench.market.set(code)
+    if taken:
+        assert bench.send('BUY', 200, 10.0, code, market=True)
+    else:
+        assert '连续竞价' in refusal(bench, 'BUY', 200, 10.0, code, market=True)
+
+
+@pytest.mark.parametrize('code, day, clock, taken', [
+    ('600036.XSHG', (2024, 3, 5), '09:19', True), ('600036.XSHG', (2024, 3, 5), '09:20', False),
+    ('600036.XSHG', (2024, 3, 5), '09:22', False), ('000001.XSHE', (2024, 3, 5), '09:24', False),
+    ('600036.XSHG', (2024, 3, 5), '09:25', True), ('600036.XSHG', (2024, 3, 5), '10:00', True),
+    ('600036.XSHG', (2024, 3, 5), '12:00', True), ('600036.XSHG', (2024, 3, 5), '14:56', True),
+    ('600036.XSHG', (2024, 3, 5), '14:57', False), ('000001.XSHE', (2024, 3, 5), '14:58', False),
+    ('600036.XSHG', (2024, 3, 5), '14:59', False), ('600036.XSHG', (2024, 3, 5), '15:00', True),
+    ('600036.XSHG', (2018, 8, 17), '14:58', True), ('510300.XSHG', (2026, 7, 3), '14:58', True),
+    ('510300.XSHG', (2026, 7, 6), '14:58', False), ('113050.XSHG', (2026, 7, 6), '14:58', True),
+    ('920002.BJ', (2026, 7, 6), '09:21', False), ('920002.BJ', (2026, 7, 6), '14:58', False)])
+def test_cancels_are_refused_in_the_auctions(code, day, clock, taken):
+    """9:20 to 9:25 and the closing auction: SSE trading rules 3.3.5, those of SZSE and BSE alike."""
+    bench = Bench(always_open=False, start=datetime(*day + (9, 16)))
+    bench.market.set(code, bid=11.0, ask=11.0)
+    order_id = bench.send('BUY', 200, 10.0, code)
+    bench.clock.set(datetime(*day + tuple(map(int, clock.split(':')))))
+    if taken:
+        bench.broker.cancel(order_id)
+    else:
+        with pytest.raises(b.OrderRejected, match='不接受撤单') as caught:
+            bench.broker.cancel(order_id)
+        assert caught.value.broker_called is True
+    assert bench.broker.order(order_id).status == ('canceled' if taken else 'submitted')
+
+
+# -- after-hours trading at the close, 15:05 to 15:30 ----------------------------------------------------------------
+@pytest.mark.parametrize('code, day, taken', [
+    ('688001.XSHG', (2019, 7, 22), True), ('688981.XSHG', (2024, 3, 5), True), ('300750.XSHE', (2020, 8, 24), True),
+    ('300750.XSHE', (2020, 8, 21), False), ('600036.XSHG', (2026, 7, 3), False), ('600036.XSHG', (2026, 7, 6), True),
+    ('000001.XSHE', (2026, 7, 6), True), ('510300.XSHG', (2026, 7, 3), False), ('510300.XSHG', (2026, 7, 6), True),
+    ('161725.XSHE', (2026, 7, 6), True), ('159915.XSHE', (2024, 3, 5), False), ('113050.XSHG', (2026, 7, 6), False),
+    ('920002.BJ', (2026, 7, 6), False)])
+def test_who_is_traded_after_hours(code, day, taken):
+    """STAR from its first day, ChiNext since 2020-08-24, all A shares and funds of both exchanges since 2026-07-06."""
+    bench = Bench(always_open=False, start=datetime(*day + (15, 1)))
+    bench.market.set(code, last_price=10.0)
+    if taken:
+        assert bench.trade('BUY', 200, 10.0, code).status == 'submitted'
+    else:
+        assert '非交易时间' in refusal(bench, 'BUY', 200, 10.0, code)
+
+
+def test_an_order_after_hours_fills_at_the_close():
+    bench = Bench(always_open=False, start=datetime(2026, 7, 6, 15, 2))
+    bench.market.set(STOCK, bid=9.99, ask=10.01, ask_volume=1000, last_price=10.0)
+    order = bench.trade('BUY', 1500, 10.2)
+    assert (order.status, order.filled) == ('submitted', 0), 'taken, but not matched before 15:05'
+    bench.clock.set(datetime(2026, 7, 6, 15, 5))
+    bench.exchange.match_now()
+    order = bench.broker.order(order.order_id)
+    assert (order.status, order.filled, order.avg_price) == ('filling', 1000, 10.0)
+    bench.clock.set(datetime(2026, 7, 6, 15, 29, 59))
+    bench.exchange.match_now()
+    assert bench.broker.order(order.order_id).avg_price == 10.0
+    assert bench.broker.order(order.order_id).status == 'filled'
+
+
+def test_after_hours_is_over_at_half_past_three():
+    bench = Bench(always_open=False, start=datetime(2026, 7, 6, 15, 2))
+    bench.market.set(STOCK, last_price=10.0)
+    order_id = bench.send('BUY', 100, 10.0)
+    bench.clock.set(datetime(2026, 7, 6, 15, 30))
+    bench.exchange.match_now()
+    assert bench.broker.order(order_id).filled == 0
+    assert '非交易时间' in refusal(bench, 'BUY', 100, 10.0)
+
+
+def refusal(bench, *args, **kwargs):
+    with pytest.raises(b.OrderRejected) as caught:
+        bench.send(*args, **kwargs)
+    return caught.value.message
+
+
+def test_an_order_after_hours_whose_price_does_not_allow_the_close_is_refused():
+    bench = Bench(always_open=False, start=datetime(2026, 7, 6, 14, 0))
+    bench.trade('BUY', 100, 10.0)
+    bench.clock.set(datetime(2026, 7, 7, 15, 10))
+    assert '低于收盘价' in refusal(bench, 'BUY', 100, 9.99)
+    assert '高于收盘价' in refusal(bench, 'SELL', 100, 10.01)
+    assert '市价' in refusal(bench, 'BUY', 100, 10.2, market=True)
+    order = bench.trade('SELL', 100, 9.5)
+    assert (order.status, order.avg_price) == ('filled', 10.0)
+
+
+def test_an_order_of_the_day_is_not_one_of_after_hours():
+    bench = Bench(always_open=False, start=datetime(2026, 7, 6, 14, 59))
+    bench.market.set(STOCK, bid=10.4, ask=10.5, last_price=10.0)
+    order = bench.trade('BUY', 100, 10.2)
+    bench.clock.set(datetime(2026, 7, 6, 15, 10))
+    bench.exchange.match_now()
+    assert bench.broker.order(order.order_id).filled == 0
+
+
+def test_what_after_hours_has_not_filled_can_be_cancelled():
+    bench = Bench(always_open=False, start=datetime(2026, 7, 6, 15, 10))
+    bench.market.set(STOCK, ask=0.0, ask_volume=0, bid=10.0, last_price=10.0)
+    order = bench.trade('BUY', 100, 10.0)
+    assert order.status == 'open' and bench.exchange.open_orders == 1
+    bench.broker.cancel(order.order_id)
+    assert bench.broker.order(order.order_id).status == 'canceled' and bench.exchange.open_orders == 0
+
+
+# -- what a round costs ----------------------------------------------------------------------------------------------
+class Looks:
+    """How often the exchange asks an order whether it accepts a price."""
+
+    def __init__(self, monkeypatch):
+        self.count, accepts = 0, b._Hold.accepts
+
+        def counted(hold, price):
+            self.count += 1
+            return accepts(hold, price)
+        monkeypatch.setattr(b._Hold, 'accepts', counted)
+
+    def during(self, action):
+        self.count = 0
+        action()
+        return self.count
+
+
+@pytest.mark.parametrize('resting', [300, 5000])
+def test_a_round_costs_what_trades_and_not_what_rests(monkeypatch, resting):
+    bench = Bench(cash=1e9)
+    bench.market.set(STOCK, bid=10.0, ask=10.01)
+    for number in range(resting):
+        bench.send('BUY', 100, round(8.0 + number % 150 / 100, 2))
+    bench.exchange.match_now()
+    looks = Looks(monkeypatch)
+    assert looks.during(bench.exchange.match_now) == 1  # the best of the bids
+    assert looks.during(lambda: bench.trade('BUY', 100, 10.01)) <= 4
+    bench.market.set(STOCK, bid=9.47, ask=9.48, ask_volume=500)
+    # 9.49 first: as many as the volume reaches, each of them once more to see whether its fill is inside its bound
+    assert looks.during(bench.exchange.match_now) <= 12
+    assert bench.exchange.open_orders == resting - (5 if resting == 5000 else 4)
+
+
+def test_resting_orders_trade_by_price_then_time(bench):
+    bench.market.set(STOCK, bid=10.0, ask=11.0)
+    orders = [bench.send('BUY', 100, price, broker=broker)
+              for price, broker in ((9.0, bench.brokers[0]), (9.5, bench.brokers[1]), (9.2, bench.brokers[0]),
+                                    (9.5, bench.brokers[0]), (8.9, bench.brokers[1]))]
+    bench.exchange.match_now()
+    bench.market.set(STOCK, bid=8.8, ask=9.0, ask_volume=300)
+    bench.exchange.match_now()
+    assert [record.order_id for kind, record in bench.events if kind == 'trade'] == [orders[1], orders[3], orders[2]]
+    bench.clock.advance(3)
+    bench.exchange.match_now()
+    assert [record.order_id for kind, record in bench.events if kind == 'trade'][3:] == [orders[0]]
+
+
+def test_resting_sales_trade_by_price_then_time(bench):
+    bench.hold_shares(500)
+    bench.market.set(STOCK, bid=10.0, ask=10.1)
+    orders = [bench.send('SELL', 100, price) for price in (10.5, 10.3, 10.4, 10.3, 10.6)]
+    bench.exchange.match_now()
+    bench.broker.cancel(orders[1])
+    bench.market.set(STOCK, bid=10.5, ask=10.6)
+    bench.exchange.match_now()
+    assert [record.order_id for kind, record in bench.events if kind == 'trade'] == [orders[3], orders[2], orders[0]]
+    assert bench.exchange.open_orders == 1
+
+
+def test_frozen_cash_is_the_sum_of_what_open_orders_hold(bench):
+    bench.market.set(STOCK, bid=9.0, ask=10.0, ask_volume=300)
+    first, second = bench.send('BUY', 500, 10.0), bench.send('BUY', 200, 9.5)
+    bench.exchange.match_now()
+    assert bench.ledger.frozen_cash == sum(hold.cash for hold in bench.ledger.holds.values()) > 0
+    bench.broker.cancel(first)
+    assert bench.ledger.frozen_cash == sum(hold.cash for hold in bench.ledger.holds.values()) > 0
+    bench.broker.cancel(second)
+    assert bench.ledger.frozen_cash == 0 == bench.broker.account().frozen_cash
 
 
 def test_the_calendars_next_day_is_a_trade_day():
