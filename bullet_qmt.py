@@ -2714,14 +2714,20 @@ def decode_frame(data, lenient=False):
         text = str(data, 'utf-8')
         frame = (_LENIENT if lenient else _STRICT).decode(text)
     except UnicodeDecodeError:
-        raise ProtocolError('帧不是 UTF-8')
+        raise _no_frame('帧不是 UTF-8', str(data, 'utf-8', 'replace'))
     except (_Refused, RecursionError) as error:
         raise UnsoundFrame('帧的内容不能接受：%s' % brief(str(error)), _id_in(text))
     except ValueError as error:
-        raise ProtocolError('帧不是合法的 JSON：%s' % brief(str(error)))
+        raise _no_frame('帧不是合法的 JSON：%s' % brief(str(error)), text)
     if not isinstance(frame, dict):
         raise UnsoundFrame('帧应为 JSON 对象')
     return frame
+
+
+def _no_frame(message, text):
+    """Who names an id speaks this protocol, if badly; with anybody else it is over."""
+    frame_id = _id_at_the_head(text[:_HEAD_CHARS])
+    return ProtocolError(message) if frame_id is None else UnsoundFrame(message, frame_id)
 
 
 def decode_sound(data):
@@ -3492,13 +3498,19 @@ class Channel:
 
         By its one reader. Waits for the peer to end it as well, so long and for so many bytes; close() comes after.
         """
-        if self.alive and self._write_lock.acquire(timeout=patience_s):
-            try:
-                self._locked(end_sending, self.sock)
-            finally:
-                self._write_lock.release()
+        if self.end_writing(patience_s):
             drain(self.sock, time.monotonic() + patience_s, most)
         self.abort()
+
+    def end_writing(self, patience_s):
+        """From any thread: the peer gets what was written and then the end; reading goes on. Whether it was done."""
+        if not self.alive or not self._write_lock.acquire(timeout=patience_s):
+            return False
+        try:
+            self._locked(end_sending, self.sock)
+        finally:
+            self._write_lock.release()
+        return True
 
     def _send_all(self, view):
         """A slow line may take long for a large frame as long as it takes something; `last` is the end even so."""
@@ -12110,6 +12122,10 @@ class Session:
         if self._outbox is not None:
             self._outbox.flush(timeout_s)
 
+    def end_writing(self):
+        """From any thread: the client gets the answers that are out, and then the end."""
+        self._channel.end_writing(0.1)
+
     def _end(self):
         """The socket goes whatever the source says to the end of its subscriptions."""
         self.ended = True
@@ -12502,8 +12518,8 @@ class BulletServer(socketserver.TCPServer):
     Attributes: address (host, port), service, gate, tls, refusals.
     """
 
-    request_queue_size = 1024
-    DRAIN_S = 5.0
+    request_queue_size = max(1024, socket.SOMAXCONN)
+    DRAIN_S, LEAVE_S = 5.0, 0.5  # for requests and answers to end; for clients to end the connection themselves
     OTHER_DESCRIPTORS = 64  # journal, log, terminal
     # name, threads, queue, threads of one session; a waiting order holds a thread
     POOLS = (('data', 8, 256, 4), ('history', 4, 256, 2), ('broker', 128, 256, 64),
@@ -12563,6 +12579,10 @@ class BulletServer(socketserver.TCPServer):
         deadline = time.monotonic() + self.DRAIN_S
         for session, _ in sessions:
             session.flush(deadline - time.monotonic())
+            session.end_writing()
+        leave = time.monotonic() + self.LEAVE_S
+        for _, thread in sessions:
+            thread.join(max(0, leave - time.monotonic()))
         for session, _ in sessions:
             session.abort()
         for _, thread in sessions:

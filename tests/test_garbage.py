@@ -116,6 +116,9 @@ def test_the_server_says_what_was_wrong(server, name, code):
 REFUSED = {
     'an integer of 60 digits': b'{"type":"request","id":"a 7","payload":{"action":1,"x":%s}}' % (b'9' * 60),
     'an integer of 5000 digits': b'{"payload":{"amount":%s},"action":"broker.account","id":"a 7"}' % (b'9' * 5000),
+    'a comma too many': b'{"id":"a 7","action":"broker.account",}',
+    'a bare control character': b'{"id":"a 7","action":"broker.\x00account"}',
+    'no UTF-8': b'{"id":"a 7","action":"broker.account","payload":{"security":"\xc6\xbd\xb0\xb2"}}',
     'a key twice': b'{"id":"a 7","action":"broker.account","payload":{"price":1,"price":2}}',
     'an action twice': b'{"id":"a 7","action":"broker.account","action":"broker.place_order"}',
     'nesting': b'{"id":"a 7","action":"broker.account","payload":' + b'[' * 70 + b']' * 70 + b'}',
@@ -149,6 +152,30 @@ def test_the_id_of_a_refused_frame(frame, id, depth):
     with pytest.raises(bq.ProtocolError) as caught:
         bq.decode_request(frame % deep)
     assert caught.value.frame_id == id and type(caught.value.frame_id) is type(id)
+
+
+def test_the_answers_before_the_end_of_the_server_reach_a_client_that_goes_on_sending(monkeypatch):
+    """It reads nothing more of that, and ends the connection all the same without a reset."""
+    entered, go = threading.Event(), threading.Event()
+
+    def slow(service, payload, caller):
+        entered.set()
+        assert go.wait(20)
+        return {'done': True}
+    monkeypatch.setitem(bq.ACTIONS, 'data.history', bq.ACTIONS['data.history']._replace(run=slow))
+    with serving() as server, raw_socket(server) as sock:
+        login_raw(sock)
+        send_raw(sock, {'id': 'slow', 'action': 'data.history'})
+        assert entered.wait(20)
+        closer = threading.Thread(target=server.close)
+        closer.start()
+        assert server.stopping.wait(20)
+        go.set()
+        assert read_raw(sock)['payload'] == {'done': True}
+        assert sock.recv(1) == b'', 'an end, not a reset'
+        sock.close()
+        closer.join(20)
+        assert not closer.is_alive()
 
 
 @pytest.mark.parametrize('bad, code', [('not json', 'PROTOCOL_ERROR'), ('a huge length', 'FRAME_TOO_LARGE')])
