@@ -2307,10 +2307,11 @@ class OrderRequest(Record):
     """What is asked of a broker. style 'limit' has a price; 'market' has a protect_price, never left out.
 
     tag: at most 24 ASCII bytes, travels as the order's remark and is how an order is found again.
+    market_type: '' or one of MARKET_TYPES of its exchange, which an adapter does as it says or refuses.
     """
 
     FIELDS = (('security', ''), ('side', 'BUY'), ('amount', 0), ('style', 'limit'), ('price', None),
-              ('protect_price', None), ('tag', ''), ('strategy_name', ''))
+              ('protect_price', None), ('tag', ''), ('strategy_name', ''), ('market_type', ''))
 
     @property
     def bound(self):
@@ -3610,6 +3611,11 @@ SECURITY_TYPES = ('stock', 'fund', 'etf', 'lof', 'index', 'bond')
 MarketState = namedtuple('MarketState', 'continuous unlimited')
 
 
+# Kinds of market orders that an exchange knows, by the ending of its codes: to the other side's or the own side's best
+# price, through five levels with the rest cancelled or left as a limit order, all that is there now, all or nothing.
+_SH_MARKET_TYPES = frozenset(('opponent_best', 'home_best', 'five_level_ioc', 'five_level_to_limit'))
+MARKET_TYPES = {'SH': _SH_MARKET_TYPES, 'BJ': _SH_MARKET_TYPES, 'SZ': frozenset((
+    'opponent_best', 'home_best', 'five_level_ioc', 'immediate_or_cancel', 'fill_or_kill'))}
 TAG_BYTES = 20  # what every terminal and counter keeps of a remark; 24 survive in most
 
 
@@ -5541,6 +5547,8 @@ def _checked_order(request):
     try:
         check_choice(request.side, 'side', SIDES)
         check_choice(request.style, 'style', ('limit', 'market'))
+        if request.market_type not in _PAPER_MARKET_TYPES:
+            raise BadRequest('模拟交易所没有 %s 的市价委托' % brief(request.market_type), '它的市价委托即时成交，剩余撤销')
         amount = check_whole(request.amount, '数量', 1)
         bound = check_number(request.bound, '委托价格' if request.style == 'limit' else '保护价', 0, 1e7)
         changes = {'price' if request.style == 'limit' else 'protect_price': bound}
@@ -5572,6 +5580,7 @@ def _check_lot(request, closeable):
 # -- matching ---------------------------------------------------------------------------------------------------
 _paper_log = logging.getLogger('bullet_qmt.stub')
 _PAPER_PRICE_TYPES = {'limit': 50, 'market': 88}
+_PAPER_MARKET_TYPES = ('', 'five_level_ioc', 'immediate_or_cancel')  # fills at the best price, the rest is cancelled
 
 
 class _PaperAccount:
@@ -6303,7 +6312,11 @@ _QMT_FIELDS = {
 _QMT_SIDES = {23: 'BUY', 24: 'SELL', 27: 'BUY', 28: 'SELL', 29: 'BUY', 31: 'SELL', 40: 'BUY', 41: 'SELL', 42: 'BUY',
               44: 'SELL'}  # 27 to 44: the credit kinds; repayments in cash or shares (30, 32, 43, 45) are no trades
 _QMT_FIX_PRICE = 11
-_QMT_MARKET_PRICE = {'SH': 42, 'BJ': 42, 'SZ': 47}  # best five levels at once, the rest cancelled
+_QMT_MARKET_PRICE = {'SH': {'': 42, 'five_level_ioc': 42, 'five_level_to_limit': 43, 'opponent_best': 44,
+                            'home_best': 45},
+                     'SZ': {'': 47, 'five_level_ioc': 47, 'opponent_best': 44, 'home_best': 45,
+                            'immediate_or_cancel': 46, 'fill_or_kill': 48}}
+_QMT_MARKET_PRICE['BJ'] = _QMT_MARKET_PRICE['SH']
 # What a listed order shows is the broker's own enumeration: 50 limit, 84 to 89 market. Simulations echo what was sent.
 _QMT_MARKET_KINDS = frozenset(range(42, 49)) | frozenset(range(84, 90))
 _QMT_TAG_BYTES = 24  # what order_stock takes
@@ -6388,9 +6401,9 @@ def qmt_trade_row(row):
 
 def qmt_price_type(request):
     """The submit constant. Convertible bonds know no market orders: there it is a limit order at the bound."""
-    if request.style == 'limit' or instrument(request.security).kind == 'bond':
-        return _QMT_FIX_PRICE
-    return _QMT_MARKET_PRICE[qmt_code(request.security)[-2:]]
+    plain = request.style == 'limit' or instrument(request.security).kind == 'bond'
+    kinds = {'': _QMT_FIX_PRICE} if plain else _QMT_MARKET_PRICE[qmt_code(request.security)[-2:]]
+    return kinds[check_choice(request.market_type, 'market_type', kinds)]
 
 
 def qmt_order_arguments(request):
@@ -6401,11 +6414,12 @@ def qmt_order_arguments(request):
     try:
         amount, bound = check_whole(request.amount, '数量', 1), check_number(bound, '价格', 0, 1e7)
         side, code = SIDES[check_choice(request.side, 'side', SIDES)], qmt_code(normalize_code(request.security))
+        price_type = qmt_price_type(request)
     except BadRequest as error:
         raise OrderRejected(error.message, error.hint, broker_called=False) from error
     if not bound > 0:
         raise OrderRejected('价格应大于 0：%s' % brief(bound), broker_called=False)
-    return code, side, amount, qmt_price_type(request), bound, str(request.strategy_name or ''), tag
+    return code, side, amount, price_type, bound, str(request.strategy_name or ''), tag
 
 
 # -- one connection of one account ----------------------------------------------------------------------------------
@@ -9599,16 +9613,17 @@ class OrderTicket(Record):
     """What a client asks for: shape checked, market rules not yet."""
 
     FIELDS = (('security', ''), ('asked_security', ''), ('side', 'BUY'), ('amount', 0), ('style', 'limit'),
-              ('price', None), ('remark', ''), ('strategy_name', ''), ('wait_s', 0.0), ('valid_until', None))
+              ('price', None), ('remark', ''), ('strategy_name', ''), ('wait_s', 0.0), ('valid_until', None),
+              ('market_type', ''))
 
     def fingerprint(self, route):
         return _fingerprint([route.key, route.sub and route.sub.name, self.security, self.side, self.amount,
-                             self.style, self.price])
+                             self.style, self.price] + list(filter(None, [self.market_type])))
 
     def journaled(self):
         """What the journal keeps of it: enough to tell the order again when the broker cannot be asked."""
         return {'remark': self.remark, 'security': self.security, 'side': self.side, 'amount': self.amount,
-                'style': self.style, 'price': self.price}
+                'style': self.style, 'price': self.price, 'market_type': self.market_type}
 
 
 def _fingerprint(parts):
@@ -9621,8 +9636,10 @@ def parse_ticket(payload):
     if unknown:
         raise BadRequest('委托含有不认识的字段：%s' % '、'.join(map(brief, sorted(unknown))))
     style, price = _parse_style(payload)
+    security = normalize_code(payload.get('security'))
     return OrderTicket(
-        security=normalize_code(payload.get('security')), asked_security=payload.get('security'),
+        security=security, market_type=_parse_market_type(payload, style, security),
+        asked_security=payload.get('security'),
         side=check_choice(payload.get('side'), 'side', SIDES), style=style, price=price,
         amount=check_whole(_agreed(payload, 'amount', 'volume'), 'amount', 1),
         remark=_optional_text(_agreed(payload, 'order_remark', 'remark'), 'order_remark'),
@@ -9664,6 +9681,20 @@ def _parse_style(payload):
     if bool(_flag(payload, 'market', kind == 'market')) != (kind == 'market'):
         raise BadRequest('market 与 style 互相矛盾')
     return kind, _style_price(kind, style, payload)
+
+
+def _parse_market_type(payload, style, security):
+    """'' where none is asked for. What the exchange does not know is refused: another kind is another order."""
+    asked = payload.get('style') if isinstance(payload.get('style'), dict) else {}
+    values = {name: value.strip().lower() if isinstance(value, str) else value for name, value in (
+        ('style.market_type', asked.get('market_type')), ('market_type', payload.get('market_type')))}
+    kind = _agreed({name: None if value == '' else value for name, value in values.items()}, *values)
+    if kind is None:
+        return ''
+    if style != 'market':
+        raise BadRequest('market_type 只用于市价委托，这是限价委托')
+    known = () if instrument(security).kind == 'bond' else MARKET_TYPES.get(qmt_code(security)[-2:], ())
+    return check_choice(kind, '%s 的 market_type' % security, known)
 
 
 def _implied_style(payload):
@@ -9722,7 +9753,7 @@ def approve_order(ticket, route, quote, closeable, now, state=MarketState(True, 
     _check_sub_limit(ticket, route, price, quote)
     bound = {'price': price} if ticket.style == 'limit' else {'protect_price': price}
     return OrderRequest(security=ticket.security, side=ticket.side, amount=ticket.amount, style=ticket.style,
-                        strategy_name=ticket.strategy_name, **bound)
+                        strategy_name=ticket.strategy_name, market_type=ticket.market_type, **bound)
 
 
 def _whole_lots(ticket, closeable):
@@ -10547,15 +10578,19 @@ class OrderDesk:
 
     def _outcome(self, entry, route, wait_s):
         """The accepted order as the broker shows it, or as the journal knows it: no failure to read it is a refusal."""
+        order, gone = self._read_outcome(entry, route, wait_s)
+        return self._dress(route.key, order or self._remembered(entry, gone))
+
+    def _read_outcome(self, entry, route, wait_s):
+        """(the order as the broker shows it, or None; whether it will not be shown any more)."""
         try:
             order = self._wait(route, entry.order_id, wait_s)
             self._compare_tag(entry, order)
             order = order if order is None or self._is_of(entry, order) else None
-            gone = order is None and self.journal.is_earlier(entry)
+            return order, order is None and self.journal.is_earlier(entry)
         except Exception as error:
             LOG.warning('委托 %s 已被接受，但状态读不到：%s', printable(entry.order_id), printable(error))
-            order, gone = None, entry.day != self.clock.now().date().isoformat()
-        return self._dress(route.key, order or self._remembered(entry, gone))
+            return None, entry.day != self.clock.now().date().isoformat()
 
     def _wait(self, route, order_id, timeout_s, urgent=False):
         return self._watch.wait_final(route.key, order_id, lambda: route.broker.order(order_id), timeout_s, urgent)
@@ -10615,6 +10650,8 @@ class OrderDesk:
             route.broker.cancel(order_id, self.deadline_s)
         except (OrderNotFound, OrderRejected) as error:
             error.broker_called = True
+            if isinstance(error, OrderRejected):
+                error.details['cancel_outcome'] = 'rejected'
             raise self._refused(entry, error)
         except Exception as error:
             if isinstance(error, QmtUnavailable) and error.broker_called is False:
@@ -10674,25 +10711,31 @@ class OrderDesk:
             return self._resolution(PLACE, entry.idempotency_key, None, 'submit_unknown', status_msg=error.message)
         except BulletError as error:
             return self._resolution(PLACE, entry.idempotency_key, None, 'rejected', status_msg=error.message)
-        row = _as_asked(self._outcome(entry, route, 0).to_wire(), payload.get('request_payload'))
+        order, gone = self._read_outcome(entry, route, 0)
+        row = self._dress(route.key, order or self._remembered(entry, gone)).to_wire()
         gone = row['status'] == 'submit_unknown'  # it was accepted, and the broker lists it no more
-        return self._resolution(PLACE, entry.idempotency_key, row, 'submit_unknown' if gone else 'accepted')
+        return self._resolution(PLACE, entry.idempotency_key, _as_asked(row, payload.get('request_payload')),
+                                'submit_unknown' if gone else 'accepted', listed=order is not None)
 
     def _resolve_cancel(self, entry, route, payload):
         order = route.broker.order(entry.order_id) if entry.order_id else None
         if order is None:
             return self._resolution(CANCEL, entry.idempotency_key, None, 'submit_unknown')
-        refused = order.final or entry.state == REJECTED
-        canceled = order.status in ('canceled', 'partly_canceled')
-        state = 'accepted' if canceled else 'rejected' if refused else 'reconciling'
+        refused = entry.state == REJECTED
+        state = 'accepted' if order.status in _CANCELED else 'rejected' if order.final or refused else 'reconciling'
         row = dict(self._dress(route.key, order).to_wire(), idempotency_key=entry.idempotency_key)
-        return self._resolution(CANCEL, entry.idempotency_key, row, state)
+        return self._resolution(CANCEL, entry.idempotency_key, row, state,
+                                cancel_outcome=_cancel_outcome(order, refused))
 
-    def _resolution(self, action, key, row, state, **more):
+    def _resolution(self, action, key, row, state, listed=True, **more):
+        """listed: whether the row is what the broker shows."""
+        order_id = row['order_id'] if row else None
         answer = dict(more, submission_state=state, status=row['status'] if row else state, write_action=action,
-                      idempotency_key=key)
-        answer.setdefault('order_id', row['order_id'] if row else None)
-        return dict(answer, resolved_result=row) if row else answer
+                      idempotency_key=key, order_id=order_id, stable_local_order_id=order_id or _stable_id(key),
+                      evidence={'source': 'broker_order_query' if row and listed else 'idempotency_journal'})
+        if action == CANCEL:
+            answer.setdefault('cancel_outcome', 'unknown')
+        return dict(answer, resolved_result=row) if row else dict(answer, reason=_NO_ROW[state])
 
     # -- views ---------------------------------------------------------------------------------------------------
     def account(self, payload):
@@ -10791,10 +10834,32 @@ def _place_wire(order, entry, ticket):
 
 def _cancel_wire(order, entry):
     """value: whether it is certainly cancelled. An order that filled meanwhile, or is pending, says so."""
-    row = order.to_wire()
-    return {'dtype': 'dict', 'value': order.status in ('canceled', 'partly_canceled'), 'order_id': order.order_id,
+    row, done = order.to_wire(), order.status in _CANCELED
+    return {'dtype': 'dict', 'value': done, 'success': done, 'order_id': order.order_id,
             'status': order.status, 'raw_status': row['raw_status'], 'last_snapshot': row,
-            'timed_out': not order.final, 'idempotency_key': entry.idempotency_key}
+            'submission_state': order.status if order.final else 'reconciling',
+            'cancel_outcome': _cancel_outcome(order), 'timed_out': not order.final,
+            'idempotency_key': entry.idempotency_key}
+
+
+_CANCELED = ('canceled', 'partly_canceled')
+
+
+def _cancel_outcome(order, refused=False):
+    """In the words of other servers. refused: the broker refused to cancel it."""
+    if order.status in _CANCELED:
+        return 'cancelled'
+    return 'not_canceled_already_terminal' if order.final else 'rejected' if refused else 'unknown'
+
+
+def _stable_id(key):
+    """What stands for an order that has no id, or not yet: it follows from the key and does not show it."""
+    return 'submit_unknown:' + hashlib.sha256(key.encode('utf-8', 'backslashreplace')).hexdigest()[:24]
+
+
+# Why a write has no row of the broker's: a word for programs beside the Chinese status_msg.
+_NO_ROW = {'reconciling': 'submission_in_flight', 'submit_unknown': 'no_strong_order_evidence',
+           'rejected': 'order_rejected'}
 
 
 # ======================================================================================================

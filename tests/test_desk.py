@@ -1326,6 +1326,72 @@ def test_cancels_resolve(shop):
     assert shop.resolve('c', bq.CANCEL)['submission_state'] == 'submit_unknown'
 
 
+def test_answers_in_the_words_of_other_servers(shop):
+    """What bullet-trade 0.10 answers to a cancel and to a question about a write: see its server's app.py."""
+    order_id = shop.place(idempotency_key='k')['order_id']
+    placed = shop.resolve('k')
+    assert (placed['stable_local_order_id'], placed['evidence']) == (order_id, {'source': 'broker_order_query'})
+    assert 'reason' not in placed and 'cancel_outcome' not in placed
+    shop.main.cancel_script.append('pending')
+    answer = shop.cancel(order_id, idempotency_key='c')
+    assert [answer[name] for name in ('value', 'success', 'cancel_outcome', 'submission_state')] == [
+        False, False, 'unknown', 'reconciling']
+    assert shop.resolve('c', bq.CANCEL)['cancel_outcome'] == 'unknown'
+    answer = shop.cancel(order_id, idempotency_key='d')
+    assert [answer[name] for name in ('value', 'success', 'cancel_outcome', 'submission_state')] == [
+        True, True, 'cancelled', 'canceled']
+    assert shop.resolve('d', bq.CANCEL)['cancel_outcome'] == 'cancelled'
+    shop.main.become(order_id, 'filled')
+    answer = shop.cancel(order_id, idempotency_key='e')
+    assert [answer[name] for name in ('value', 'success', 'cancel_outcome', 'submission_state')] == [
+        False, False, 'not_canceled_already_terminal', 'filled']
+    assert shop.resolve('e', bq.CANCEL)['cancel_outcome'] == 'not_canceled_already_terminal'
+    other = shop.place(idempotency_key='other')['order_id']
+    shop.main.cancel_script.append(bq.OrderRejected('已报盘'))
+    with pytest.raises(bq.OrderRejected) as caught:
+        shop.cancel(other, idempotency_key='f')
+    assert caught.value.details['cancel_outcome'] == 'rejected'
+    assert shop.resolve('f', bq.CANCEL)['cancel_outcome'] == 'rejected'
+    unseen = shop.resolve('never')
+    digest = hashlib.sha256(b'never').hexdigest()[:24]
+    assert (unseen['stable_local_order_id'], unseen['order_id']) == ('submit_unknown:' + digest, None)
+    assert (unseen['reason'], unseen['evidence']) == ('no_strong_order_evidence', {'source': 'idempotency_journal'})
+    shop.main.blind = bq.QmtUnavailable('断开')
+    assert shop.resolve('k')['evidence'] == {'source': 'idempotency_journal'}, 'nobody has asked the broker'
+
+
+@pytest.mark.parametrize('security, known', [
+    ('600000.XSHG', {'opponent_best', 'home_best', 'five_level_ioc', 'five_level_to_limit'}),
+    ('000001.XSHE', {'opponent_best', 'home_best', 'five_level_ioc', 'immediate_or_cancel', 'fill_or_kill'}),
+    ('123001.XSHE', set())])
+@pytest.mark.parametrize('place', ['style', 'beside'])
+def test_a_kind_of_market_order_is_done_as_asked_or_refused(shop, security, known, place):
+    shop.data.changes = {'sid': security}
+    kinds = {'opponent_best', 'home_best', 'five_level_ioc', 'five_level_to_limit', 'immediate_or_cancel',
+             'fill_or_kill'}
+    for kind in sorted(kinds | {'best_effort', 5}, key=str):
+        style = dict({'type': 'market'}, **({'market_type': kind} if place == 'style' else {}))
+        more = {} if place == 'style' else {'market_type': kind}
+        if kind not in known:
+            with pytest.raises(bq.BadRequest):
+                shop.place(security=security, style=style, **more)
+            continue
+        shop.place(security=security, style=style, idempotency_key=kind, **more)
+        assert shop.main.submits[-1].market_type == kind
+        with pytest.raises(bq.IdempotencyConflict):
+            shop.place(security=security, style={'type': 'market'}, idempotency_key=kind)
+    assert len(shop.main.submits) == len(known)
+
+
+@pytest.mark.parametrize('changes', [
+    {'market_type': 'fill_or_kill'},
+    {'style': {'type': 'market', 'market_type': 'home_best'}, 'market_type': 'opponent_best'},
+    {'style': {'type': 'limit', 'price': 10.0, 'market_type': 'home_best'}}])
+def test_a_kind_of_market_order_beside_something_else_is_refused(shop, changes):
+    with pytest.raises(bq.BadRequest):
+        shop.place(**changes)
+
+
 def test_others_learn_nothing_about_a_key(shop):
     shop.place(idempotency_key='k', sub_account_id='demo')
     assert shop.resolve('k', sub_account_id='free')['submission_state'] == 'submit_unknown'

@@ -802,6 +802,26 @@ def test_an_order_goes_out_with_exact_types_and_the_price_type_of_its_market(sec
         assert [type(item) for item in call] == [str, int, int, int, float, str, str]
 
 
+@pytest.mark.parametrize('security, kind, price_type', [
+    ('600000.XSHG', 'opponent_best', 44), ('000001.XSHE', 'opponent_best', 44), ('600000.XSHG', 'home_best', 45),
+    ('000001.XSHE', 'home_best', 45), ('600000.XSHG', 'five_level_ioc', 42), ('000001.XSHE', 'five_level_ioc', 47),
+    ('600000.XSHG', 'five_level_to_limit', 43), ('000001.XSHE', 'immediate_or_cancel', 46),
+    ('000001.XSHE', 'fill_or_kill', 48)])
+def test_a_kind_of_market_order_goes_out_as_that(security, kind, price_type):
+    asked = request(security=security, style='market', price=None, protect_price=10.5, market_type=kind)
+    assert bq.qmt_order_arguments(asked)[3] == price_type
+
+
+@pytest.mark.parametrize('security, kind', [
+    ('000001.XSHE', 'five_level_to_limit'), ('600000.XSHG', 'fill_or_kill'), ('113001.XSHG', 'home_best'),
+    ('600000.XSHG', 'best_effort')])
+def test_a_kind_of_market_order_that_its_exchange_lacks_is_refused(security, kind):
+    asked = request(security=security, style='market', price=None, protect_price=10.5, market_type=kind)
+    with pytest.raises(bq.OrderRejected) as caught:
+        bq.qmt_order_arguments(asked)
+    assert caught.value.broker_called is False
+
+
 @pytest.mark.parametrize('changes', [
     {'tag': ''}, {'tag': 'x' * 25}, {'tag': '标记'}, {'tag': None}, {'tag': 'a b'}, {'price': float('nan')},
     {'price': 0.0}, {'price': None}, {'amount': 0}, {'amount': 1.5}, {'side': 'X'}, {'security': '600000'}])

@@ -200,7 +200,7 @@ def test_an_order_that_was_declared_absent_and_shows_up_is_accepted(shop, how):
     if how == 'told':
         shop.desk.start()
         shop.main.listener('order', row)
-        assert becomes(lambda: state(shop, 'k') == bq.ACCEPTED)
+        assert becomes(lambda: state(shop, 'k') == bq.ACCEPTED and shop.desk.alarms)
     elif how == 'asked':
         assert shop.place(idempotency_key='k')['order_id'] == 'late'
     else:
