@@ -132,10 +132,10 @@ def test_the_summary_tiles_say_what_was_computed(page):
                          jq.shown_value(values['max_drawdown'], 'percent')]
 
 
-def test_a_busy_run_opens_fast(driver, files):
-    page = Report(driver, files['busy'])
-    took = page.run('const entry = performance.getEntriesByType("navigation")[0]; return entry.loadEventStart')
-    assert 0 < took < 4000  # milliseconds; some hundreds on an idle machine
+def test_a_busy_run_is_no_larger_a_page_than_a_quiet_one(driver, files):
+    """Twenty thousand trades: a browser that has to lay out a row for each is slow."""
+    count = 'return document.getElementsByTagName("*").length'
+    assert Report(driver, files['busy']).run(count) < 20000
 
 
 # -- reading out ---------------------------------------------------------------------------------------------------

@@ -1,4 +1,7 @@
-"""How tests are run: a bare environment, a lock for what two runs make, skips that are explained."""
+"""How tests are run: a bare environment, a lock for what two runs make, skips that are explained, no bar of time."""
+import ast
+import glob
+import io
 import os
 import subprocess
 import sys
@@ -46,6 +49,41 @@ def test_the_command_gives_what_it_was_told_and_nothing_else(monkeypatch):
     assert environment['TZ'] == 'Pacific/Apia' and environment['LC_ALL'] == 'C' and 'LANG' not in environment
     assert INSTALLS.items() <= environment.items() and 'PYTHONUNBUFFERED' not in environment
     assert not set(bare.divided(environment)[0]) & (set(HIDES) - {'TZ', 'LC_ALL'}), 'conftest leaves them'
+
+
+CLOCKS = {'monotonic', 'perf_counter', 'time', 'process_time'}
+TEST_FILES = sorted(glob.glob(os.path.join(environments.ROOT, 'tests', '*.py')))
+
+
+def bars_of_time(tree):
+    """Lines of assertions that compare what has passed with so many seconds: a machine at work breaks them."""
+    spans = {name.id for node in ast.walk(tree) if isinstance(node, ast.Assign) and is_span(node.value)
+             for name in node.targets if isinstance(name, ast.Name)}
+    return [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)
+            for part in ast.walk(node.test) if isinstance(part, ast.Compare)
+            for side in [part.left] + part.comparators
+            if is_span(side) or (isinstance(side, ast.Name) and side.id in spans)]
+
+
+def is_span(node):
+    return isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub) and any(
+        isinstance(part, ast.Call) and getattr(part.func, 'attr', None) in CLOCKS
+        and getattr(part.func.value, 'id', None) == 'time' for part in ast.walk(node.left))
+
+
+def test_a_bar_of_time_is_found_and_patience_is_none():
+    assert bars_of_time(ast.parse('assert time.monotonic() - before < 5')) == [1]
+    assert bars_of_time(ast.parse('took = time.time() - before\nassert took < 5')) == [2]
+    assert bars_of_time(ast.parse('assert time.monotonic() < deadline, told')) == []
+
+
+@pytest.mark.parametrize('path', TEST_FILES, ids=os.path.basename)
+def test_no_test_has_a_bar_of_time_or_a_deadline(path):
+    with io.open(path, encoding='utf-8') as file:
+        tree = ast.parse(file.read())
+    deadlines = [node.value.lineno for node in ast.walk(tree) if isinstance(node, ast.keyword)
+                 and node.arg == 'deadline' and 'None' not in ast.dump(node.value)]
+    assert bars_of_time(tree) == [] and deadlines == []
 
 
 def pytest_on(directory, text, *arguments, **environ):
