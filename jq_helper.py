@@ -1099,6 +1099,9 @@ class Positions(dict):
         return Position(security, self._quote)
 
 
+UnsellPosition = namedtuple('UnsellPosition', 'security amount avg_cost price side')
+
+
 class Portfolio:
     """The account in yuan, and its only sub-portfolio. returns: of the capital, up to yesterday's close."""
 
@@ -1136,6 +1139,13 @@ class Portfolio:
     @property
     def subportfolios(self):
         return [self]
+
+    @property
+    def unsell_positions(self):
+        """JoinQuant's old name for what was bought today: dict security -> UnsellPosition."""
+        rest = ((each, each.total_amount - each.closeable_amount) for each in self.positions.values())
+        return {each.security: UnsellPosition(each.security, amount, each.avg_cost, each.price, each.side)
+                for each, amount in rest if amount}
 
     def __repr__(self):
         return 'Portfolio(total_value=%.2f, available_cash=%.2f, positions=%s)' % (
@@ -2480,6 +2490,9 @@ class ListingDate(date):
     def __rsub__(self, other):
         return other - datetime.combine(self, time()) if isinstance(other, datetime) else date.__rsub__(self, other)
 
+    def __repr__(self):
+        return repr(date(self.year, self.month, self.day))
+
 
 @functools.lru_cache(maxsize=16384)
 def listing_date(ms):
@@ -3388,6 +3401,7 @@ _GONE_FROM_PANDAS = {'append': 'pd.concat([a, b])', 'ix': 'loc 或 iloc', 'iteri
                      'rolling_min': 'series.rolling(n).min()', 'rolling_sum': 'series.rolling(n).sum()'}
 # What pandas or numpy says where it takes no longer what it took -> what to write instead.
 _CHANGED = [(re.compile(pattern), hint) for pattern, hint in (
+    (r'Can only use .dt accessor', '日期一列不是 pandas 的时间：先写 pd.to_datetime(列)'),
     (r"module 'numpy' has no attribute '(float|int|bool|object|str|complex)'", r"np.\1 没有了：写 \1"),
     (r"`np\.(\w+)` was removed in the NumPy 2.0 release. Use `([\w.]+)`", r"np.\1 没有了：写 \2"),
     (r"fillna\(\) got an unexpected keyword argument 'method'", "fillna 没有 method 了：写 ffill() 或 bfill()"),

@@ -438,6 +438,7 @@ def test_types_of_securities_are_joinquants(paper):
     assert list(frame.columns) == ['display_name', 'name', 'start_date', 'end_date', 'type'] and code in frame.index
     assert type(info.start_date) is type(info.end_date) is date and info.end_date == date(2200, 1, 1)
     row, day = frame.loc[code], view.now.date()
+    assert repr(row.start_date) == repr(info.start_date) and str(row.start_date) == str(info.start_date)
     assert isinstance(row.start_date, date) and not isinstance(row.start_date, datetime)
     assert row.start_date == info.start_date and row.start_date <= day < row['end_date']
     assert (day - row.start_date).days == (day - info.start_date).days > 0

@@ -231,6 +231,7 @@ def test_types_of_orders_trades_and_positions(market, tmp_path):
 
     def trade(context):
         if g.seen:
+            assert context.portfolio.unsell_positions == {}
             return
         placed = order('%s', 100)
         g.seen.append(placed)
@@ -245,11 +246,13 @@ def test_types_of_orders_trades_and_positions(market, tmp_path):
         assert kinds(held, 'price avg_cost acc_avg_cost hold_cost value') == ['float'] * 5
         assert kinds(held, 'total_amount locked_amount closeable_amount today_amount pindex') == ['int'] * 5
         assert kinds(held, 'init_time transact_time') == ['datetime'] * 2
+        unsold, = context.portfolio.unsell_positions.values()
+        assert (unsold.security, unsold.amount, unsold.avg_cost, unsold.side) == ('%s', 100, held.avg_cost, 'long')
         assert kinds(context.portfolio, \'\'\'total_value available_cash transferable_cash locked_cash positions_value
             returns inout_cash starting_cash margin\'\'\') == ['float'] * 9
         assert kinds(context, 'current_dt previous_date') == ['datetime', 'NoneType']
         assert kinds(context.run_params, 'start_date end_date type frequency') == ['date', 'date', 'str', 'str']
-    ''' % (A, A))
+    ''' % (A, A, A))
 
 
 @pytest.mark.parametrize('code, first, second', [(A, 0, 1000), (ETF, 0, 1000), (GOLD, 1000, 0)])

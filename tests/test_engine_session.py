@@ -96,7 +96,8 @@ def initialize(context):
     ("get_price(['%s', '%s'], count=2)['close', '%s']" % (A, B, A), 'pivot'),
     ("get_price(['%s', '%s'], count=2).iloc[:, :, 0]" % (A, B), 'pivot'),
     ("get_price(['%s', '%s'], count=2).minor_axis" % (A, B), 'code 列'),
-    ('np.float(1)', '写 float'), ('np.NaN', '写 np.nan'), ("{}['%s']" % A, None), ("dict(method=1)['%s']" % B, None)])
+    ("get_all_securities()['start_date'].dt.year", 'pd.to_datetime'), ('np.float(1)', '写 float'),
+    ('np.NaN', '写 np.nan'), ("{}['%s']" % A, None), ("dict(method=1)['%s']" % B, None)])
 def test_what_pandas_no_longer_takes_has_a_hint(market, tmp_path, line, hint):
     if int(pd.__version__.split('.')[0]) < 3 and hint is not None:
         pytest.skip('this pandas takes it')
