@@ -92,7 +92,8 @@ __all__ = [
     'configure', 'get_data_client', 'get_broker_client', 'order', 'order_value', 'order_target', 'order_target_value',
     'order_percent', 'order_target_percent', 'cancel_order', 'get_order_status', 'get_open_orders', 'get_orders',
     'get_trades', 'get_account', 'get_positions', 'MarketOrderStyle', 'LimitOrderStyle', 'RemoteAccount',
-    'RemotePosition', 'RemoteOrder', 'RemoteTrade', 'BulletError', 'OrderRejected', 'OrderStateUnknown', 'backtest',
+    'RemotePosition', 'RemoteOrder', 'RemoteTrade', 'RemoteDataClient', 'RemoteBrokerClient',
+    'BulletError', 'OrderRejected', 'OrderStateUnknown', 'backtest',
     'install_jq_compat', 'uninstall_jq_compat',
 ]
 
@@ -333,8 +334,8 @@ def _explicit_side(side):
     """'long' is JoinQuant's default and means no more than that shares are held, not owed."""
     if side is None or side == 'long':
         return None
-    if isinstance(side, str) and side.upper() in ('BUY', 'SELL'):
-        return side.upper()
+    if isinstance(side, str) and side.upper() in ('BUY', 'SELL', 'B', 'S'):
+        return 'BUY' if side[0] in 'bB' else 'SELL'
     raise BadRequest('side 不认识：%s' % brief(side), "应为 'BUY' 或 'SELL'，也可不写")
 
 
@@ -603,9 +604,9 @@ class BrokerCalls:
             raise BadRequest('没有说明买卖方向', "side 应为 'BUY' 或 'SELL'")
         return self._place(normalize_code(security), terms.side, check_whole(amount, 'amount', 1, MAX_AMOUNT), terms)
 
-    def cancel_order(self, order_or_id, idempotency_key=None):
+    def cancel_order(self, order_or_id=None, idempotency_key=None, order_id=None):
         """CancelResult: true if certainly cancelled; else its status says whether the order is final or pending."""
-        order_id = _order_id(order_or_id)
+        order_id = _order_id(_agreed(order_or_id=order_or_id, order_id=order_id))
         key = _new_key() if idempotency_key is None else check_write_key(idempotency_key)
         answer = self._write('broker.cancel_order', key, None, order_id=order_id)
         result = CancelResult(answer, status=cancel_status(answer, order_id, key))
@@ -903,9 +904,9 @@ def order_target_percent(security, percent, price=None, wait_timeout=0, **how):
     return get_broker_client().order_target_percent(security, percent, price, wait_timeout, **how)
 
 
-def cancel_order(order_or_id):
+def cancel_order(order_or_id=None, order_id=None):
     """The server's answer (dict: value, status, order_id, ...), which is true only if certainly cancelled."""
-    return get_broker_client().cancel_order(order_or_id)
+    return get_broker_client().cancel_order(_agreed(order_or_id=order_or_id, order_id=order_id))
 
 
 def get_order_status(order_id):
@@ -8048,14 +8049,15 @@ class JqOrderStatus(enum.Enum):
 
 def install_jq_compat(namespace, context=None, host=None, token=None, port=58620, account_key=None,
                       sub_account_id=None, tls_cert=None, wait_timeout=16, starting_cash=None, cache_seconds=1.0,
-                      max_lag=300, **connection):
+                      max_lag=300, default_wait_timeout=None, mirror_jq_orders=False, **connection):
     """In process_initialize: install_jq_compat(globals(), context=context, host=..., token=...).
 
     In a backtest, and in runs of our own, it does nothing and returns False. In simulated trading it returns True, and
     from then on order, order_value, order_target, order_target_value, cancel_order, get_open_orders, get_orders and
     get_trades in `namespace`, context.portfolio and context.subportfolios are the remote account's, with JoinQuant's
     signatures and results. The account is asked for once: a wrong token or account is an error, a line that is down a
-    warning. wait_timeout: seconds that an order waits for its outcome.
+    warning. wait_timeout (or default_wait_timeout): seconds that an order waits for its outcome. mirror_jq_orders: must
+    be False, JoinQuant's own simulated account gets no orders.
     starting_cash (yuan): what portfolio.returns is measured from. cache_seconds: how old a reading of the account may
     be; orders end it. max_lag: seconds between context.current_dt and now beyond which nothing is ordered, as a task
     that JoinQuant makes up for later would trade on yesterday's reasons; within them an order waits for that time, as
@@ -8072,6 +8074,8 @@ def install_jq_compat(namespace, context=None, host=None, token=None, port=58620
         return False
     if not _in_simulation(context):
         return False
+    _refuse_mirror(mirror_jq_orders)
+    wait_timeout = _one_wait(wait_timeout, default_wait_timeout)
     _check_namespace(namespace)
     settings = dict(connection, host=host, token=token, port=port, account_key=account_key,
                     sub_account_id=sub_account_id, tls_cert=tls_cert)
@@ -8081,6 +8085,22 @@ def install_jq_compat(namespace, context=None, host=None, token=None, port=58620
     install.trading.context = context
     install.take_over(namespace, context)
     return True
+
+
+def _refuse_mirror(mirror):
+    if mirror is not False:
+        raise JqNotSupported('不支持 mirror_jq_orders=%s：聚宽自己的模拟账户不会跟着下单' % brief(mirror),
+                             '去掉它，或给 False；没有接管')
+
+
+def _one_wait(wait_timeout, default_wait_timeout):
+    """Both names mean the same; 16 is what nobody chose."""
+    if default_wait_timeout is None or wait_timeout == default_wait_timeout:
+        return wait_timeout
+    if wait_timeout != 16:
+        raise ConfigError('wait_timeout=%s 与 default_wait_timeout=%s 互相矛盾' % (
+            brief(wait_timeout), brief(default_wait_timeout)), '只给出其中一个')
+    return default_wait_timeout
 
 
 def uninstall_jq_compat(namespace=None):

@@ -176,6 +176,32 @@ def test_a_line_that_is_down_is_a_warning_and_tried_again_when_needed():
         assert strategy.context.portfolio.total_value == 1000000
 
 
+@pytest.mark.parametrize('given, waits', [({'default_wait_timeout': 3}, 3.0), ({'default_wait_timeout': 16}, 16.0),
+                                          ({'wait_timeout': 3, 'default_wait_timeout': 3}, 3.0)])
+def test_the_spelling_of_bullet_trades_helper(sent, given, waits):
+    """Its install_jq_compat has mirror_jq_orders=False, default_wait_timeout=16.0, place_order_timeout_margin=30.0."""
+    with base.serving(FakeClock(MORNING)) as server:
+        strategy = Strategy(server.address)
+        del strategy.options['wait_timeout']
+        more = {'mirror_jq_orders': False, 'place_order_timeout_margin': 30.0, 'retries': 2, 'debug': True,
+                'account_key': None, 'sub_account_id': None, 'tls_cert': None}
+        assert strategy.install(**dict(more, **given)) is True
+        strategy.order('000001.XSHE', 100)
+        assert [payload['wait_timeout'] for payload in writes(sent)] == [waits]
+
+
+@pytest.mark.parametrize('given, error', [
+    ({'mirror_jq_orders': True}, jq.JqNotSupported), ({'mirror_jq_orders': 1}, jq.JqNotSupported),
+    ({'mirror_jq_orders': None}, jq.JqNotSupported), ({'wait_timeout': 3, 'default_wait_timeout': 4}, bq.ConfigError),
+    ({'wait_timeout': 16, 'default_wait_timeout': 601}, bq.ConfigError)])
+def test_what_the_spelling_asks_for_and_is_not_done_is_refused_by_name(given, error):
+    strategy = Strategy(('127.0.0.1', 1))
+    with pytest.raises(error) as caught:
+        strategy.install(**given)
+    assert any(name in str(caught.value) for name in given) and jq._jq_install is None
+    assert not isinstance(strategy.order, jq.JqFunction)
+
+
 def test_unknown_settings_are_type_errors():
     with pytest.raises(TypeError):
         Strategy(('127.0.0.1', 1)).install(wait=3)

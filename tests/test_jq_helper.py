@@ -290,6 +290,20 @@ def test_an_explicit_side_must_agree_with_the_sign(wire):
     assert len(wire.sent) == 2
 
 
+@pytest.mark.parametrize('side, amount', [('S', -100), ('s', -100), ('b', 100), ('B', 100), ('Buy', 100)])
+def test_the_short_sides_of_bullet_trades_helper(wire, side, amount):
+    jq.order(CODE, amount=amount, price=None, side=side)
+    assert [(row['side'], row['amount']) for row in wire.orders] == [('SELL' if amount < 0 else 'BUY', 100)]
+
+
+def test_a_cancel_takes_the_id_under_its_name(wire):
+    assert jq.cancel_order(order_id='5') and jq.get_broker_client().cancel_order(order_id='6')
+    assert [row['order_id'] for row in wire.payloads('broker.cancel_order')] == ['5', '6']
+    for call in (jq.cancel_order, lambda: jq.cancel_order('5', order_id='6')):
+        with pytest.raises(bq.BadRequest):
+            call()
+
+
 def test_place_order_sends_the_amount_as_it_is(wire):
     client = jq.get_broker_client()
     placed = client.place_order(CODE, side='SELL', amount=150, price=10.5, wait_timeout=3, remark='x')
