@@ -13824,17 +13824,19 @@ class ShortConnection(BaseConnection):
 
     A connection is kept for the next call, for KEEP_S: to log in costs more bytes and time than most calls do. A
     failed attempt is repeated up to `retries` times: reads always, writes only with their key to the server whose
-    journal knows it, error answers only if the server calls them retryable. account_key, sub_account_id: as of
-    RemoteQmtConnection.
+    journal knows it, error answers only if the server calls them retryable. patience_s: for how long, where that is
+    less than the request's own time. account_key, sub_account_id: as of RemoteQmtConnection.
     """
 
     KEEP_S = 30.0  # the server gives up who is silent for twice as long
 
     def __init__(self, host, port, token, tls_cert=None, request_timeout=60.0, connect_timeout=10.0, retries=2,
-                 retry_interval=0.5, compress='auto', clock=None, account_key=None, sub_account_id=None):
+                 retry_interval=0.5, compress='auto', clock=None, account_key=None, sub_account_id=None,
+                 patience_s=math.inf):
         self.endpoint = Endpoint(host, port, token, tls_cert, connect_timeout, clock, account_key, sub_account_id)
         self.compress = check_compress(compress)
         self.request_timeout, self.retries, self.retry_interval = request_timeout, retries, retry_interval
+        self.patience_s = patience_s
         self._pause, self._lock = threading.Event(), threading.Lock()
         self._kept, self._closed = None, False  # kept: (channel, handshake_ack, until when, process) of the last call
 
@@ -13852,12 +13854,13 @@ class ShortConnection(BaseConnection):
         call = _Call(action, dict(payload or {}), on_progress)
         timeout_s = _request_timeout(action, call.payload, timeout, self.request_timeout)
         deadline, call.timeout_s = time.monotonic() + timeout_s, timeout_s
+        last_try = time.monotonic() + min(timeout_s, self.patience_s)
         for attempt in range(self.retries + 1):
             try:
                 return self._attempt(call, deadline)
             except BulletError as error:
                 pause_s = max(self.retry_interval, _retry_after(error))
-                if not error.retryable or attempt == self.retries or time.monotonic() + pause_s >= deadline:
+                if not error.retryable or attempt == self.retries or time.monotonic() + pause_s >= last_try:
                     raise call.verdict(error)
                 self._pause.wait(pause_s)
 
@@ -15056,12 +15059,47 @@ def _is_loopback(host):
 # -- client commands -----------------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def _client(args):
-    """(settings, a connection that opens on the first request)."""
+    """(settings, a connection that opens on the first request). A question has the time that its --patience gives."""
     settings = settings_from(args)
+    patience_s = getattr(args, 'patience', math.inf)
+    answer_s = min(settings.rpc_timeout, patience_s * ANSWER_SHARE)
     connection = ShortConnection(settings.host, settings.port, settings.token, settings.tls_cert,
-                                 request_timeout=settings.rpc_timeout, compress=settings.compress)
+                                 request_timeout=answer_s, compress=settings.compress, patience_s=patience_s)
     with contextlib.closing(connection):
-        yield settings, connection
+        try:
+            yield settings, connection
+        except RequestTimeout as error:
+            raise error if patience_s == math.inf else _why_silent(settings, error, patience_s)
+
+
+ANSWER_SHARE = 0.8  # of a question's patience: the rest is for asking what keeps the server
+
+
+def _why_silent(settings, error, patience_s):
+    """The error of a question without an answer, with what the server's health says of its terminal."""
+    connection = ShortConnection(settings.host, settings.port, settings.token, settings.tls_cert, retries=0,
+                                 request_timeout=max(0.1, patience_s * (1 - ANSWER_SHARE)))
+    try:
+        with contextlib.closing(connection):
+            told = qmt_troubles(connection.request('admin.health')['value'])
+    except BulletError:
+        told = []
+    message = '%g 秒内没有回答%s' % (patience_s, '：' + '；'.join(told) if told else '')
+    return RequestTimeout(message, '等得更久：--patience 60；%s' % SILENCE_REMEDY)
+
+
+def qmt_troubles(health):
+    """What is wrong between a server and its terminal, by its health: Chinese lines, none where all is well."""
+    qmt = health.get('qmt') or {}
+    parts = [('行情', qmt.get('data') or {})]
+    parts += [('账户 %s' % key, account) for key, account in (qmt.get('accounts') or {}).items()]
+    return ['%s 没有连上 QMT（%s）' % (name, part.get('last_error') or part.get('state')) if part.get('state') != 'connected'
+            else '%s 有 %d 个调用卡在 QMT 里' % (name, _stuck_calls(part))
+            for name, part in parts if part and (part.get('state') != 'connected' or _stuck_calls(part))]
+
+
+def _stuck_calls(part):
+    return part.get('hung_calls') or part.get('hung') or 0
 
 
 @contextlib.contextmanager
@@ -15443,6 +15481,8 @@ _positive_yuan, _seconds = _parsed(real(0.01, 1e12)), _parsed(real(0, 600))
 _shares, _number = _parsed(int, '应为整数，例如 100'), _parsed(float, '应为数字，例如 10.5')
 _SECURITY = _argument('security', metavar='CODE', help='证券代码，如 000001.XSHE')
 _OF_SECURITY = _argument('--security', metavar='CODE', help='只看这个证券')
+_PATIENCE = _argument('--patience', type=_parsed(real(0.1, 3600)), default=5.0, metavar='SECONDS',
+                      help='没有回答，或 QMT 没有连上时，最多等几秒（默认 5）')
 _IDEMPOTENCY = _argument('--key', metavar='KEY', help='idempotency_key；重试同一笔时用同一个')
 
 COMMANDS = OrderedDict([
@@ -15451,19 +15491,20 @@ COMMANDS = OrderedDict([
         _argument('--write', metavar='FILE', help='写进这个新文件（UTF-8），而不是打印')])),
     ('doctor', (run_doctor, '检查与服务端的连接，指出问题和解决办法', ('client',), [])),
     ('account', (run_account, '账户总览：资金与持仓', ('client',), [
-        _argument('--limit', type=_positive, default=20, metavar='N', help='最多显示几只持仓（默认 20）')])),
-    ('positions', (run_positions, '持仓', ('client',), [])),
+        _argument('--limit', type=_positive, default=20, metavar='N', help='最多显示几只持仓（默认 20）'), _PATIENCE])),
+    ('positions', (run_positions, '持仓', ('client',), [_PATIENCE])),
     ('orders', (run_orders, '当日委托', ('client',), [
-        _OF_SECURITY, _argument('--open', action='store_true', help='只看未完成的')])),
-    ('trades', (run_trades, '当日成交', ('client',), [_OF_SECURITY])),
-    ('quote', (run_quote, '实时行情', ('client',), [_argument('security', nargs='+', metavar='CODE', help='证券代码')])),
+        _OF_SECURITY, _argument('--open', action='store_true', help='只看未完成的'), _PATIENCE])),
+    ('trades', (run_trades, '当日成交', ('client',), [_OF_SECURITY, _PATIENCE])),
+    ('quote', (run_quote, '实时行情', ('client',), [
+        _argument('security', nargs='+', metavar='CODE', help='证券代码'), _PATIENCE])),
     ('history', (run_history, '历史行情', ('client',), [
         _SECURITY, _argument('--start', metavar='DATE', help='开始日期或时间'),
         _argument('--end', metavar='DATE', help='结束日期或时间（默认现在）'),
         _argument('--count', type=_positive, metavar='N', help='最后 N 条（默认 20）'),
         _argument('--frequency', default='1d', metavar='F', help='1d、1m、5m、60m、1w、1M ...（默认 1d）'),
         _argument('--fields', metavar='F,...', help='字段（默认 open,close,high,low,volume,money）'),
-        _argument('--fq', default='pre', help='复权（默认 pre）', **_choice('pre', 'post', 'none'))])),
+        _argument('--fq', default='pre', help='复权（默认 pre）', **_choice('pre', 'post', 'none')), _PATIENCE])),
     ('order', (run_order, '下单', ('client',), [
         _SECURITY, _argument('side', help='buy 买，sell 卖', **_choice('buy', 'sell')),
         _argument('amount', type=_shares, metavar='AMOUNT', help='数量（股）'),

@@ -320,6 +320,53 @@ def test_every_command_has_help(command, capsys):
     assert caught.value.code == 0 and bq.COMMANDS[command][1] in capsys.readouterr().out
 
 
+# -- questions without an answer -----------------------------------------------------------------------------
+QUESTIONS = [('account',), ('positions',), ('orders',), ('trades',), ('quote', CODE), ('history', CODE)]
+
+
+@pytest.mark.parametrize('question', QUESTIONS)
+def test_a_question_waits_no_longer_for_a_terminal_that_is_down_than_its_patience(run, monkeypatch, question):
+    """The server says when it may be back: that is waited for only where it lies within the patience."""
+    answers = []
+
+    def down(self, call, deadline):
+        answers.append(self.patience_s)
+        raise bq.QmtUnavailable('QMT 未连接：连接 QMT 失败，返回 -1', '确认 QMT 已登录', retry_after_s=6)
+    monkeypatch.setattr(bq.ShortConnection, '_attempt', down)
+    waits = []
+    monkeypatch.setattr(bq.threading.Event, 'wait', lambda self, seconds=None: waits.append(seconds))
+    code, out, err = run(*question)
+    assert code == bq.Exit.FAILED and '返回 -1' in err and '建议：' in err
+    assert answers == [5.0] and waits == []
+    run(*question + ('--patience', '20'))
+    assert answers[1:] == [20.0] * 3 and waits == [6, 6]
+
+
+@pytest.mark.parametrize('question', QUESTIONS[1:5])
+def test_a_question_that_is_not_answered_says_why(run, server, monkeypatch, question):
+    """The server is well, its terminal stands still: health tells it."""
+    held = threading.Event()
+    backend = server.service.backend
+    for owner, name in ((backend.brokers['default'], 'account'), (backend.brokers['default'], 'orders'),
+                        (backend.brokers['default'], 'positions'), (backend.brokers['default'], 'trades'),
+                        (backend.data, 'quote'), (backend.data, 'live_current')):
+        monkeypatch.setattr(owner, name, lambda *args, **options: held.wait(20), raising=False)
+    monkeypatch.setattr(type(backend), 'health', lambda self: {'backend_type': 'qmt', 'qmt': {
+        'accounts': {'default': {'state': 'connected', 'hung_calls': 2}},
+        'data': {'state': 'disconnected', 'last_error': 'QMT 行情没有在 10 秒内回应'}}})
+    code, out, err = run(*question + ('--patience', '0.5'))
+    held.set()
+    assert code == bq.Exit.UNREACHABLE and '0.5 秒内没有回答' in err and '--patience' in err
+    assert '2 个调用卡在 QMT 里' in err and 'QMT 行情没有在 10 秒内回应' in err
+
+
+def test_an_order_has_its_own_rules(run, capsys):
+    """How long it is waited for is --wait, and what has no answer is unknown: there is no patience to run out."""
+    with pytest.raises(SystemExit):
+        run('order', CODE, 'buy', '100', '--market', '--patience', '1')
+    assert '--patience' in capsys.readouterr().err
+
+
 # -- doctor --------------------------------------------------------------------------------------------------
 def test_a_healthy_server(run):
     code, out, _ = run('doctor')

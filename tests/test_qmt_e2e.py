@@ -9,6 +9,7 @@ import time
 import pytest
 
 import bullet_qmt as bq
+from tests.base import TOKEN
 from tests.processes import run
 from tests.qmt_server import QmtServer, broker_of, terminal_process
 from tests.resources import becomes
@@ -48,6 +49,27 @@ def state_of(broker, key='main'):
 def process():
     with terminal_process() as process:
         yield process
+
+
+@pytest.mark.parametrize('question', ['account', 'positions', 'orders', 'trades', 'quote ' + CODE, 'history ' + CODE])
+def test_a_command_beside_a_terminal_that_is_off_says_why_and_does_not_wait(tmp_path, monkeypatch, capsys, question):
+    told, real = [], bq.ShortConnection._attempt
+
+    def attempt(*args):
+        try:
+            return real(*args)
+        except bq.QmtUnavailable as error:
+            told.append(error.details.get('retry_after_s', 0))
+            raise
+    with terminal_process(stopped=True) as process, QmtServer(process, tmp_path) as server:
+        with broker_of(server) as broker:
+            assert becomes(lambda: state_of(broker) == 'down')
+        monkeypatch.setattr(bq.ShortConnection, '_attempt', attempt)
+        name, *rest = question.split()
+        code = bq.main([name, '--port', str(server.port), '--token', TOKEN, '--account-key', 'main'] + rest)
+    said = capsys.readouterr().err
+    assert code == bq.Exit.FAILED and 'QMT_UNAVAILABLE' in said and '建议' in said
+    assert ('返回 -1' in said) != (name in ('quote', 'history')) and sum(told[:-1]) < 5
 
 
 def test_a_days_life(tmp_path):
