@@ -81,7 +81,8 @@ from bullet_qmt import (
     open_service, optional_import, order_style, parse_bool, parse_data_source, parse_frequency, parse_host,
     parse_moment, parse_order_id, parse_text, parse_token, price_limits, printable, protect_price, qmt_code, real,
     restrict_to_owner, round_lot, round_to_tick, scale, text_width, to_ms, tradable, trade_fees, whole,
-    windows_from_end, exchange_opens, inside_limits, surely_closed)
+    windows_from_end, exchange_opens, inside_limits, surely_closed,
+    IdempotencyConflict)
 from bullet_qmt import (
     cancel_status, check_write_key, dict_of, order_number, refuse_nothing_filled, refuse_rejected, plain_status,
     rows_of, tell_warning, value_of, warning_in)
@@ -796,13 +797,14 @@ _clients = None  # (RemoteDataClient, RemoteBrokerClient)
 
 
 def configure(host, token, port=58620, account_key=None, sub_account_id=None, tls_cert=None, retries=2,
-              retry_interval=0.5, rpc_timeout=60, debug=True, place_order_timeout_margin=30):
+              retry_interval=0.5, rpc_timeout=60, debug=True, place_order_timeout_margin=30, clock=None):
     """Says which server to use from now on. Checks every value (ConfigError); connects with the first call.
 
     account_key, sub_account_id: None leaves the choice to the server. tls_cert: the server's certificate (PEM file);
     None means a plain connection. retries: further attempts of a call, retry_interval seconds apart; an order is only
     repeated where the server is sure to know it again. rpc_timeout: seconds for one call; an order that waits has
-    place_order_timeout_margin seconds beside. debug: print a line for each order and cancel.
+    place_order_timeout_margin seconds beside. debug: print a line for each order and cancel. clock: whose time is
+    compared with the server's; the machine's if not given.
     While a strategy is in a backtest or live run of this process, this and all below are a ConfigError.
     """
     global _clients
@@ -814,7 +816,7 @@ def configure(host, token, port=58620, account_key=None, sub_account_id=None, tl
         _setting('host', host, parse_host), _setting('port', port, whole(1, 65535)), _secret(token),
         tls_cert=_optional('tls_cert', tls_cert), request_timeout=rpc_timeout,
         retries=_setting('retries', retries, whole(0, 20)),
-        retry_interval=_setting('retry_interval', retry_interval, real(0, 60)), **account)
+        retry_interval=_setting('retry_interval', retry_interval, real(0, 60)), clock=clock, **account)
     data = RemoteDataClient(connection=connection)
     _clients = data, RemoteBrokerClient(
         connection, data, rpc_timeout=rpc_timeout, debug=_setting('debug', debug, parse_bool),
@@ -8020,6 +8022,7 @@ _JQ_REFUSED = ('batch_submit_orders', 'inout_cash', 'transfer_cash', 'set_subpor
                'marginsec_direct_refund', 'purchase', 'redeem')
 _JQ_MODULES = ('jqdata', 'kuanke', 'kuanke.user_space_api')  # where strategies and their modules have these from
 _JQ_DOUBTS = 'jq_helper_doubts'  # the strategy's global for orders in doubt, which JoinQuant keeps for the next task
+_JQ_ORDERS = 'remote_account_orders'  # and for which simulation it is, and the orders that its tasks have placed today
 JQ_TRY_S = 5.0  # what a start spends on finding out whether the account is there
 _MISSING = object()
 _jq_install = None  # the JqInstall of this process
@@ -8084,6 +8087,7 @@ def install_jq_compat(namespace, context=None, host=None, token=None, port=58620
     install = _installed(settings, own, namespace, context)
     install.trading.context = context
     install.take_over(namespace, context)
+    install.trading.keys.keep()
     return True
 
 
@@ -8118,6 +8122,13 @@ def uninstall_jq_compat(namespace=None):
 def _jq_now():
     """Naive Beijing time."""
     return datetime.now(BEIJING).replace(tzinfo=None)
+
+
+class JqClock(Clock):
+    """The one that context.current_dt is compared with."""
+
+    def now(self):
+        return _jq_now()
 
 
 def _jq_wait(seconds):
@@ -8179,7 +8190,7 @@ class JqInstall:
     def __init__(self, settings, own, namespace):
         global _clients
         before = _clients
-        configure(**settings)
+        configure(clock=JqClock(), **settings)
         try:
             self.trading = JqTrading(get_broker_client(), get_data_client(), namespace, **_own_settings(**own))
         except ConfigError:
@@ -8727,12 +8738,13 @@ class JqBroker(RemoteBrokerClient):
     """Orders cut to what there is, as JoinQuant does: buys to the cash, sales to what can be sold now.
 
     The functions of the parent class that order give a RemoteOrder, or None with a warning. warn(text): says so.
+    keys: JqKeys. check_time(): raises where it is not the time to order any more.
     """
 
-    def __init__(self, plain, data, warn):
+    def __init__(self, plain, data, warn, keys, check_time):
         super().__init__(plain._connection, data, rpc_timeout=plain._rpc_timeout, margin=plain._margin,
                          debug=plain._debug, **plain._account)
-        self._warn, self.last_key = warn, None
+        self._warn, self._keys, self._check_time, self.last_key = warn, keys, check_time, None
 
     def _tell(self, answer):
         if warning_in(answer):
@@ -8746,10 +8758,28 @@ class JqBroker(RemoteBrokerClient):
             self._warn('%s 没有%s：要 %d 股，按交易单位和%s是 0 股' % (
                 code, '买入' if side == 'BUY' else '卖出', amount, '可用资金' if side == 'BUY' else '可卖数量'))
             return None
-        self.last_key = terms.key
-        placed = self._place(code, side, lots, terms, '' if lots == amount else '（要 %d 股）' % amount)
-        placed.holding_cost, placed.idempotency_key = cost, terms.key
+        self._check_time()
+        placed = self._once(code, side, lots, terms, '' if lots == amount else '（要 %d 股）' % amount)
+        if placed is not None:
+            placed.holding_cost, placed.idempotency_key = cost, terms.key
         return placed
+
+    def _once(self, code, side, lots, terms, note, again=False):
+        """The order under the next key of this task, or the one that an earlier process of it has placed under it."""
+        try:
+            with self._keys.next(code, side) as key:
+                terms.key = self.last_key = key
+                return self._place(code, side, lots, terms, note)
+        except IdempotencyConflict:
+            if again:
+                raise
+        order_id = self.settled(terms.key)
+        if order_id is None:  # it came to nothing
+            return self._once(code, side, lots, terms, note, again=True)
+        self._warn('%s：这个任务在重跑之前已经%s过（委托号 %s），这次要的 %d 股没有再下' % (
+            code, '买' if side == 'BUY' else '卖', printable(order_id), lots))
+        return _placed(dict({'security': code, 'side': side, 'amount': lots}, **self.get_order_status(order_id)),
+                       terms.key)
 
     def get_positions(self):
         """One RemotePosition a security; what is owed, or told twice, is an error."""
@@ -8806,6 +8836,62 @@ class JqBroker(RemoteBrokerClient):
         return (amount if whole_rest else round_lot(code, amount)), cost
 
 
+class JqKeys:
+    """Idempotency keys of which a task that JoinQuant runs again, after its process died, gives the same.
+
+    The server then knows the order and answers with it. A key says which simulation, instant and function of the
+    strategy's it is, the account, what is bought or sold, and the how manieth order of that it is; not how much, which
+    is another number once the first run has changed the account. What tells simulations apart and what is counted
+    stands in the strategy's globals, which JoinQuant keeps once a task is done: both runs find the same there. In a
+    simulation's first process there is nothing yet; then it is the names of the strategy's functions.
+    """
+
+    def __init__(self, namespace, context_of, account):
+        self._namespace, self._context_of, self._account = namespace, context_of, account
+        self._simulation = namespace.get(_JQ_ORDERS, {}).get('simulation')
+        if self._simulation is None:
+            self._simulation = ' '.join(sorted(_own_functions(namespace)))
+
+    def keep(self):
+        """From now on there is something for JoinQuant to keep."""
+        self._namespace.setdefault(_JQ_ORDERS, {'simulation': uuid.uuid4().hex, 'counts': {}})
+
+    @contextlib.contextmanager
+    def next(self, code, side):
+        """The key to order under. One that no server has heard of is given again."""
+        now = str(getattr(self._context_of(), 'current_dt', None))
+        counts = self._namespace[_JQ_ORDERS]['counts']
+        for old in [each for each in counts if each[:10] != now[:10]]:
+            del counts[old]
+        what = ' '.join((now, _task_of(self._namespace), code, side))
+        counts[what] = counts.get(what, 0) + 1
+        try:
+            yield self._key(what, counts[what])
+        except BulletError as error:
+            if not isinstance(error, (OrderStateUnknown, OrderRejected, IdempotencyConflict)):
+                counts[what] -= 1  # no server has it
+            raise
+
+    def _key(self, what, number):
+        text = '\n'.join((self._simulation, repr(sorted(self._account.items())), what, str(number)))
+        return 'jqt-%s' % hashlib.sha256(text.encode('utf-8', 'backslashreplace')).hexdigest()[:40]
+
+
+def _own_functions(namespace):
+    return {name for name, value in namespace.items()
+            if isinstance(value, types.FunctionType) and value.__globals__ is namespace}
+
+
+def _task_of(namespace):
+    """The name of the strategy's function that JoinQuant has called: two tasks of one instant are not one."""
+    frame, name = sys._getframe(1), ''
+    while frame is not None:
+        if frame.f_globals is namespace:
+            name = frame.f_code.co_name
+        frame = frame.f_back
+    return name
+
+
 def _known_price(tick, *names):
     """The first of these that is a price; None, 0 and NaN are none."""
     prices = (tick.get(name) for name in names)
@@ -8845,7 +8931,9 @@ class JqTrading:
     def __init__(self, plain, data, namespace, wait_s, cache_s, starting_cash, lag_s):
         self.context, self._lag_s, self._closed = None, lag_s, False
         self._plain, self._data, self._namespace, self._wait_s = plain, data, namespace, wait_s
-        self._broker, self._process = JqBroker(plain, data, self.warn), os.getpid()
+        self.keys = JqKeys(namespace, lambda: self.context, plain._account)
+        self._broker, self._process = JqBroker(plain, data, self.warn, self.keys, self._check_time), os.getpid()
+        self._clocks_told = False
         self._statuses, self._own_statuses = _jq_statuses(namespace)
         self._odd = set()  # what was said of odd statuses
         self._ledger = JqLedger(lambda: JqReading(self.broker), cache_s)
@@ -8955,12 +9043,25 @@ class JqTrading:
         """Until context.current_dt is now. Raises BadRequest, before anything is sent, where the task is not of now."""
         while self._lag_s is not None:
             lag_s = self._lag()
-            if abs(lag_s) > self._lag_s:
-                raise BadRequest('context.current_dt 是 %s，与现在相差 %d 秒，没有下单' % (self.context.current_dt, lag_s),
-                                 '这是补跑的任务，或任务运行得太久；上限是 install_jq_compat 的 max_lag=%g' % self._lag_s)
+            self._check_time()
             if lag_s >= 0:
                 return
             _jq_wait(-lag_s)
+
+    def _check_time(self):
+        """Raises BadRequest where the task is not of now, or the clock here is not the server's."""
+        if self._lag_s is None:
+            return
+        lag_s = self._lag()
+        if abs(lag_s) > self._lag_s:
+            raise BadRequest('context.current_dt 是 %s，与现在相差 %d 秒，没有下单' % (self.context.current_dt, lag_s),
+                             '这是补跑的任务，或任务运行得太久；上限是 install_jq_compat 的 max_lag=%g' % self._lag_s)
+        gap_s = clock_gap_s(self._plain._connection)
+        if clock_text(gap_s, SKEW_LIMIT_S):
+            raise BadRequest(clock_text(gap_s, SKEW_LIMIT_S) + '，没有下单', CLOCK_HINT)
+        if clock_text(gap_s, SKEW_TOLD_S) and not self._clocks_told:
+            self._clocks_told = True
+            self.warn('%s：超过 %d 秒就不再下单；%s' % (clock_text(gap_s, SKEW_TOLD_S), SKEW_LIMIT_S, CLOCK_HINT))
 
     def _lag(self):
         """Seconds since context.current_dt."""

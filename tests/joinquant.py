@@ -233,6 +233,7 @@ class Task:
             import jq_helper
             told = [self.now - timedelta(minutes=2)]  # JoinQuant begins early
             jq_helper._jq_now, jq_helper.LIMIT_WAIT_S = lambda: told[-1], 0.1
+            jq_helper.JqClock.now, jq_helper.JqClock.monotonic = lambda clock: self.now, lambda clock: 0.0
             jq_helper._jq_wait = lambda seconds: told.append(told[-1] + timedelta(seconds=seconds))
             self.context.current_dt = self.now
             self.context.previous_date = self.now.date() - timedelta(1)

@@ -376,7 +376,7 @@ def test_buys_are_cut_to_the_cash():
 def test_the_largest_affordable_lot(price, cash, code):
     class Plain:
         _connection, _rpc_timeout, _margin, _debug, _account = None, 1, 1, False, {}
-    broker = jq.JqBroker(Plain, None, None)
+    broker = jq.JqBroker(Plain, None, None, None, None)
     broker.get_account = lambda: jq.RemoteAccount({'available_cash': cash, 'total_value': cash})
     lots = broker._affordable(code, 500000, jq.OrderTerms(price))[0]
     valid = [n for n in range(0, int(cash / price) + 300) if n == bq.round_lot(code, n) and n <= 500000]
@@ -721,7 +721,7 @@ def test_whatever_breaks_none_and_errors_left_no_order_and_orders_are_there_once
 @pytest.mark.parametrize('options, limit_s', [({}, 300), ({'max_lag': 600}, 600)])
 def test_a_task_of_another_time_orders_nothing(sent, options, limit_s):
     """Unless told otherwise, it may be five minutes late."""
-    with base.serving(FakeClock(MORNING)) as server:
+    with base.serving(FakeClock(jq._jq_now())) as server:
         strategy = Strategy(server.address)
         del strategy.options['max_lag']
         strategy.install(**options)
@@ -745,8 +745,9 @@ def test_an_order_of_a_task_that_began_early_waits_for_its_time(sent, monkeypatc
         assert not writes(sent)
         slept.append(seconds)
     monkeypatch.setattr(jq, '_jq_now', lambda: begun + timedelta(seconds=0.75 * sum(slept)))
+    monkeypatch.setattr(jq.JqClock, 'monotonic', lambda clock: (clock.now() - begun).total_seconds())
     monkeypatch.setattr(jq, '_jq_wait', wait)
-    with trading(max_lag=300) as strategy:
+    with trading(FakeClock(begun), max_lag=300) as strategy:
         strategy.context.current_dt = datetime(2024, 1, 8, 9, 30)
         strategy.namespace[name](CODE, 5000)
         assert jq._jq_now() >= strategy.context.current_dt and slept[0] == 180 and len(writes(sent)) == 1
@@ -932,6 +933,7 @@ def test_uninstall_gives_everything_back():
             assert strategy.order(CODE, 100).filled == 100 and strategy.context.portfolio is not own
             assert jq.uninstall_jq_compat(dict(strategy.namespace)) is False
             assert jq.uninstall_jq_compat(strategy.namespace) is True
+            assert strategy.namespace.pop(jq._JQ_ORDERS)['counts'], 'whoever installs again goes on counting'
             assert dict(strategy.namespace) == before and strategy.context.portfolio is own
             assert strategy.context.subportfolios == [own] and jq._clients is None and jq._jq_install is None
         assert jq.uninstall_jq_compat() is False
