@@ -4229,7 +4229,8 @@ class DataAdapter:
         bars = self._minutes(code, first_time(runs, daily) if runs else midnight, midnight)
         runs = minute_runs(bars, daily, runs, -1 << 60 if start is None else start, query.end)
         runs = _cut(runs, query, query.count and query.count * query.step)
-        return _with_day_columns(gather(bars, runs, query.fill_paused, names), daily, names)
+        columns = _with_day_columns(gather(bars, runs, query.fill_paused, names), daily, names)
+        return columns if query.fill_paused else _without_limits_of_pauses(columns)
 
     def _adjust(self, code, columns, query):
         times = columns['time']
@@ -4286,6 +4287,14 @@ def _with_day_columns(columns, daily, names):
         for row, stop in enumerate(starts[1:] + [len(times)]):
             columns[name].extend(array('d', [daily[name][row]]) * (stop - starts[row]) if starts else ())
     return dict(columns, pre_close=columns['open'][:]) if 'pre_close' in names else columns
+
+
+def _without_limits_of_pauses(columns):
+    """Where a row is NaN its day's limits are, too."""
+    paused = columns['paused']
+    blank = {name: array('d', [value if flag == flag else flag for value, flag in zip(columns[name], paused)])
+             for name in ('high_limit', 'low_limit') if name in columns}
+    return dict(columns, **blank)
 
 
 def _resample(columns, query):

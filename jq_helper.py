@@ -1137,7 +1137,11 @@ class Portfolio:
     def total_value(self):
         return self.available_cash + self.locked_cash + self.positions_value
 
-    portfolio_value = net_value = total_value
+    @property
+    def net_value(self):
+        return self.total_value
+
+    portfolio_value = net_value
 
     @property
     def subportfolios(self):
@@ -4274,8 +4278,6 @@ class RemotePortfolio(Portfolio):
     @property
     def total_value(self):
         return self._total
-
-    portfolio_value = total_value
 
     @property
     def transferable_cash(self):

@@ -48,6 +48,8 @@ def out_of(run):
 def test_a_market_order_is_final_when_it_comes_back(tmp_path):
     text = tasks(at_0935='g.o = order("%s", 550)\np, held = context.portfolio, context.portfolio.positions["%s"]\n'
                          'g.out += [held.total_amount, held.closeable_amount, p.available_cash]' % (A, A),
+                 at_1000='p = context.portfolio\nassert p.net_value == p.portfolio_value == p.total_value > 0\n'
+                         'assert p.subportfolios == [p] and p.unsell_positions["%s"].amount == 500' % A,
                  at_1400='g.out += [list(get_orders()) == [g.o.order_id], get_open_orders(), len(get_trades())]\n'
                          'g.out += [order("%s", -500), order_target("%s", 0)]' % (A, A))
     with stage(tmp_path, START, END) as it:

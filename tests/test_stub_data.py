@@ -400,6 +400,7 @@ def test_suspended_time(frequency, rows):
                  fields=['close', 'open', 'volume', 'money', 'paused', 'avg'])
     filled = ask(EVENING, STOCK, **asked)
     assert [row[1:] for row in rows_of(filled)] == [(before['close'],) * 2 + (0.0, 0.0, 1.0, before['close'])] * rows
+    asked['fields'] += ['high_limit', 'low_limit', 'pre_close']
     bare = ask(EVENING, STOCK, fill_paused=False, **asked)
     assert len(bare) == rows
     assert all(math.isnan(value) for name in asked['fields'] for value in bare[name])
