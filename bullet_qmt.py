@@ -2649,6 +2649,7 @@ def _percent(part, whole_value):
 # bytes. The bytes of all parts of a stream, one after the other, are a whole frame with its own word, which may be
 # longer than 32 MiB; the stream ends with that frame. Between parts any other frames may come.
 FRAME_LIMIT = 32 * 1024 * 1024
+REQUEST_LIMIT = 4 * 1024 * 1024  # bytes of a request: the largest holds some thousand codes
 PARTED_LIMIT = 512 * 1024 * 1024  # a frame in parts
 LOGIN_LIMIT = 4096
 PROTOCOL = 1
@@ -10879,7 +10880,6 @@ ACCESS_LOG = logging.getLogger('bullet_qmt.access')
 LOGIN_TIMEOUT_S = 10.0
 BREAK_OFF_S = 2.0       # for requests before a frame that breaks the protocol, and again for their answers to leave
 IN_FLIGHT_LIMIT = 64    # of a session; as many again for cancels and questions about orders that hang or wait
-REQUEST_LIMIT = 4 * 1024 * 1024  # bytes of a request: the largest holds some thousand codes
 HISTORY_SHARE = 2.5    # of a request's time; clients of every kind wait 180 s for a history, of which 60 s are a third
 ORDER_MARGIN_S = 30.0  # what an order may take beside waiting for its outcome
 # Extensions, for clients that name them in their handshake.
@@ -12968,6 +12968,9 @@ class _Call:
             self.data = encode_frame(dict(frame, compact=True) if compact else frame)
         except (ValueError, TypeError, OverflowError, RecursionError) as error:
             raise BadRequest('请求里有不能发送的值：%s' % brief(str(error)), '数值不能是 NaN 或无穷大')
+        if len(self.data) - _LENGTH.size > REQUEST_LIMIT:  # the server would end the connection, again and again
+            raise FrameTooLarge('请求 %d 字节，超过一个请求的上限 %d，没有发出' % (len(self.data), REQUEST_LIMIT), '分成几次请求',
+                                broker_called=False)
 
     def about_to_send(self, journal):
         """The error if it must not be sent to a server with this journal, else None. Call before each attempt.

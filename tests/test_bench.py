@@ -2,6 +2,7 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ import pytest
 import bullet_qmt as bq
 from tests.bench import __main__ as command
 from tests.bench import figures as f
-from tests.bench import runner, stage, timing
+from tests.bench import door, runner, stage, timing
 from tests.bench.cases import CASES, Account, Case, TickBursts, Ticks, echo_port, exchange
 from tests.bench.growth import GROWTH
 from tests.environments import ROOT
@@ -345,3 +346,13 @@ def test_a_server_that_does_not_stop_is_told_of_with_what_was_measured(monkeypat
     told = json.loads(capsys.readouterr().out)
     assert told['rows'][0]['ours'] == 2
     assert told['failures'] == [{'case': 'stop', 'side': 'ours', 'why': 'the server did not stop'}]
+
+
+# -- the door ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize('kind, tls', [('wrong', False), ('slow', True)])
+def test_a_storm_at_the_door_lets_the_owner_in_and_ends_by_itself(capsys, kind, tls):
+    door.storm(bq, kind, False, tls, 4, 20)
+    out = capsys.readouterr().out
+    visits, never = re.search(r'owner (\d+) visits, (\d+) never', out).groups()
+    opened, log_kb = re.search(r'opened (\d+) \| log ([\d.]+) KB', out).groups()
+    assert int(visits) > 0 and int(never) == 0 and int(opened) >= 20 and 0 < float(log_kb) < 100

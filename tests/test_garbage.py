@@ -154,6 +154,21 @@ def test_the_id_of_a_refused_frame(frame, id, depth):
     assert caught.value.frame_id == id and type(caught.value.frame_id) is type(id)
 
 
+@pytest.mark.parametrize('client', [bq.RemoteQmtConnection, bq.ShortConnection])
+def test_our_clients_send_nothing_that_the_server_would_end_the_connection_for(server, client):
+    with client(server.address[0], server.address[1], TOKEN) as connection:
+        room = bq.REQUEST_LIMIT - 200
+        assert connection.request('broker.account', {'more': 'x' * room})['dtype'] == 'dict'
+        for action in ('broker.account', 'broker.place_order'):
+            with pytest.raises(bq.FrameTooLarge) as caught:
+                connection.request(action, {'more': 'x' * (room + 200)})
+            assert caught.value.broker_called is False and not caught.value.retryable
+        for value in (int('9' * 60), [[[[0] * 2] * 2] * 2], json.loads('[' * 70 + ']' * 70)):
+            with contextlib.suppress(bq.ProtocolError):
+                connection.request('broker.account', {'more': value}, timeout=20)
+        assert connection.request('admin.health')['value']['sessions'] == 2, 'it is the same connection'
+
+
 def test_the_answers_before_the_end_of_the_server_reach_a_client_that_goes_on_sending(monkeypatch):
     """It reads nothing more of that, and ends the connection all the same without a reset."""
     entered, go = threading.Event(), threading.Event()

@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import math
 import os
 import random
 import re
@@ -22,7 +23,9 @@ import threading
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.bench.figures import percentile
+from tests.environments import ROOT
+
 TOKEN = 'owner-7f3a-91cc-5be2-0d64'
 KINDS = ('silent', 'half', 'wrong', 'slow', 'cut', 'renewed')
 
@@ -110,11 +113,6 @@ class Crowd:
 
 
 # -- those who are let in ------------------------------------------------------------------------------------------
-def percentile(values, share):
-    values = sorted(values)
-    return values[min(len(values) - 1, int(len(values) * share))] if values else float('nan')
-
-
 def visit(bq, port, cert, refusals, limit_s=10.0):
     """Seconds until the owner, who comes again while he is sent away, has an answer; None: not in time."""
     begun = time.monotonic()
@@ -149,10 +147,11 @@ class Inside(threading.Thread):
 
 @contextlib.contextmanager
 def server(folder, tls):
-    command = [sys.executable, str(ROOT / 'bullet_qmt.py'), 'server', '--server-type', 'stub', '--port', '0',
+    command = [sys.executable, os.path.join(ROOT, 'bullet_qmt.py'), 'server', '--server-type', 'stub', '--port', '0',
                '--token', TOKEN, '--log-file', os.path.join(folder, 'server.log'), '--no-access-log'] + tls
     with open(os.path.join(folder, 'out'), 'wb') as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=folder)
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=folder,
+                                   env=dict(os.environ, PYTHONIOENCODING='utf-8'))
     try:
         yield process, wait_for_port(os.path.join(folder, 'out'))
     finally:
@@ -186,7 +185,7 @@ def storm(bq, kind, many, tls, seconds, size):
             calm = inside.taken()
             crowd = [sys.executable, '-m', 'tests.bench.door', '--crowd', str(port), kind, str(int(many)),
                      str(int(tls)), str(seconds), str(size)]
-            crowd = subprocess.Popen(crowd, stdout=subprocess.PIPE, cwd=str(ROOT))
+            crowd = subprocess.Popen(crowd, stdout=subprocess.PIPE, cwd=ROOT)
             time.sleep(1.5)
             inside.taken()
             visits, refusals, end = [], [], time.monotonic() + seconds - 3
@@ -202,7 +201,7 @@ def storm(bq, kind, many, tls, seconds, size):
 
 
 def line(name, visits, refusals, calm, stormy, seconds):
-    times = [value for value in visits if value is not None]
+    times = [value for value in visits if value is not None] or [math.nan]
     owner = 'owner %d visits, %d never, ms p50 %.0f p99 %.0f, sent away %d' % (
         len(visits), visits.count(None), percentile(times, .5) * 1e3, percentile(times, .99) * 1e3, len(refusals))
     inside = 'inside ms p50 %.2f -> %.2f p99 %.1f -> %.1f, a second %d -> %d' % (
@@ -225,7 +224,6 @@ def main():
         Crowd(int(port), int(size), kind, many == '1', tls == '1').run(float(seconds))
         return
     options = build_parser().parse_args()
-    sys.path.insert(0, str(ROOT))
     import logging
     import bullet_qmt as bq
     logging.getLogger('bullet_qmt').setLevel(logging.CRITICAL)
