@@ -442,6 +442,25 @@ def restrict_to_owner(path):
         os.chmod(path, 0o600)
 
 
+def foreign(status):
+    """Why somebody else may have written what has this os.stat_result; None where nobody could, as ssh sees it.
+
+    Windows: None, as the folder's access list decides.
+    """
+    if IS_WINDOWS:
+        return None
+    if status.st_uid not in (os.geteuid(), 0):
+        return '属于另一个用户（uid %d）' % status.st_uid
+    if status.st_mode & 0o022:
+        return '别人也能写（权限 %o）' % (status.st_mode & 0o777)
+
+
+def open_own(path, mode, **how):
+    """open() of a file of ours, for its owner alone if made now. A link in its place is an OSError, not followed."""
+    return io.open(path, mode, opener=lambda name, flags: os.open(name, flags | getattr(os, 'O_NOFOLLOW', 0), 0o600),
+                   **how)
+
+
 def others_can_read(path):
     """Whether accounts of this machine beside the owner's may. Not told on Windows, where the folder decides."""
     return not IS_WINDOWS and bool(os.stat(path).st_mode & 0o077)
@@ -9137,7 +9156,7 @@ class HighWaterMark:
     SIZE = 256  # bytes; always overwritten as a whole
 
     def __init__(self, path):
-        self._file = io.open(path, 'r+b' if os.path.exists(path) else 'w+b', buffering=0)
+        self._file = open_own(path, 'r+b' if os.path.exists(path) else 'w+b', buffering=0)
         restrict_to_owner(path)
 
     def read(self):
@@ -9278,7 +9297,7 @@ class Journal:
 
     def _sign(self, path):
         """Beside the file, as nobody else can read what is locked."""
-        with io.open(path + '.holder', 'w', encoding='utf-8') as file:
+        with open_own(path + '.holder', 'w', encoding='utf-8') as file:
             file.write('进程 %d，主机 %s，自 %s' % (os.getpid(), socket.gethostname(),
                                              self.clock.now().isoformat(sep=' ', timespec='seconds')))
 

@@ -82,7 +82,7 @@ from bullet_qmt import (
     parse_moment, parse_order_id, parse_text, parse_token, price_limits, printable, protect_price, qmt_code, real,
     restrict_to_owner, round_lot, round_to_tick, scale, text_width, to_ms, tradable, trade_fees, whole,
     windows_from_end, exchange_opens, inside_limits, surely_closed,
-    IdempotencyConflict)
+    IdempotencyConflict, foreign, open_own)
 from bullet_qmt import (
     cancel_status, check_write_key, dict_of, order_number, refuse_nothing_filled, refuse_rejected, plain_status,
     rows_of, tell_warning, value_of, warning_in)
@@ -4969,7 +4969,7 @@ class DirectoryLock:
 
     def __enter__(self):
         try:
-            self._file = io.open(self._path, 'a+', encoding='utf-8')
+            self._file = open_own(self._path, 'a+', encoding='utf-8')
         except OSError as error:
             raise ConfigError('锁文件 %s 打不开：%s' % (self._path, error), '检查 --runtime-dir 的权限')
         try:
@@ -5024,7 +5024,7 @@ def write_atomically(path, data):
 @contextlib.contextmanager
 def successor(path, fresh, mode, **how):
     """The file `fresh` to write, which takes the place of `path` once all is in it and on disk."""
-    with open(fresh, mode, **how) as file:
+    with open_own(fresh, mode, **how) as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
@@ -5066,16 +5066,28 @@ class LiveState:
 
     @classmethod
     def read(cls, directory):
-        """The state, or None where there is none yet. Raises ConfigError for a file that is damaged or foreign."""
+        """The state, or None where there is none yet. Raises ConfigError for a file that is damaged or foreign.
+
+        Whoever could write it could have any code run here: a checksum proves nothing, its owner and mode do.
+        """
         path = os.path.join(directory, STATE_FILE)
         try:
-            with open(path, 'rb') as file:
+            cls._refuse_foreign('运行目录', directory, os.stat(directory))
+            with open_own(path, 'rb') as file:
+                cls._refuse_foreign('状态文件', path, os.fstat(file.fileno()))
                 data = file.read()
         except FileNotFoundError:
             return None
         except OSError as error:
             raise ConfigError('状态文件 %s 读不出来：%s' % (path, error), '检查 --runtime-dir 的权限')
         return cls(directory, cls._unpacked(data, path))
+
+    @staticmethod
+    def _refuse_foreign(what, path, status):
+        problem = foreign(status)
+        if problem:
+            raise ConfigError('%s %s %s，没有读' % (what, path, problem),
+                              '换一个自己的 --runtime-dir；确认内容可信时 chown 给自己，再 chmod go-w')
 
     WAY_OUT = '不会当作没有状态从头开始。先核对账户和委托；确认要从头开始时，换一个 --runtime-dir'
 
@@ -5086,7 +5098,13 @@ class LiveState:
             raise ConfigError('%s 不是实盘的状态文件' % path, cls.WAY_OUT)
         if hashlib.sha256(body).digest() != digest:
             raise ConfigError('状态文件 %s 已损坏' % path, cls.WAY_OUT)
-        return cls._checked(pickle.loads(body), path)
+        try:
+            values = pickle.loads(body)
+        except Exception as error:  # of classes that are not here, say
+            raise ConfigError('状态文件 %s 读不懂：%s' % (path, printable(str(error))), cls.WAY_OUT) from error
+        if not isinstance(values, dict) or not isinstance(values.get('kept', {}), dict):
+            raise ConfigError('状态文件 %s 里不是实盘的状态' % path, cls.WAY_OUT)
+        return cls._checked(values, path)
 
     @classmethod
     def _checked(cls, values, path):
@@ -5225,10 +5243,11 @@ class LiveSession(Session):
     VIEW = LiveView
 
     def __init__(self, *args, **options):
-        self.subscribed, self._restored, self._lost_names = set(), (), set()
+        self.subscribed, self._restored, self._lost_names, self._told_of_size = set(), (), set(), False
         super().__init__(*args, **options)
         self.store.watched = self._watched
 
+    LARGE = 10 * 1024 * 1024  # bytes that are written to the disk twice with each order
     WATCHED = 100  # a universe larger than this is no list of what is looked at together
 
     def _watched(self):
@@ -5296,9 +5315,19 @@ class LiveSession(Session):
         context = {name: value for name, value in vars(self.context).items() if name not in _CONTEXT_NAMES}
         settings = dict(options=vars(self.options), costs=vars(self.costs), levels=self.log.levels,
                         benchmark=self.benchmark, universe=self.view.universe)
-        return dict(g=_packed(vars(self.g), self._lose), context=_packed(context, self._lose),
-                    settings=_packed(settings, self._lose), tasks=self.schedule.saved(),
-                    subscribed=sorted(self.subscribed))
+        kept = _packed(vars(self.g), self._lose)
+        self._tell_of_size(kept)
+        return dict(g=kept, context=_packed(context, self._lose), settings=_packed(settings, self._lose),
+                    tasks=self.schedule.saved(), subscribed=sorted(self.subscribed))
+
+    def _tell_of_size(self, kept):
+        """Said once: from then on each order takes seconds."""
+        total = sum(map(len, kept.values()))
+        if total > self.LARGE and not self._told_of_size:
+            self._told_of_size = True
+            largest = max(kept, key=lambda name: len(kept[name]))
+            self.log.add('system', 'warning', 'g 里的数据有 %d MB（最大的是 g.%s）：每笔委托前后都要整个写到磁盘，下单会慢；'
+                         '大的数据放到模块变量或文件里', total // 1048576, largest)
 
     def unpack(self, kept):
         """Puts back what packed() gave; the module's code has run."""

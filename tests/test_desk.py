@@ -1027,6 +1027,16 @@ def test_one_server_at_a_time_may_hold_a_journal(on_disk):
     assert on_disk.place()['order_id'] == 'o1'
 
 
+@pytest.mark.skipif(os.name == 'nt', reason='links need rights there')
+@pytest.mark.parametrize('name', ['.holder', '.mark'])
+def test_a_link_beside_a_journal_is_not_followed(tmp_path, name):
+    (tmp_path / 'precious').write_bytes(b'precious')
+    (tmp_path / ('j.sqlite' + name)).symlink_to(tmp_path / 'precious')
+    with pytest.raises(bq.ConfigError):
+        bq.Journal(str(tmp_path / 'j.sqlite'), FakeClock(OPEN_HOUR))
+    assert (tmp_path / 'precious').read_bytes() == b'precious'
+
+
 def test_files_that_are_no_journal_are_refused(tmp_path):
     clock = FakeClock(OPEN_HOUR)
     (tmp_path / 'text').write_bytes(b'this is certainly no database' * 100)

@@ -1,5 +1,6 @@
 """What a live run keeps on disk, who may use the directory, and which job is due when."""
 import errno
+import hashlib
 import os
 import pickle
 import types
@@ -8,11 +9,13 @@ from datetime import date, datetime, timedelta
 
 import pytest
 
+import bullet_qmt
 import jq_helper as jq
 from bullet_qmt import ConfigError
-from tests.live import moment
+from tests.live import moment, stage
 
 DAY = date(2025, 3, 3)
+needs_owners = pytest.mark.skipif(os.name == 'nt', reason='Windows keeps access lists')
 
 
 def state_in(directory, **values):
@@ -115,6 +118,99 @@ def test_a_write_that_fails_leaves_the_old_state(tmp_path, monkeypatch):
 def test_the_state_is_for_its_owner_alone(tmp_path):
     state_in(tmp_path).save()
     assert os.stat(str(tmp_path / jq.STATE_FILE)).st_mode & 0o077 == 0
+
+
+class Evil:
+    """Whoever unpickles it runs what it wants."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def write_state(directory, value):
+    body = pickle.dumps(value, protocol=4)
+    (directory / jq.STATE_FILE).write_bytes(jq.STATE_MAGIC + hashlib.sha256(body).digest() + body)
+    (directory / jq.STATE_FILE).chmod(0o600)
+
+
+def linked(path, elsewhere):
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+
+
+@needs_owners
+@pytest.mark.parametrize('harm, word', [
+    (lambda folder: folder.chmod(0o777), '别人也能写'), (lambda folder: folder.chmod(0o720), '别人也能写'),
+    (lambda folder: (folder / jq.STATE_FILE).chmod(0o606), '别人也能写'),
+    (lambda folder: linked(folder / jq.STATE_FILE, folder.parent / 'elsewhere'), '读不出来')])
+def test_what_others_can_write_is_never_unpickled(tmp_path, harm, word):
+    folder = tmp_path / 'run'
+    folder.mkdir(0o700)
+    write_state(folder, Evil(str(tmp_path / 'executed')))
+    harm(folder)
+    with pytest.raises(ConfigError, match=word):
+        jq.LiveState.read(str(folder))
+    assert not (tmp_path / 'executed').exists()
+
+
+@needs_owners
+def test_a_directory_that_others_can_write_is_refused_before_there_is_a_state(tmp_path):
+    tmp_path.chmod(0o777)
+    with pytest.raises(ConfigError, match='chmod go-w'):
+        jq.LiveState.read(str(tmp_path))
+
+
+@needs_owners
+@pytest.mark.parametrize('uid, mode, whose', [
+    (1000, 0o40700, None), (0, 0o40755, None), (1001, 0o40700, 'uid 1001'), (1000, 0o40775, '775'),
+    (1000, 0o100602, '602')])
+def test_only_we_and_root_may_have_written_it(monkeypatch, uid, mode, whose):
+    monkeypatch.setattr(bullet_qmt.os, 'geteuid', lambda: 1000)
+    found = bullet_qmt.foreign(types.SimpleNamespace(st_uid=uid, st_mode=mode))
+    assert found is None if whose is None else whose in found
+
+
+def test_on_windows_the_folder_decides(monkeypatch):
+    monkeypatch.setattr(bullet_qmt, 'IS_WINDOWS', True)
+    monkeypatch.delattr(bullet_qmt.os, 'geteuid', raising=False)
+    assert bullet_qmt.foreign(types.SimpleNamespace(st_uid=5, st_mode=0o100777)) is None
+
+
+@needs_owners
+@pytest.mark.parametrize('name', [jq.LOCK_FILE, jq.STATE_FILE + '.new'])
+def test_a_link_in_the_directory_is_not_followed(tmp_path, name):
+    (tmp_path / 'precious').write_text('precious')
+    (tmp_path / name).symlink_to(tmp_path / 'precious')
+    with pytest.raises(ConfigError):
+        with jq.DirectoryLock(str(tmp_path)):
+            state_in(tmp_path).save()
+    assert (tmp_path / 'precious').read_text() == 'precious'
+
+
+@pytest.mark.parametrize('value', [[], 5, None, 'x', {'kept': 3}])
+def test_a_sound_file_that_holds_no_state_is_refused(tmp_path, value):
+    write_state(tmp_path, value)
+    with pytest.raises(ConfigError, match='不是实盘的状态'):
+        jq.LiveState.read(str(tmp_path))
+
+
+def test_a_state_of_classes_that_are_not_here_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(jq, 'Gone', type('Gone', (), {'__module__': 'jq_helper'}), raising=False)
+    write_state(tmp_path, jq.Gone())
+    monkeypatch.delattr(jq, 'Gone')
+    with pytest.raises(ConfigError, match='读不懂'):
+        jq.LiveState.read(str(tmp_path))
+
+
+def test_a_large_g_is_told_of_once(tmp_path):
+    text = 'def initialize(context):\n    g.small, g.big = 1, bytes(11 * 1024 * 1024)\n    run_daily(trade, "9:35")\n' \
+           'def trade(context):\n    order("510300.XSHG", 100)\n'
+    with stage(tmp_path, '2025-03-03 09:30', '2025-03-03 09:40') as it:
+        it.run(it.strategy(text))
+        assert len(it.said('g 里的数据有 11 MB（最大的是 g.big）')) == 1 and len(it.broker.get_orders()) == 1
 
 
 def test_keys_are_never_given_out_twice(tmp_path):
