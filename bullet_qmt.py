@@ -190,9 +190,12 @@ def log_time(seconds):
     return '%s.%03d' % (_log_second(int(seconds)), seconds % 1 * 1000)
 
 
+_BEIJING_EPOCH, _SECOND = datetime(1970, 1, 1, 8), timedelta(seconds=1)
+
+
 def epoch_seconds(moment):
     """Naive Beijing datetime -> Unix time, whatever the machine's zone."""
-    return int(moment.replace(tzinfo=BEIJING).timestamp())
+    return (moment - _BEIJING_EPOCH) // _SECOND
 
 
 def unix_ms(moment):
@@ -2213,11 +2216,18 @@ class Record:
     def __init__(self, **values):
         self.__dict__.update(self.FIELDS)
         self.__dict__.update(values)
+        self._check_names(values)
+
+    def _check_names(self, values):
         if len(self.__dict__) != len(self.FIELDS):
             raise TypeError('%s has no field %s' % (type(self).__name__, sorted(set(values) - set(dict(self.FIELDS)))))
 
     def replace(self, **changes):
-        return type(self)(**dict(self.__dict__, **changes))
+        new = object.__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        new.__dict__.update(changes)
+        new._check_names(changes)
+        return new
 
     def as_dict(self):
         """In the order of FIELDS."""
@@ -2286,8 +2296,10 @@ class Order(Record):
                    price=self.avg_price, traded_price=self.avg_price, style_type=self.style,
                    order_type=SIDES[self.side], raw_status=self._raw_status(),
                    order_time=epoch_seconds(moment) if moment else None)
-        return {name: value for name, value in row.items()
-                if value is not None or name not in ('idempotency_key', 'sub_account_id')}
+        for name in ('idempotency_key', 'sub_account_id'):
+            if row[name] is None:
+                del row[name]
+        return row
 
     def _raw_status(self):
         return STATUS_RAW[self.status] if self.raw_status is None else self.raw_status
@@ -2304,6 +2316,40 @@ class Trade(Record):
         row.update(traded_price=self.price, trade_price=self.price, commission_fee=self.commission,
                    time=self.time.isoformat(sep=' ', timespec='seconds') if self.time else None)
         return row
+
+
+_CELLS = {str: ('text', ''), int: ('int', 0), float: ('float', 0.0), bool: ('bool', False)}
+
+
+def _row_columns(record):
+    """What a Table of such rows has: name -> (Python type, column type, what stands for None)."""
+    return OrderedDict((name, (type(value),) + _CELLS[type(value)]) for name, value in record.to_wire().items())
+
+
+_A_MOMENT = datetime(2024, 1, 1)
+ORDER_COLUMNS = _row_columns(Order(idempotency_key='', sub_account_id='', time=_A_MOMENT))
+TRADE_COLUMNS = _row_columns(Trade(time=_A_MOMENT))
+
+
+def row_table(rows, columns):
+    """Order or trade rows of the wire as Table: a hundred thousand are too long for a frame of JSON."""
+    def column(name, plain, empty):
+        return [empty if value is None else plain(value) for value in (row.get(name) for row in rows)]
+    return Table(OrderedDict((name, column(name, plain, empty)) for name, (plain, _, empty) in columns.items()),
+                 {name: kind for name, (_, kind, _) in columns.items()})
+
+
+def table_rows(table):
+    """The rows of a row_table: no time is None again, no key and no sub-account are left out."""
+    rows = table.rows()
+    for row in rows:
+        for name in ('order_time', 'time'):
+            if name in row:
+                row[name] = row[name] or None
+        for name in ('idempotency_key', 'sub_account_id'):
+            if row.get(name) == '':
+                del row[name]
+    return rows
 
 
 class Tick(Record):
@@ -2677,6 +2723,7 @@ DEPTH_LIMIT = 64
 SLOWEST_BYTES_S = 4096  # a peer that reads a large frame more slowly than this is given up
 BINARY_FEATURE, BATCH_TICK_FEATURE, ORDER_STREAM_FEATURE = 'binary1', 'batch_tick1', 'order_stream1'
 PROGRESS_FEATURE = 'progress1'
+ORDERS_FEATURE = 'orders1'  # broker.orders takes `open`: those that may still fill; it and broker.trades `table`
 QUOTES_FEATURE = 'quotes1'  # data.live_current takes `securities`, and answers with `quotes` of those that have one
 QUOTES_AT_ONCE = 200
 SETTLED_FEATURE = 'order_settled'  # what became of an order whose outcome was unknown; its event has the same name
@@ -2689,7 +2736,8 @@ def encode_frame(frame):
     """Dict -> bytes. Raises FrameTooLarge, and ValueError for NaN: whoever builds a payload sends None for it."""
     data = _encode_json(frame)
     if len(data) > FRAME_LIMIT:
-        raise FrameTooLarge('数据 %d 字节，超过一帧的上限 %d' % (len(data), FRAME_LIMIT), '缩小时间范围、字段或证券数量')
+        raise FrameTooLarge('数据 %d 字节，超过一帧的上限 %d' % (len(data), FRAME_LIMIT),
+                            '缩小时间范围、字段或证券数量；委托、成交按 security、status、order_id 分次要')
     return _LENGTH.pack(len(data)) + data
 
 
@@ -10779,15 +10827,20 @@ class OrderDesk:
 
     def orders(self, payload):
         route = self._route(payload)
-        wanted = _order_filter(payload)
-        rows = [self._dress(route.key, order) for order in route.broker.orders() if self._visible(route, order)]
-        return [order.to_wire() for order in rows if wanted(order)]
+        wanted, order_id = _order_filter(payload), payload.get('order_id')
+        orders = route.broker.orders() if order_id is None else self._one_order(route, parse_order_id(order_id))
+        return [self._row(route.key, order) for order in orders if wanted(order) and self._visible(route, order)]
+
+    @staticmethod
+    def _one_order(route, order_id):
+        order = route.broker.order(order_id)
+        return [] if order is None else [order]
 
     def trades(self, payload):
         route = self._route(payload)
         wanted = _order_filter(payload, ('order_id', 'security'))
-        return [trade.replace(order_remark=self._remark(route.key, trade)).to_wire()
-                for trade in route.broker.trades() if self._visible(route, trade) and wanted(trade)]
+        return [dict(trade.to_wire(), order_remark=self._remark(route.key, trade))
+                for trade in route.broker.trades() if wanted(trade) and self._visible(route, trade)]
 
     def order_status(self, payload):
         """The order's row, or {} if this account (or sub-account) has none of that id."""
@@ -10808,6 +10861,15 @@ class OrderDesk:
             return True
         entry = self.journal.of_order(route.key, row)
         return entry is not None and entry.sub_account_id == route.sub.name
+
+    def _row(self, account_key, order):
+        """As _dress, for the wire: of many orders at once each copy counts."""
+        row, entry = order.to_wire(), self.journal.of_order(account_key, order)
+        if entry is not None:
+            row.update(order_remark=entry.request.get('remark', ''), idempotency_key=entry.idempotency_key)
+            if entry.sub_account_id is not None:
+                row['sub_account_id'] = entry.sub_account_id
+        return row
 
     def _dress(self, account_key, order):
         """The order with the client's own remark instead of our tag, and whose it is."""
@@ -10837,7 +10899,9 @@ def _order_filter(payload, names=('order_id', 'security', 'status')):
     if payload.get('status') is not None and 'status' in names:
         status = check_choice(payload['status'], 'status', set(STATUS_RAW) | set(_STATUS_ALIASES))
         wanted['status'] = _STATUS_ALIASES.get(status, status)
-    return lambda row: all(getattr(row, name) == value for name, value in wanted.items())
+    only_open = 'status' in names and _flag(payload, 'open', False)
+    tests = list(wanted.items())
+    return lambda row: not (only_open and row.final) and all(getattr(row, name) == value for name, value in tests)
 
 
 def _as_asked(row, request):
@@ -10903,7 +10967,7 @@ HISTORY_SHARE = 2.5    # of a request's time; clients of every kind wait 180 s f
 ORDER_MARGIN_S = 30.0  # what an order may take beside waiting for its outcome
 # Extensions, for clients that name them in their handshake.
 SERVER_FEATURES = frozenset([SETTLED_EVENT, BINARY_FEATURE, BATCH_TICK_FEATURE, ORDER_STREAM_FEATURE,
-                             PROGRESS_FEATURE, QUOTES_FEATURE])
+                             PROGRESS_FEATURE, QUOTES_FEATURE, ORDERS_FEATURE])
 
 
 class AccessLog:
@@ -11297,6 +11361,14 @@ def _desk_call(method, wrap=None):
     return run
 
 
+def _rows_call(method, columns):
+    """A list of the desk's, as a Table where that is asked for."""
+    def run(service, payload, caller):
+        rows = getattr(service.desk, method)(caller.with_defaults(payload))
+        return row_table(rows, columns) if caller.binary and _flag(payload, 'table', False) else rows
+    return run
+
+
 ACTIONS = {
     'admin.health': _action('admin', 'inline', _health),
     'admin.print_account': _action('broker', 'broker', lambda service, payload, caller: _print_account(
@@ -11316,8 +11388,8 @@ ACTIONS = {
     'data.unsubscribe_all': _action('data', 'data', _unsubscribe_all),
     'broker.account': _action('broker', 'broker', _desk_call('account', _as_dict), _always),
     'broker.positions': _action('broker', 'broker', _desk_call('positions'), _always),
-    'broker.orders': _action('broker', 'broker', _desk_call('orders'), _always),
-    'broker.trades': _action('broker', 'broker', _desk_call('trades'), _always),
+    'broker.orders': _action('broker', 'broker', _rows_call('orders', ORDER_COLUMNS), _always),
+    'broker.trades': _action('broker', 'broker', _rows_call('trades', TRADE_COLUMNS), _always),
     'broker.order_status': _action('broker', 'broker', _desk_call('order_status'), _always),
     'broker.place_order': _action('broker', 'broker', _place, _unless_waiting),
     'broker.cancel_order': _action('broker', 'control', _desk_call('cancel')),
@@ -12731,7 +12803,7 @@ READS = ('admin.health', 'admin.print_account', 'broker.account', 'broker.positi
          'broker.order_status', 'broker.subscribe_events', 'broker.unsubscribe_events')
 # An empty list would mark the peer's copy-and-paste helper, which reads tables differently.
 CLIENT_FEATURES = ['tick', SETTLED_FEATURE, BINARY_FEATURE, BATCH_TICK_FEATURE, ORDER_STREAM_FEATURE,
-                   PROGRESS_FEATURE, QUOTES_FEATURE]
+                   PROGRESS_FEATURE, QUOTES_FEATURE, ORDERS_FEATURE]
 COMPRESS_CHOICES = ('auto', 'always', 'never')
 FAR_ROUND_TRIP_S = 0.005    # a login that took longer did not stay on this machine: a tunnel, if it looks like it
 HISTORY_TIMEOUT_S = 180.0   # where the caller names no timeout of its own
@@ -14357,18 +14429,26 @@ class RemoteQmtBroker:
     def get_orders(self, order_id=None, security=None, status=None, from_broker=False):
         """Today's order rows: order_id, security, side, amount, filled, order_price, avg_price, status, time, ..."""
         payload = {'order_id': order_id, 'security': security, 'status': status, 'from_broker': from_broker or None}
-        return rows_of(self._ask('broker.orders', _given_values(**payload)), '委托')
+        return self._rows('broker.orders', _given_values(**payload), '委托')
+
+    def _rows(self, action, payload, told, **extension):
+        """extension: what goes along to a server that knows it."""
+        if ORDERS_FEATURE in getattr(self._connection, 'ack', {}).get('features', ()):
+            payload = dict(payload, table=True, **extension)
+        answer = self._ask(action, payload)
+        return table_rows(answer) if isinstance(answer, Table) else rows_of(answer, told)
 
     def sync_orders(self):
         return self.get_orders(from_broker=True)
 
     def get_open_orders(self):
         """Order rows that may still fill."""
-        return [row for row in self.get_orders() if plain_status(row.get('status')) not in FINAL_STATUSES]
+        return [row for row in self._rows('broker.orders', {}, '委托', open=True)
+                if plain_status(row.get('status')) not in FINAL_STATUSES]
 
     def get_trades(self, order_id=None, security=None):
         """Today's fills: trade_id, order_id, security, side, amount in shares, price in yuan, time, ..."""
-        return rows_of(self._ask('broker.trades', _given_values(order_id=order_id, security=security)), '成交')
+        return self._rows('broker.trades', _given_values(order_id=order_id, security=security), '成交')
 
     def get_order_status(self, order_id):
         """The order's row, {} if the account has none of that id."""

@@ -6,12 +6,14 @@ import queue
 import struct
 import threading
 import time
+from datetime import datetime
 
 import pytest
 
 import bullet_qmt as bq
 
-from .base import TOKEN, ask_raw, login_raw, raw_socket, read_raw, send_raw, serving
+from .base import TOKEN, ask_raw, login_raw, long_client, raw_socket, read_raw, send_raw, serving
+from .fakes import FakeClock
 from .resources import becomes
 
 CODE = '000001.XSHE'
@@ -476,6 +478,45 @@ def test_orders_that_wait_keep_no_cancel_and_no_question_about_them_out(server, 
         assert answer['payload']['submission_state'] == 'submit_unknown'
         place.go.set()
         assert sorted(read_raw(sock)['id'] for _ in range(3)) == [0, 1, 2]
+
+
+def test_a_hundred_thousand_orders_and_trades_are_listed(server, monkeypatch):
+    """A frame of JSON holds some 75,000: old clients get a part or a clear error, the product's own all of them."""
+    stub, moment = server.service.desk.accounts.brokers['default'], datetime(2024, 5, 15, 10, 0, 1)
+    orders = [bq.Order(order_id=str(number), security=CODE, amount=100, filled=number % 3, order_price=10.5,
+                       time=moment, order_remark='手工 %d' % number, status='canceled' if number % 1000 else 'open')
+              for number in range(100000)]
+    trades = [bq.Trade(trade_id='t%d' % number, order_id=str(number), security=CODE, amount=100, price=10.5,
+                       time=moment) for number in range(150000)]
+    monkeypatch.setattr(stub, 'orders', lambda: orders)
+    monkeypatch.setattr(stub, 'trades', lambda: trades)
+    with session(server) as sock, long_client(server) as client:
+        broker = bq.RemoteQmtBroker(connection=client)
+        listed = broker.get_orders()
+        assert listed == [order.to_wire() for order in orders]
+        assert broker.get_trades() == [trade.to_wire() for trade in trades]
+        assert broker.get_open_orders() == listed[::1000] == broker.get_orders(status='open')
+        for action in ('broker.orders', 'broker.trades'):
+            error = ask_error(sock, action)
+            assert error['code'] == 'FRAME_TOO_LARGE' and 'security' in error['hint']
+        assert ask_raw(sock, 'broker.orders', {'status': 'open'})['payload'] == listed[::1000]
+        assert ask_raw(sock, 'broker.orders', {'open': True})['payload'] == listed[::1000]
+        assert ask_error(sock, 'broker.orders', {'open': 'yes'})['code'] == 'BAD_REQUEST'
+
+
+def test_rows_in_a_table_are_the_rows_of_a_list():
+    with serving(FakeClock(datetime(2024, 5, 15, 14, 0))) as server, session(server) as sock, \
+            long_client(server) as client:
+        broker = bq.RemoteQmtBroker(connection=client)
+        low = client.request('data.live_current', {'security': CODE})['low_limit']
+        broker.place_order(CODE, 'BUY', 100, {'type': 'limit', 'price': low}, idempotency_key='in-a-table')
+        broker.place_order(CODE, 'BUY', 100, {'type': 'market'}, remark='备注')
+        assert broker.get_orders() == ask_raw(sock, 'broker.orders')['payload'] != []
+        assert broker.get_trades() == ask_raw(sock, 'broker.trades')['payload'] != []
+        assert broker.get_trades(order_id='99999') == []
+        without = bq.Order(order_id='1', status='open', security=CODE).to_wire()
+        assert without['order_time'] is None
+        assert bq.table_rows(bq.row_table([without], bq.ORDER_COLUMNS)) == [without]
 
 
 def test_a_full_queue_is_server_busy(monkeypatch):
