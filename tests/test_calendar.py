@@ -1,4 +1,4 @@
-"""Section 4's calendar against what exchange_calendars says of Shanghai, and against announced dates."""
+"""The product's calendar against what exchange_calendars says of Shanghai, and against announced dates."""
 from datetime import date, timedelta
 
 import pytest

@@ -332,3 +332,24 @@ def test_lines_are_short_and_files_end_with_a_newline():
                       for number, line in enumerate(text.splitlines(), 1) if len(line) > 120 or line != line.rstrip()]
             wrong += [path] if text and not text.endswith('\n') else []
     assert wrong == []
+
+
+def test_the_stand_in_terminal_asks_no_rule_of_the_product():
+    """Neither by `bullet_qmt.name` nor by `from bullet_qmt import name`: the judge must not ask the accused."""
+    module = Module(source_of(os.path.join(ROOT, 'bullet_qmt.py')))
+    number, = [number for number, title, _ in module.banners if title == 'MARKET RULES']
+    rules = {name for name, section in module.definitions if section == number}
+    assert {'price_limits', 'exchange_opens', 'instrument', 'in_session', 'trade_fees'} <= rules
+    folder, asked = os.path.join(ROOT, 'tests', 'terminal'), []
+    for file in sorted(os.listdir(folder)):
+        if file.endswith('.py'):
+            for node in ast.walk(ast.parse(source_of(os.path.join(folder, file)))):
+                asked += [(file, name) for name in names_of_the_product(node) if name in rules]
+    assert asked == []
+
+
+def names_of_the_product(node):
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == 'bullet_qmt':
+        return [node.attr]
+    return [alias.name for alias in node.names] if isinstance(node, ast.ImportFrom) and node.module == 'bullet_qmt' \
+        else []

@@ -1,4 +1,4 @@
-"""Section 4: the exchanges' daily price limits by board, kind and date. Every figure is written out, none computed.
+"""Market rules: the exchanges' daily price limits by board, kind and date. Every figure is written out, none computed.
 
 Sources: SSE and SZSE trading rules 2026, in force from 2026-07-06 (risk warning 10 %); SZSE's ChiNext rules of 2020,
 2.9 (stocks and funds 20 % from 2020-08-24); the rules on convertible bonds of 2022-07-29 (57.3 and 43.3 % on the first

@@ -405,6 +405,38 @@ def test_many_quotes_are_one_question(terminal, data, monkeypatch):
     assert asked == [['600000.SH', '600999.SH', bq.qmt_code(ETF)], ['600000.SH']]
 
 
+def day_bar(day, pre_close, low, high, paused=False):
+    return bq._QmtBar(ms(day), pre_close, high, low, pre_close, 100.0, 100.0 * pre_close, pre_close, paused)
+
+
+@pytest.mark.parametrize('code, is_st, bar, limits', [
+    # 4.11 * 1.1 = 4.521, * 0.9 = 3.699; * 1.05 = 4.3155, * 0.95 = 3.9045
+    ('600234.XSHG', True, ('2026-08-05', 4.11, 4.00, 4.30), (4.52, 3.70)),
+    ('600234.XSHG', True, ('2026-07-06', 4.11, 4.00, 4.30), (4.52, 3.70)),
+    ('600234.XSHG', True, ('2026-07-03', 4.11, 4.00, 4.30), (4.32, 3.90)),
+    ('600234.XSHG', True, ('2026-07-03', 4.11, 4.00, 4.40), (4.52, 3.70)),  # beyond 5 %: not ST on that day
+    ('159915.XSHE', False, ('2020-08-21', 2.5, 2.4, 2.6), (2.75, 2.25)),
+    ('159915.XSHE', False, ('2020-08-24', 2.5, 2.4, 2.6), (3.0, 2.0)),
+    ('159999.XSHE', False, ('2024-06-03', 1.0, 0.95, 1.15), (1.2, 0.8)),    # no list has it, its trades tell
+    ('159999.XSHE', False, ('2024-06-03', 1.0, 1.15, 1.15, True), (1.1, 0.9)),
+    ('600234.XSHG', False, ('2024-06-03', 4.0, 3.0, 4.0), None)])
+def test_limits_of_a_past_day_are_those_of_its_date(code, is_st, bar, limits):
+    columns = bq._qmt_daily(code, [day_bar(*bar)], is_st)
+    high, low = columns['high_limit'][0], columns['low_limit'][0]
+    assert math.isnan(high) and math.isnan(low) if limits is None else (high, low) == limits
+
+
+@pytest.mark.parametrize('code, listed, days', [
+    ('113690.XSHG', date(2024, 6, 3), [(157.3, 56.7), (120.0, 80.0)]),   # bonds: +57.3 and -43.3 %, then 20 %
+    ('508099.XSHG', date(2024, 6, 3), [(130.0, 70.0), (110.0, 90.0)]),   # REITs: 30 %, then 10 %
+    ('159999.XSHE', date(2024, 6, 3), [(110.0, 90.0), (110.0, 90.0)]),
+    ('113690.XSHG', date(2024, 5, 31), [(120.0, 80.0), (120.0, 80.0)])])
+def test_limits_of_the_first_days_after_listing(code, listed, days):
+    bars = [day_bar('2024-06-03', 100.0, 99.0, 101.0), day_bar('2024-06-04', 100.0, 99.0, 101.0)]
+    columns = bq._qmt_daily(code, bars, False, listed)
+    assert list(zip(columns['high_limit'], columns['low_limit'])) == days
+
+
 def test_limits_are_derived_where_the_detail_has_none(terminal, data):
     terminal.market.limits_in_detail = False
     assert (data.quote(STOCK).high_limit, data.quote(STOCK).low_limit) == (11.0, 9.0)
@@ -839,6 +871,15 @@ def test_limits_that_the_detail_lacks(fake, faked, opened, limits):
     tick = faked.quote(STOCK)
     assert (tick.high_limit, tick.low_limit) == limits
     assert faked.market_state(STOCK).unlimited is (limits == (None, None))
+
+
+@pytest.mark.parametrize('high, limits', [(10.9, (11.0, 9.0)), (11.01, (None, None))])
+def test_a_trade_beyond_derived_limits_widens_those_of_the_quote(fake, faked, high, limits):
+    fake.detail['OpenDate'] = 20000103
+    fake.tick = {'time': at(9, 59, EPOCH_DAY), 'lastPrice': 10.5, 'lastClose': 10.0, 'amount': 105000.0, 'volume': 100,
+                 'high': high, 'low': 10.0, 'open': 10.0}
+    tick = faked.quote(STOCK)
+    assert (tick.high_limit, tick.low_limit) == limits
 
 
 @pytest.mark.parametrize('tick', [{}, {'lastPrice': 0.0, 'lastClose': 0.0}])

@@ -9,7 +9,7 @@ book        prices and depth, and what an order takes from them
 exchange    orders: acceptance, matching, rejection, cancelling
 bars        K lines: made, merged into longer periods, adjusted
 calendar    the days on which Shanghai traded
-calendar    the days on which Shanghai traded
+rules       kinds, lots, limits, cage, fees and hours, all of its own
 market      instruments, sectors, calendar, ticks, the local cache and downloads
 faults      what goes wrong, on command
 terminal    the above together, and the requests of the clients linked to it

@@ -7,8 +7,9 @@ import random
 from datetime import date, datetime, timedelta
 
 import bullet_qmt
+from tests.terminal import rules
 
-MINUTES = (bullet_qmt.MORNING_OPEN,) + bullet_qmt.BAR_MINUTES  # 241: the auction's bar comes first
+MINUTES = (rules.AUCTION_BAR,) + rules.BAR_ENDS  # 241: the auction's bar comes first
 LONGER = {'5m': 5, '15m': 15, '30m': 30, '60m': 60, '1h': 60}
 PRICES = ('open', 'high', 'low', 'close', 'preClose')
 
@@ -63,8 +64,8 @@ def random_walk(code, days, last_close, tick, dividends=None, suspended=()):
     for day in reversed(days):
         dividend = (dividends or {}).get(day, Dividend())
         pre_close = close if day in suspended else close / (1 + source.uniform(-0.03, 0.03))
-        before = bullet_qmt.round_to_tick(dividend.close_before(pre_close), tick)
-        pre_close = bullet_qmt.round_to_tick(dividend.ex_price(before), tick)
+        before = rules.to_tick(dividend.close_before(pre_close), tick)
+        pre_close = rules.to_tick(dividend.ex_price(before), tick)
         if day in suspended:
             rows.append(bar(epoch_ms(day), [close] * 4, 0, 0.0, pre_close, 1))
         else:
@@ -74,7 +75,7 @@ def random_walk(code, days, last_close, tick, dividends=None, suspended=()):
 
 
 def _random_day(source, day, pre_close, close, tick):
-    path = [bullet_qmt.round_to_tick(pre_close * (1 + source.uniform(-0.03, 0.03)), tick) for _ in range(3)] + [close]
+    path = [rules.to_tick(pre_close * (1 + source.uniform(-0.03, 0.03)), tick) for _ in range(3)] + [close]
     volume = source.randrange(1000, 90000) * 100
     typical = (max(path) + min(path)) / 2
     return bar(epoch_ms(day), [path[0], max(path), min(path), close], volume, round(volume * typical, 2), pre_close)
@@ -121,7 +122,7 @@ def _group(ms, period):
 
 def _trading_minute(moment):
     """1..240; the auction's bar belongs to the first."""
-    return max(1, bullet_qmt.bars_elapsed(moment))
+    return max(1, rules.bars_over(moment))
 
 
 def _merged(part):

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from decimal import Decimal
 
 import bullet_qmt
+from tests.terminal import rules
 from tests.terminal.book import Book
 from tests.terminal.ledger import Account, money
 
@@ -188,7 +189,7 @@ class Exchange:
 
     def manual_order(self, account_id, code, side, volume, price, remark='', strategy=''):
         """By hand in the terminal, or with a remark and a strategy of its own: by another program."""
-        return self.submit(account_id, code, bullet_qmt.SIDES[side], volume, FIXED, price, remark, strategy)[0]
+        return self.submit(account_id, code, BUY if side == 'BUY' else SELL, volume, FIXED, price, remark, strategy)[0]
 
     def let_go(self):
         """Orders that were stopped before the exchange reach it."""
@@ -267,7 +268,7 @@ class Exchange:
         self._tell('order', order.row())
 
     def _fees(self, order, value):
-        return sum(bullet_qmt.trade_fees(order.code, order.side, value, self.clock.now().date()), Decimal(0))
+        return rules.fees(order.code, order.side, value, self.clock.now().date())
 
     def _settle(self, order, volume, value, fee):
         account, holding = order.account, order.account.holding(order.code)
@@ -321,7 +322,7 @@ class Exchange:
 
     def _check(self, order):
         book = self.book(order.code)
-        if not book.name or not bullet_qmt.tradable(order.code):
+        if not book.name or not rules.tradable(order.code):
             raise Rejected('证券代码不存在')
         if book.suspended:
             raise Rejected('证券停牌')
@@ -351,18 +352,18 @@ class Exchange:
         return order.price
 
     def _check_price(self, order, book):
-        tick = bullet_qmt.instrument(order.code).tick
-        if order.limit <= 0 or not bullet_qmt.on_tick(order.limit, tick):
+        tick = rules.rules_of(order.code).tick
+        if order.limit <= 0 or not rules.on_tick(order.limit, tick):
             raise Rejected('价格不是最小价位的整数倍')
         if (book.high and order.limit > book.high) or (book.low and order.limit < book.low):
             raise Rejected('价格超出涨跌停限制')
-        cage = bullet_qmt.price_cage(order.code, order.side, book.reference(order.buy))
+        cage = rules.cage(order.code, order.side, book.reference(order.buy))
         if self.check_cage and cage and (order.limit > cage if order.buy else order.limit < cage):
             raise Rejected('价格超出有效申报范围')
 
     def _check_amount(self, order):
         usable = None if order.buy else order.account.usable(order.code)
-        problem = bullet_qmt.lot_problem(order.code, order.side, order.volume, usable)
+        problem = rules.lot_problem(order.code, order.side, order.volume, usable)
         if problem:
             raise Rejected(problem)
 

@@ -6,7 +6,7 @@ on_road_volume, yesterday_volume). A resting buy freezes money, a resting sale f
 from collections import OrderedDict
 from decimal import Decimal
 
-import bullet_qmt
+from tests.terminal.rules import rules_of
 
 
 def money(value):
@@ -50,7 +50,7 @@ class Account:
         self.frozen += amount
 
     def usable(self, code):
-        return self.holding(code).usable(bullet_qmt.instrument(code).t0)
+        return self.holding(code).usable(rules_of(code).t0)
 
     def next_day(self):
         """Today's purchases become saleable; empty holdings disappear."""

@@ -6,8 +6,7 @@ subscribe_quote pushes lists of records, subscribe_whole_quote single records; v
 from collections import OrderedDict
 from datetime import date
 
-import bullet_qmt
-from tests.terminal import bars
+from tests.terminal import bars, rules
 from tests.terminal.calendar import opens
 
 BASE_PERIODS = {'tick': 'tick', '1m': '1m', '5m': '5m', '15m': '5m', '30m': '5m', '60m': '5m', '1h': '5m', '1d': '1d',
@@ -32,7 +31,7 @@ class Security:
 
     def __init__(self, code, name, price, listed, expires):
         self.code, self.name, self.listed, self.expires = code, name, listed, expires
-        self.rules = bullet_qmt.instrument(code)
+        self.rules = rules.rules_of(code)
         self.minutes, self.ticks, self.dividends, self.make_days, self._days = {}, [], {}, OrderedDict, None
         self.pre_close, self.suspended, self.tick = price, False, None
 
@@ -203,7 +202,7 @@ class Market:
     def limits(self, code):
         """(high, low) of today; (None, None) where the exchange sets none."""
         security = self.securities[code]
-        return bullet_qmt.price_limits(code, security.pre_close, self.today(), 'ST' in security.name)
+        return rules.limits(code, security.pre_close, self.today(), security.name)
 
     def expired(self, code):
         expires = self.securities[code].expires
@@ -374,8 +373,8 @@ class Market:
     def _change_tick(self, security, price, volume, changes):
         tick, step = self._tick(security), security.rules.tick
         traded = tick['pvolume'] + volume
-        asks = [bullet_qmt.round_to_tick(price + step * i, step) for i in range(1, 6)]
-        bids = [bullet_qmt.round_to_tick(max(step, price - step * i), step) for i in range(1, 6)]
+        asks = [rules.to_tick(price + step * i, step) for i in range(1, 6)]
+        bids = [rules.to_tick(max(step, price - step * i), step) for i in range(1, 6)]
         tick.update(time=bars.epoch_ms(self.clock.now()), lastPrice=price, open=tick['open'] or price,
                     high=max(tick['high'], price), low=min(tick['low'] or price, price), pvolume=traded,
                     volume=traded // security.lot, amount=tick['amount'] + price * volume, askPrice=asks,
@@ -398,9 +397,9 @@ class Market:
 
     def _minute_label(self):
         """Minute of the day at which the running bar ends; before the open, the auction's."""
-        minute = bullet_qmt.minute_of_day(self.clock.now())
-        if minute < bullet_qmt.MORNING_OPEN:
-            return bullet_qmt.MORNING_OPEN
+        minute = rules.minute_of(self.clock.now())
+        if minute < rules.AUCTION_BAR:
+            return rules.AUCTION_BAR
         return next((label for label in bars.MINUTES if label > minute), bars.MINUTES[-1])
 
     def next_day(self):
