@@ -169,30 +169,6 @@ def test_our_clients_send_nothing_that_the_server_would_end_the_connection_for(s
         assert connection.request('admin.health')['value']['sessions'] == 2, 'it is the same connection'
 
 
-def test_the_answers_before_the_end_of_the_server_reach_a_client_that_goes_on_sending(monkeypatch):
-    """It reads nothing more of that, and ends the connection all the same without a reset."""
-    entered, go = threading.Event(), threading.Event()
-
-    def slow(service, payload, caller):
-        entered.set()
-        assert go.wait(20)
-        return {'done': True}
-    monkeypatch.setitem(bq.ACTIONS, 'data.history', bq.ACTIONS['data.history']._replace(run=slow))
-    with serving() as server, raw_socket(server) as sock:
-        login_raw(sock)
-        send_raw(sock, {'id': 'slow', 'action': 'data.history'})
-        assert entered.wait(20)
-        closer = threading.Thread(target=server.close)
-        closer.start()
-        assert server.stopping.wait(20)
-        go.set()
-        assert read_raw(sock)['payload'] == {'done': True}
-        assert sock.recv(1) == b'', 'an end, not a reset'
-        sock.close()
-        closer.join(20)
-        assert not closer.is_alive()
-
-
 @pytest.mark.parametrize('bad, code', [('not json', 'PROTOCOL_ERROR'), ('a huge length', 'FRAME_TOO_LARGE')])
 def test_what_was_asked_before_a_frame_that_ends_the_connection_is_answered_first(server, monkeypatch, bad, code):
     """Also where the peer goes on sending: bytes that nobody reads would take back what was sent."""

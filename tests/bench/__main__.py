@@ -18,14 +18,19 @@ def say(line=''):
           file=sys.stderr, flush=True)
 
 
-def in_environment(arguments):
+def is_here():
+    """Whether this interpreter has what is needed."""
+    return all(importlib.util.find_spec(name) is not None for name in NEEDED)
+
+
+def in_environment(arguments, module='tests.bench'):
     """The same in the environment of the tests, which has what a client needs; its exit code."""
     try:
         python = test_environment(sys.version_info[:2], sys.executable, say)
     except EnvironmentFailed as error:
         say(str(error))
         return 1
-    return subprocess.call([python, '-m', 'tests.bench'] + arguments, cwd=ROOT)
+    return subprocess.call([python, '-m', module] + arguments, cwd=ROOT)
 
 
 def build_parser():
@@ -41,7 +46,7 @@ def build_parser():
 
 def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
-    if any(importlib.util.find_spec(name) is None for name in NEEDED):
+    if not is_here():
         return in_environment(arguments)
     from tests.bench.runner import bench
     options = build_parser().parse_args(arguments)

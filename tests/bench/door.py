@@ -23,6 +23,7 @@ import threading
 import time
 from pathlib import Path
 
+from tests.bench.__main__ import in_environment, is_here
 from tests.bench.figures import percentile
 from tests.environments import ROOT
 
@@ -223,6 +224,8 @@ def main():
         port, kind, many, tls, seconds, size = sys.argv[2:]
         Crowd(int(port), int(size), kind, many == '1', tls == '1').run(float(seconds))
         return
+    if not is_here():
+        sys.exit(in_environment(sys.argv[1:], 'tests.bench.door'))
     options = build_parser().parse_args()
     import logging
     import bullet_qmt as bq
