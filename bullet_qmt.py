@@ -3242,11 +3242,8 @@ def _with_nans(values, mask, numpy):
 
 
 # -- ticks: one in a frame for legacy clients, many for those that named the feature -----------------------------------
-def encode_ticks(ticks, batch):
+def encode_ticks(ticks):
     """The frame of ticks; each is (Tick, the spelling of its security that the client used)."""
-    if not batch:
-        (tick, symbol), = ticks
-        return encode_frame({'type': 'event', 'event': 'tick', 'payload': dict(tick.to_wire(), symbol=symbol)})
     rows = [dict(tick.to_wire(), symbol=symbol) for tick, symbol in ticks]
     fields = list(OrderedDict.fromkeys(name for row in rows for name in row))
     payload = {'fields': fields, 'rows': [[row.get(name) for name in fields] for row in rows]}
@@ -3702,6 +3699,10 @@ class Backend:
 
     def health(self):
         return {'backend_type': self.name}
+
+    def troubles(self):
+        """{'data' or 'broker': (whether some of it works, what does not)} of the parts that do not work whole now."""
+        return {}
 
     def close(self):
         """Stop; called once, from the thread that built it."""
@@ -9072,6 +9073,15 @@ class QmtBackend(Backend):
         accounts = {key: broker.health() for key, broker in self.brokers.items()}
         return dict(super().health(), qmt={'accounts': accounts, 'data': self.data.health()})
 
+    def troubles(self):
+        found = {}
+        away = [key for key, broker in self.brokers.items() if broker.health()['state'] != 'connected']
+        if away:
+            found['broker'] = len(away) < len(self.brokers), '账户 %s 没有连上 QMT' % '、'.join(away)
+        if self.data.health()['state'] != 'connected':
+            found['data'] = False, 'QMT 行情没有连上'
+        return found
+
     def close(self):
         """All of them, even if one fails."""
         for part in list(self.brokers.values()) + [self.data]:
@@ -11191,7 +11201,26 @@ def _health(service, payload, caller):
     value = {'process_alive': True, 'uptime_seconds': round(service.clock.monotonic() - service.started, 3),
              'sessions': service.session_count(), 'accounts': list(service.backend.brokers),
              'features': service.scopes, 'version': __version__, 'subscriptions': service.hub.count()}
+    value.update(_readiness(service), server_time=unix_ms(service.clock.now()))
     return _as_dict(dict(value, orders=service.desk.health(), **service.backend.health()))
+
+
+def _readiness(service):
+    """What can be done now, in the words of bullet-trade's backends: ready, state, reason, modules, actions."""
+    troubles, modules = service.backend.troubles(), OrderedDict()
+    for name in ('data', 'broker'):
+        some, reason = troubles.get(name, (True, None)) if name in service.scopes else (False, '服务端关闭了它')
+        state = 'ready' if reason is None else 'degraded' if some else 'unavailable'
+        modules[name] = {'ready': reason is None, 'state': state, 'reason': reason}
+    wanted = [modules[name] for name in service.scopes]
+    ready = bool(wanted) and all(module['ready'] for module in wanted)
+    some = any(module['state'] != 'unavailable' for module in wanted)
+    actions = OrderedDict((name, {'status': modules[action.scope]['state'] if action.scope in modules else 'ready',
+                                  'reason': (modules.get(action.scope) or {}).get('reason') or ''})
+                          for name, action in ACTIONS.items())
+    return {'ready': ready, 'state': 'ready' if ready else 'degraded' if some else 'unavailable',
+            'reason': None if ready else '；'.join(module['reason'] for module in wanted if module['reason']),
+            'modules': modules, 'actions': actions}
 
 
 def _print_account(service, payload, caller):
@@ -11221,14 +11250,33 @@ def _one_code(payload):
 
 
 def _snapshot(service, payload, caller):
-    return service.backend.data.quote(_one_code(payload)).to_wire()
+    return _with_feed(service.backend.data.quote(_one_code(payload)).to_wire(), service.backend.name,
+                      service.clock.now())
 
 
 def _live_current(service, payload, caller):
     if 'securities' not in payload:
-        return service.backend.data.live_current(_one_code(payload))
+        return _with_feed(service.backend.data.live_current(_one_code(payload)), service.backend.name,
+                          service.clock.now())
     codes = normalize_codes(payload['securities'], 'securities', QUOTES_AT_ONCE)
     return {'quotes': service.backend.data.live_currents(codes)}
+
+
+def _with_feed(row, source, now):
+    """A tick's row, and in the words of bullet-trade's clients where and when it comes from and what is bid and asked.
+
+    Times with their zone, as those clients are anywhere; age_seconds counts from the source's time.
+    """
+    dt, age_s, stale = row.get('dt'), row.get('age_s'), row.get('stale') is True
+    told = '%s+08:00' % now.isoformat(timespec='milliseconds')
+    if age_s is None and dt is not None:
+        age_s = (now - parse_moment(dt)[0]).total_seconds()
+    more = {'source': source, 'source_time': None if dt is None else dt.replace(' ', 'T') + '+08:00',
+            'received_time': told, 'query_completed_time': told, 'event_stale': stale,
+            'age_seconds': None if age_s is None else max(0.0, round(age_s, 3)),
+            'feed_health': {'status': 'stale' if stale else 'healthy', 'query_succeeded': True}}
+    levels = (('bid_price1', 'b1_p'), ('ask_price1', 'a1_p'), ('bid_volume1', 'b1_v'), ('ask_volume1', 'a1_v'))
+    return dict(row, **dict(more, **{name: row[own] for name, own in levels if row.get(own)}))
 
 
 def _asks_of_one(payload):
@@ -12341,7 +12389,11 @@ class Session:
     def _frame_of_ticks(self, ticks):
         """A tick that cannot be encoded costs no other."""
         try:
-            return encode_ticks(ticks, BATCH_TICK_FEATURE in self.features)
+            if BATCH_TICK_FEATURE in self.features:
+                return encode_ticks(ticks)
+            (tick, symbol), = ticks
+            row = _with_feed(tick.to_wire(), self.service.backend.name, self.service.clock.now())
+            return encode_frame({'type': 'event', 'event': 'tick', 'payload': dict(row, symbol=symbol)})
         except (ValueError, TypeError):
             if len(ticks) > 1:
                 return b''.join(self._frame_of_ticks([tick]) for tick in ticks)

@@ -701,3 +701,81 @@ def test_a_number_that_is_none_is_a_bad_value_not_a_bad_frame(server, number):
         assert (answer['id'], answer['code'], answer['broker_called']) == ('7', 'BAD_REQUEST', False)
         send_raw(sock, b'{"type":"ping","id":' + number + b'}')
         assert read_raw(sock) == {'type': 'pong', 'id': None}
+
+
+# -- in the words of bullet-trade --------------------------------------------------------------------------------------
+NOON = datetime(2026, 5, 13, 10, 0, 0)
+
+
+def test_a_quote_tells_where_and_when_it_comes_from():
+    """bullet-trade 0.10 reads these of data.live_current; its times bear their zone, as its clients are anywhere."""
+    with serving(FakeClock(NOON)) as server, session(server) as sock:
+        for action in ('data.live_current', 'data.snapshot', 'data.current_tick'):
+            row = ask_raw(sock, action, {'security': '000001.XSHE'})['payload']
+            assert row['source'] == 'stub' and row['feed_health'] == {'status': 'healthy', 'query_succeeded': True}
+            assert row['source_time'] == row['dt'].replace(' ', 'T') + '+08:00'
+            assert row['received_time'] == row['query_completed_time'] == '2026-05-13T10:00:00.000+08:00'
+            source = datetime.strptime(row['dt'][:19], '%Y-%m-%d %H:%M:%S')
+            assert abs(row['age_seconds'] - (NOON - source).total_seconds()) < 1 and row['age_seconds'] >= 0
+            assert row['event_stale'] is False
+            assert (row['bid_price1'], row['ask_price1']) == (row['b1_p'], row['a1_p'])
+            assert 0 < row['bid_price1'] < row['ask_price1']
+
+
+@pytest.mark.parametrize('features, batch', [(['tick'], False), ([], False), (['batch_tick1'], True)])
+def test_pushed_ticks_of_legacy_clients_tell_it_too(features, batch):
+    with serving(FakeClock(NOON)) as server, session(server, features=features) as sock:
+        ask_raw(sock, 'data.subscribe', {'securities': ['000001.XSHE']})
+        tick = read_raw(sock)
+        while tick['type'] != 'event':
+            tick = read_raw(sock)
+        if batch:
+            assert tick['event'] == 'ticks' and 'feed_health' not in tick['payload']['fields']
+        else:
+            assert tick['payload']['feed_health']['status'] == 'healthy' and tick['payload']['source'] == 'stub'
+
+
+def test_health_says_what_can_be_done():
+    with serving(FakeClock(NOON)) as server, session(server) as sock:
+        value = ask_raw(sock, 'admin.health')['payload']['value']
+        assert (value['backend_type'], value['ready'], value['state'], value['reason']) == ('stub', True, 'ready', None)
+        assert value['accounts'] == ['default'], 'a list, as bullet-trade 0.9 and 0.10 have it'
+        assert value['actions']['broker.place_order'] == {'status': 'ready', 'reason': ''}
+        assert value['modules']['data'] == {'ready': True, 'state': 'ready', 'reason': None}
+        assert value['server_time'] == 1778637600000  # date -u -d '2026-05-13 02:00' +%s
+
+
+def test_health_of_a_server_without_trading():
+    with serving(FakeClock(NOON), enable_broker=False) as server, session(server) as sock:
+        value = ask_raw(sock, 'admin.health')['payload']['value']
+        assert (value['ready'], value['state']) == (True, 'ready'), 'what is on offer is there'
+        assert value['actions']['broker.place_order']['status'] == 'unavailable'
+        assert value['actions']['broker.place_order']['reason']
+        assert value['actions']['data.history']['status'] == 'ready'
+
+
+@pytest.mark.parametrize('troubles, state, place, history', [
+    ({'broker': (False, 'x')}, 'degraded', 'unavailable', 'ready'),
+    ({'broker': (True, 'x')}, 'degraded', 'degraded', 'ready'),
+    ({'data': (False, 'y')}, 'degraded', 'ready', 'unavailable'),
+    ({'broker': (False, 'x'), 'data': (False, 'y')}, 'unavailable', 'unavailable', 'unavailable')])
+def test_health_of_a_server_of_which_a_part_is_away(monkeypatch, troubles, state, place, history):
+    with serving(FakeClock(NOON)) as server, session(server) as sock:
+        monkeypatch.setattr(server.service.backend, 'troubles', lambda: troubles)
+        value = ask_raw(sock, 'admin.health')['payload']['value']
+        assert (value['ready'], value['state']) == (False, state)
+        assert all(reason in value['reason'] for _, reason in troubles.values())
+        statuses = [value['actions'][name]['status'] for name in ('broker.place_order', 'data.history')]
+        assert statuses == [place, history]
+
+
+def test_a_history_has_longer_than_other_requests():
+    """bullet-trade's server gives it 150 s where others have 60, and its clients wait 180."""
+    assert 60 * bq.HISTORY_SHARE == 150
+    job, keeper = Watched(), bq.Timekeeper(60.0)
+    try:
+        keeper.watch(job, bq.HISTORY_SHARE)
+        keeper.watch(Watched(), 1.0)
+        assert sorted(limit for _, _, _, limit in keeper._due) == [60.0, 150.0]
+    finally:
+        keeper.close()
