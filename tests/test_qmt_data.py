@@ -945,4 +945,7 @@ def test_open_and_close(terminal):
         assert health['backend_type'] == 'qmt' and list(health['qmt']['accounts']) == ['main']
         assert becomes(lambda: backend.health()['qmt']['accounts']['main']['state'] == 'connected')
         assert health_is(backend.data, 'connected') and backend.data.quote(STOCK).last_price == 10.0
+        assert backend.troubles() == {}
         backend.close()
+        (broker_partly, broker_reason), (data_partly, _) = backend.troubles()['broker'], backend.troubles()['data']
+        assert not broker_partly and not data_partly and 'main' in broker_reason
