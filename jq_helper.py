@@ -3832,8 +3832,7 @@ class Session:
         counted = counted_style(security, style)
         if counted is not style and not self._told_of_price:
             self._told_of_price = True
-            self.log.add('order', 'warning', '%s 是市价委托，MarketOrderStyle 里的价格只对科创板起作用，这里不起作用；要限定价格写 '
-                         'LimitOrderStyle(价格)', security)
+            self.log.add('order', 'warning', PRICE_WITHOUT_EFFECT, security)
         return counted
 
     def _shares_for(self, security, value, style):
@@ -3870,6 +3869,9 @@ def benchmark_weights(security):
     weights = OrderedDict((normalize_code(code), check_number(weight, 'weight', 0, 1e6))
                           for code, weight in given.items())
     return OrderedDict((code, weight) for code, weight in weights.items() if weight)
+
+
+PRICE_WITHOUT_EFFECT = '%s 是市价委托，MarketOrderStyle 里的价格只对科创板起作用，这里不起作用；要限定价格写 LimitOrderStyle(价格)'
 
 
 def counted_style(security, style):
@@ -8960,7 +8962,7 @@ class JqTrading:
     """JoinQuant's functions on the remote account. No thread, nothing sent twice. context: the newest one."""
 
     def __init__(self, plain, data, namespace, wait_s, cache_s, starting_cash, lag_s):
-        self.context, self._lag_s, self._closed = None, lag_s, False
+        self.context, self._lag_s, self._closed, self._told_of_price = None, lag_s, False, False
         self._plain, self._data, self._namespace, self._wait_s = plain, data, namespace, wait_s
         self.keys = JqKeys(namespace, lambda: self.context, plain._account)
         self._broker, self._process = JqBroker(plain, data, self.warn, self.keys, self._check_time), os.getpid()
@@ -9021,7 +9023,7 @@ class JqTrading:
         code = _jq_order_code(security, style, side, pindex, close_today)
         self._await_time()
         call = name, how_much, _style_kind(style), getattr(style, 'limit_price', None), str(self.context.current_dt)
-        style = counted_style(code, style)
+        style = self._counted_style(code, style)
         with self._writing(), self._noting_doubt(code, call):
             try:
                 return self._tried_before(code, call) or self._placed(getattr(self.broker, name)(
@@ -9029,6 +9031,13 @@ class JqTrading:
             except (OrderRejected, SecurityNotFound) as error:
                 self.warn('%s 没有下单：%s' % (code, error))
                 return None
+
+    def _counted_style(self, code, style):
+        counted = counted_style(code, style)
+        if counted is not style and not self._told_of_price:
+            self._told_of_price = True
+            self.warn(PRICE_WITHOUT_EFFECT % code)
+        return counted
 
     @contextlib.contextmanager
     def _noting_doubt(self, code, call):

@@ -243,8 +243,10 @@ def test_a_context_that_cannot_be_taken_over_leaves_the_functions_alone():
     (CODE, {'type': 'market'}), (STAR, {'type': 'market', 'protect_price': 9999.0})])
 def test_the_price_of_a_market_order_is_that_of_star_alone(code, style, sent):
     with trading() as strategy:
-        strategy.order(code, 200, joinquant.MarketOrderStyle(9999.0))
-    assert [payload['style'] for payload in writes(sent)] == [style]
+        for _ in range(2):
+            strategy.order(code, 200, joinquant.MarketOrderStyle(9999.0))
+    assert [payload['style'] for payload in writes(sent)] == [style] * 2
+    assert sum('只对科创板起作用' in line for line in warnings()) == (code != STAR)
 
 
 # -- what is not supported -----------------------------------------------------------------------------------------
