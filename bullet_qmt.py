@@ -483,7 +483,7 @@ def sync_directory(path):
 def mouse_pauses_nothing(kernel32=None):
     """On Windows a click into the console's window holds up whatever prints (QuickEdit): not while this lasts."""
     if IS_WINDOWS and kernel32 is None:
-        kernel32 = importlib.import_module('ctypes').windll.kernel32
+        kernel32 = importlib.import_module('ctypes').WinDLL('kernel32')
     with _console_input(kernel32) as handle:
         before = None if handle is None else _console_mode(kernel32, handle)
         if before is not None:
@@ -879,9 +879,10 @@ def _writer_for(raw, name, places):
 
 def _is_same_place(one, other):
     """Windows does not number its pipes."""
+    if one.isatty() and other.isatty():
+        return True
     mine, others = os.fstat(one.fileno()), os.fstat(other.fileno())
-    return (one.isatty() and other.isatty()) or (
-        mine.st_ino != 0 and (mine.st_dev, mine.st_ino) == (others.st_dev, others.st_ino))
+    return mine.st_ino != 0 and (mine.st_dev, mine.st_ino) == (others.st_dev, others.st_ino)
 
 
 class StopSignal:

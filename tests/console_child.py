@@ -1,26 +1,22 @@
 """The command line with little room for lines that wait, and on a clock of the test.
 
-python -m tests.console_child LIMIT NOW COMMAND ...
+python -m tests.console_child LIMIT SHIFT COMMAND ...
 
-LIMIT: bytes. NOW: Beijing time of a live run's start, which goes on from there, or - for the real one.
+LIMIT: bytes. SHIFT: seconds by which its clock is ahead of the machine's.
 """
 import sys
+from datetime import timedelta
 
 import bullet_qmt as bq
-import jq_helper as jq
-from tests.live import moment
 
 
-class ShiftedClock(jq.LiveClock):
-    def __init__(self):
-        self._shift = moment(sys.argv[2]) - super().now()
-
-    def now(self):
-        return super().now() + self._shift
+def shifted(shift_s):
+    """A method now() of a clock that is so many seconds ahead."""
+    real = bq.Clock.now
+    return lambda self: real(self) + timedelta(seconds=shift_s)
 
 
 if __name__ == '__main__':
     bq.LineWriter.LIMIT = int(sys.argv[1])
-    if sys.argv[2] != '-':
-        jq.LiveClock = ShiftedClock
+    bq.Clock.now = shifted(float(sys.argv[2]))
     sys.exit(bq.main(sys.argv[3:]))

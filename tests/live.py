@@ -56,7 +56,7 @@ def moment(text):
 
 
 def written(directory, text, name='strategy.py'):
-    path = os.path.join(str(directory), name)
+    path = os.path.join(str(directory), os.fsdecode(name.encode('utf-8')))  # 3.6 in the C locale names files in ASCII
     with open(path, 'w', encoding='utf-8') as file:
         file.write(textwrap.dedent(text))
     return path

@@ -184,6 +184,6 @@ def test_live_runs_and_servers_survive_a_console_without_chinese(console, server
             process.line_with(last)
             process.interrupt()
             assert process.wait() == 0 and 'Traceback' not in process.story(), process.story()
-    written(tmp_path, STRATEGY, '策略.py')
-    ends_well(['live', '策略.py', '--dry-run'], '就绪'.encode('ascii', 'backslashreplace').decode().replace('\\', '\\\\'))
+    name = os.path.basename(written(tmp_path, STRATEGY, '策略.py'))
+    ends_well(['live', name, '--dry-run'], '就绪'.encode('ascii', 'backslashreplace').decode().replace('\\', '\\\\'))
     ends_well(['server', '--server-type', 'stub', '--port', '0', '--token', TOKEN, '--log-file', 'x.log'], 'Ctrl-C')

@@ -10,8 +10,9 @@ import pytest
 
 import bullet_qmt as bq
 from tests.base import TOKEN, login_raw, raw_socket, serving, short_client
+from tests.console_child import shifted
 from tests.environments import ROOT
-from tests.live import SimClock, moment, written
+from tests.live import moment, written
 from tests.processes import OWN_GROUP
 from tests.qmt_server import free_port
 from tests.resources import becomes
@@ -54,9 +55,9 @@ class Pipe:
 class Program:
     """The command line whose stdout and stderr go to a place that takes nothing until resume()."""
 
-    def __init__(self, place, directory, *arguments, now='-', environment=(), **options):
+    def __init__(self, place, directory, *arguments, shift_s=0.0, environment=(), **options):
         self._place, self._data, self._reader = place, b'', None
-        command = [sys.executable, '-m', 'tests.console_child', str(LIMIT), now] + list(arguments)
+        command = [sys.executable, '-m', 'tests.console_child', str(LIMIT), repr(shift_s)] + list(arguments)
         paths = os.pathsep.join([os.path.dirname(os.path.abspath(bq.__file__)), ROOT])
         environment = dict(os.environ, PYTHONPATH=paths, PYTHONIOENCODING='utf-8', **dict(environment))
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=place.end, stderr=place.end,
@@ -85,6 +86,11 @@ class Program:
         if self._reader is not None:
             self._reader.join(20)
         return code
+
+    def story(self):
+        """What became of it, for a failure."""
+        self.resume()
+        return self.stop(), self.text
 
     def memory(self):
         """Bytes in use."""
@@ -212,11 +218,12 @@ def trade(context):
 
 @contextlib.contextmanager
 def live_run(place, directory, *options):
-    """(a live run that begins three seconds before its task, the broker of the account that it trades on)."""
-    now = '2025-03-03 13:30:57'
+    """(a live run that begins twelve seconds before its task, the broker of the account that it trades on)."""
+    shift_s = (moment('2025-03-03 13:30:48') - bq.Clock().now()).total_seconds()
+    clock = type('Shifted', (bq.Clock,), {'now': shifted(shift_s)})()
     written(directory, STRATEGY)
-    with serving(SimClock(moment(now), moment(now)), stub_clock='market') as server:
-        program = Program(place, directory, 'live', 'strategy.py', *options, now=now, environment={
+    with serving(clock, stub_clock='market') as server:
+        program = Program(place, directory, 'live', 'strategy.py', *options, shift_s=shift_s, environment={
             'QMT_SERVER_PORT': str(server.address[1]), 'QMT_SERVER_TOKEN': TOKEN})
         with contextlib.closing(program), contextlib.closing(short_client(server)) as connection:
             yield program, bq.RemoteQmtBroker(connection=connection)
@@ -224,7 +231,7 @@ def live_run(place, directory, *options):
 
 def test_a_live_run_whose_console_is_stopped_trades_and_tells_what_was_lost(place, tmp_path):
     with live_run(place, tmp_path) as (program, broker):
-        assert becomes(broker.get_orders, 60), program.process.poll()
+        assert becomes(broker.get_orders, 60), program.story()
         program.resume()
         assert becomes(lambda: LOST.search(program.text))
         assert program.stop() == 0
@@ -235,7 +242,7 @@ def test_a_live_run_whose_console_is_stopped_trades_and_tells_what_was_lost(plac
 
 def test_a_live_run_whose_console_and_log_take_nothing_trades_and_ends(place, tmp_path):
     with live_run(place, tmp_path, '--log', '/dev/full') as (program, broker):
-        assert becomes(broker.get_orders, 60), program.process.poll()
+        assert becomes(broker.get_orders, 60), program.story()
         assert program.stop() == 0
 
 
