@@ -439,6 +439,29 @@ def is_cut_handshake(error):
         isinstance(error, OSError) and error.errno == 0)
 
 
+def running_programs(names):
+    """Those of these .exe names (lower case) that run on this machine; None where the system is none to have them."""
+    if not IS_WINDOWS:
+        return None
+    with os.popen('tasklist /fo csv /nh') as listing:
+        return programs_in(listing.buffer.read(), names)
+
+
+def programs_in(listing, names):
+    """Those of the names that tasklist's lines begin with, in whatever encoding: "XtMiniQmt.exe","4711",..."""
+    running = {line.split(b',')[0].strip(b'"').lower() for line in listing.splitlines()}
+    return [name for name in names if name.encode('ascii') in running]
+
+
+def is_listening(port, timeout_s=0.5):
+    """Whether a program of this machine takes connections on the port; Windows would take 2 s to say that none does."""
+    try:
+        socket.create_connection(('127.0.0.1', port), timeout_s).close()
+    except OSError:
+        return False
+    return True
+
+
 def restrict_to_owner(path):
     """A file with account data is for its owner alone. Windows keeps the folder's access list."""
     if not IS_WINDOWS:
@@ -7299,7 +7322,8 @@ class QmtBroker(BrokerAdapter):
         self._mailbox.close()
 
     def health(self):
-        return dict(self.keeper.health(), account_type=self.spec.account_type, skipped=sorted(self._skipped)[:20])
+        return dict(self.keeper.health(), account_type=self.spec.account_type, skipped=sorted(self._skipped)[:20],
+                    may_order=qmt_may_order(self.spec.data_path))
 
     def set_listener(self, listener):
         self._listener = listener
@@ -7831,11 +7855,11 @@ class _QmtDataLink:
     another one than before counts as a new connection as well.
     """
 
-    STUCK_LIMIT = 3
+    STUCK_LIMIT, NO_SERVICE = 3, '200005'  # the number of the terminal's "no such service"
 
     def __init__(self, xtdata, clock, deadline_s, probe_s=3.0, backoff_s=(1.0, 2.0, 5.0, 10.0, 30.0)):
         self.xtdata, self.clock, self.deadline_s = xtdata, clock, deadline_s
-        self.on_connect, self.on_turn = lambda client: None, lambda: None
+        self.on_connect, self.on_turn, self._unserved = lambda client: None, lambda: None, set()
         self._probe_s, self._backoff_s = probe_s, backoff_s
         self._guard, self._stuck = CallGuard('qmt-xtdata', 1), []
         self._lock = threading.Lock()
@@ -7881,7 +7905,7 @@ class _QmtDataLink:
             soon = None if pause is None else self.clock.now() + timedelta(seconds=max(0.0, pause))
             hung = self._guard.hung + sum(guard.hung for guard in self._stuck)
             return {'state': self._state, 'since': self._since.isoformat(sep=' ', timespec='seconds'),
-                    'last_error': self._last_error, 'hung': hung,
+                    'last_error': self._last_error, 'hung': hung, 'unserved': sorted(self._unserved),
                     'next_attempt': soon and soon.isoformat(sep=' ', timespec='seconds')}
 
     def close(self):
@@ -7906,7 +7930,9 @@ class _QmtDataLink:
         """The one place where the vendor's errors become ours."""
         name = getattr(function, '__name__', 'call')
         try:
-            return self._guard.call(function, *args, deadline_s=deadline_s)
+            answer = self._guard.call(function, *args, deadline_s=deadline_s)
+            self._unserved.discard(name)
+            return answer
         except VendorTimeout:
             message = 'QMT 行情没有在 %g 秒内回应 %s' % (deadline_s, name)
         except BulletError as error:
@@ -7914,6 +7940,8 @@ class _QmtDataLink:
             raise
         except Exception as error:
             message = 'QMT 行情调用 %s 失败：%s' % (name, printable(error) or type(error).__name__)
+            if self.NO_SERVICE in str(error):
+                self._unserved.add(name)
         self.doubt(message)
         raise self.unavailable(message)
 
@@ -8010,6 +8038,178 @@ class _QmtDataLink:
             if self._state != 'disconnected':
                 self._state, self._since = 'disconnected', self.clock.now()
                 LOG.warning('QMT 行情不可用：%s', self._last_error)
+
+
+# -- what keeps it from being connected ------------------------------------------------------------------------------
+QMT_PROGRAMS = ('xtminiqmt.exe', 'xtitclient.exe')  # the light form, and the full terminal
+_QMT_PORT, _QMT_FULL_PORT = 58610, 58600  # market data of MiniQMT; what a full terminal listens on
+
+
+class QmtMachine:
+    """What this machine shows of its terminal, beside the connections. look() asks, at most every EVERY_S.
+
+    facts(): programs: those of QMT_PROGRAMS that run, None where that cannot be told; port, full_port: 'closed' or
+    'open', of the latter also 'no_service' (it answers each question with 200005); checked: Beijing time or None.
+    """
+
+    EVERY_S, DEADLINE_S = 30.0, 5.0
+
+    def __init__(self, clock, programs=running_programs, listening=is_listening, open_client=None):
+        self._clock, self._programs, self._listening, self._open_client = clock, programs, listening, open_client
+        self._guard, self._next_s = CallGuard('qmt-machine', 1), -math.inf
+        self._facts = {'programs': None, 'port': None, 'full_port': None, 'checked': None}
+
+    def facts(self):
+        return dict(self._facts)
+
+    def look(self):
+        """Raises what CallGuard.call raises."""
+        now_s = time.monotonic()
+        if now_s >= self._next_s:
+            self._next_s = now_s + self.EVERY_S
+            self._guard.call(self._collect, deadline_s=self.DEADLINE_S)
+
+    def close(self):
+        self._guard.close()
+
+    def _collect(self):
+        self._facts = {
+            'programs': self._programs(QMT_PROGRAMS), 'port': 'open' if self._listening(_QMT_PORT) else 'closed',
+            'full_port': self._full_port(), 'checked': _qmt_shown(self._clock.now())}
+
+    def _full_port(self):
+        """One function without a service is no proof; those of snapshots and the calendar are there wherever any is."""
+        if not self._listening(_QMT_FULL_PORT):
+            return 'closed'
+        client = self._open_client and self._open_client('127.0.0.1:%d' % _QMT_FULL_PORT)
+        if client is None:
+            return 'open'
+        try:
+            unserved = [_is_unserved(client.get_full_tick, ['000001.SH']),
+                        _is_unserved(client.get_trading_dates_by_market, 'SH', '', '', 1)]
+        finally:
+            client.shutdown()
+        return 'no_service' if all(unserved) else 'open'
+
+
+def _is_unserved(function, *args):
+    try:
+        function(*args)
+    except Exception as error:  # the vendor raises anything
+        return _QmtDataLink.NO_SERVICE in str(error)
+    return False
+
+
+def _qmt_open_client(address):
+    """A client of its own, as xtdata makes them, beside the one that xtdata keeps; None if it cannot be had."""
+    return importlib.import_module('xtquant.xtconn').create_connection(address)
+
+
+def qmt_client_opener():
+    """That function where xtquant can be used, else None."""
+    try:
+        import_vendor()
+    except ConfigError:
+        return None
+    return _qmt_open_client
+
+
+class QmtFacts(Record):
+    """What a diagnosis goes by. state, reason, message, hint: of the account, '' where no server was asked.
+
+    data: 'connected', 'no_service' or another state; programs, port, full_port: as of QmtMachine; may_order: whether
+    the terminal made the queue that programs order through, None where there is no folder to look into.
+    """
+
+    FIELDS = (('state', ''), ('reason', ''), ('message', ''), ('hint', ''), ('data', ''), ('data_message', ''),
+              ('programs', None), ('port', None), ('full_port', None), ('may_order', None))
+
+    @property
+    def down(self):
+        return self.state != 'connected'
+
+    @property
+    def refused(self):
+        """connect() answered with something other than 0, or nobody has asked it."""
+        return self.down and self.reason in ('connect', '')
+
+    @property
+    def unserved(self):
+        """A full terminal's port is no service of MiniQMT's, so that it counts only where that has none."""
+        return self.data == 'no_service' or (self.full_port == 'no_service' and self.port != 'open')
+
+    @property
+    def only_full(self):
+        return self.programs is not None and list(self.programs) == [QMT_PROGRAMS[1]]
+
+
+QmtFinding = namedtuple('QmtFinding', 'kind message hint')
+# kind, whether it is that, what it is, what to do. The first that holds counts; None: as the facts have it themselves.
+_QMT_FINDINGS = (
+    ('path', lambda facts: facts.reason in ('missing', 'file', 'foreign', 'readonly'), None, None),
+    ('ok', lambda facts: not facts.down and facts.data == 'connected', 'QMT 已连接', ''),
+    ('switched_off', lambda facts: facts.refused and facts.unserved,
+     'MiniQMT（程序接口）已被券商停用：终端在运行，端口 58600 对每个问题只回答 200005，交易连接返回 -1',
+     '重启、换路径、换会话号都没有用。向券商确认这个账户是否还有 MiniQMT/极简模式的权限；没有就要申请，或换仍提供它的券商'),
+    ('not_running', lambda facts: facts.refused and facts.programs == [] and facts.port != 'open',
+     'QMT 没有运行：没有 XtMiniQmt.exe，也没有 XtItClient.exe', '启动 QMT，以极简模式（MiniQMT）或勾选独立交易登录'),
+    ('frozen', lambda facts: facts.down and facts.reason == 'hung', 'QMT 在运行但没有回应',
+     '看 QMT 窗口是不是卡死、有没有等人点的对话框；卡死就在任务管理器里结束它再启动，服务端不必重启'),
+    ('account', lambda facts: facts.down and facts.reason in ('subscribe', 'account'),
+     'QMT 连上了，但这个资金账号没有登录好', '在 QMT 里登录这个资金账号；核对资金账号和账户类型（stock、credit）'),
+    ('full_only', lambda facts: facts.refused and facts.only_full and facts.port != 'open',
+     '只有完整版 QMT（XtItClient.exe）在运行，没有极简模式的服务',
+     '退出后在登录窗口勾选独立交易（极简模式）再登录；登录窗口里没有这个选项，就是券商没有开通或已停用 MiniQMT，问券商'),
+    ('not_logged_in', lambda facts: facts.refused and facts.programs and facts.port == 'closed',
+     'QMT 已启动但没有登录：行情服务（端口 58610）还没有开', '在 QMT 的登录窗口里登录；登录后等几秒会自动连上'),
+    ('not_ready', lambda facts: facts.refused and facts.programs is None and facts.port == 'closed',
+     'QMT 没有运行或没有登录：行情服务（端口 58610）没有开', '启动 QMT，以极简模式（MiniQMT）或勾选独立交易登录'),
+    ('no_permission', lambda facts: facts.refused and facts.may_order is False,
+     'QMT 已登录，但 userdata 里没有 up_queue_xtquant：这个账户没有程序下单的权限，或路径是另一套 QMT 的',
+     '核对 QMT_DATA_PATH 是不是正在登录的这套 QMT 的 userdata_mini；是的话请券商开通 MiniQMT 的函数下单'),
+    ('session_taken', lambda facts: facts.down and facts.reason == 'connect' and facts.port == 'open',
+     'QMT 已登录、路径可用，连接仍返回 -1：会话号被另一个程序占着，或刚刚断开不到 3 秒',
+     '关掉连着同一个 userdata 的其它程序（另一个服务端、别的策略）；关不掉就用 QMT_SESSION_ID 换一个固定的整数'),
+    ('data', lambda facts: not facts.down, None, None),
+    ('nothing', lambda facts: not facts.state, '没有发现 QMT 的问题', ''),
+    ('unclear', lambda facts: True, None, None))
+
+
+def qmt_diagnosis(facts):
+    """QmtFacts -> QmtFinding, in words for the trader. A pure function."""
+    kind, _, message, hint = next(row for row in _QMT_FINDINGS if row[1](facts))
+    if message is not None:
+        return QmtFinding(kind, message, hint)
+    if kind == 'data':
+        told = '端口只回答 200005' if facts.unserved else facts.data_message or facts.data
+        return QmtFinding(kind, '交易已连接，行情没有：%s' % told, '在 QMT 里看行情是否已连接；重新登录 QMT')
+    return QmtFinding(kind, facts.message or 'QMT 没有连上', facts.hint or '查看服务端日志；确认 QMT 已登录')
+
+
+def qmt_facts(health, key):
+    """Facts about an account out of the `qmt` of a server's health; an older server tells less."""
+    account, data, machine = health['accounts'][key], health.get('data') or {}, health.get('machine') or {}
+    served = data.get('state') == 'connected' and len(data.get('unserved') or ()) > 1
+    return QmtFacts(
+        state=account.get('state') or 'unknown', reason=account.get('reason') or '',
+        message=account.get('last_error') or '', hint=account.get('hint') or '', may_order=account.get('may_order'),
+        data='no_service' if served else data.get('state') or '', data_message=data.get('last_error') or '',
+        **{name: machine.get(name) for name in ('programs', 'port', 'full_port')})
+
+
+def qmt_local_facts(spec, machine):
+    """Facts about an account of this machine, without a server: whoever connects would take the server's session."""
+    fault = qmt_path_fault(spec.data_path)
+    machine.look()
+    facts = {name: value for name, value in machine.facts().items() if name != 'checked'}
+    if fault is not None:
+        facts.update(reason=fault.kind, message=fault.message, hint=fault.hint)
+    return QmtFacts(may_order=qmt_may_order(spec.data_path), **facts)
+
+
+def qmt_may_order(path):
+    """Whether the terminal of this folder takes orders from programs; None where there is no such folder."""
+    return os.path.exists(os.path.join(path, 'up_queue_xtquant')) if os.path.isdir(path) else None
 
 
 # -- downloads ------------------------------------------------------------------------------------------------------
@@ -9068,11 +9268,35 @@ class QmtData(DataAdapter):
 
 # -- the backend ----------------------------------------------------------------------------------------------------
 class QmtBackend(Backend):
-    """The terminal's market data and its accounts."""
+    """The terminal's market data and its accounts, and in `machine` what tells why they are not connected.
+
+    The machine is looked at by the thread `qmt-look`, while something is not connected.
+    """
+
+    LOOK_S = 2.0
+
+    def __init__(self, name, data, brokers, machine):
+        super().__init__(name, data, brokers)
+        self.machine, self._ending = machine, threading.Event()
+        self._thread = threading.Thread(target=self._watch, name='qmt-look', daemon=True)
+        self._thread.start()
 
     def health(self):
         accounts = {key: broker.health() for key, broker in self.brokers.items()}
-        return dict(super().health(), qmt={'accounts': accounts, 'data': self.data.health()})
+        return dict(super().health(), qmt={'accounts': accounts, 'data': self.data.health(),
+                                           'machine': self.machine.facts()})
+
+    def _watch(self):
+        while not self._ending.wait(self.LOOK_S):
+            try:
+                if self._is_troubled():
+                    self.machine.look()
+            except Exception as error:  # the vendor's client raises anything, and a diagnosis is no reason to end
+                LOG.info('QMT 的状况这次没有查成：%s', printable(error) or type(error).__name__)
+
+    def _is_troubled(self):
+        states = [broker.keeper.state for broker in self.brokers.values()] + [self.data.health()['state']]
+        return any(state not in ('connected', 'closed') for state in states)
 
     def troubles(self):
         found = {}
@@ -9085,7 +9309,9 @@ class QmtBackend(Backend):
 
     def close(self):
         """All of them, even if one fails."""
-        for part in list(self.brokers.values()) + [self.data]:
+        self._ending.set()
+        self._thread.join()
+        for part in list(self.brokers.values()) + [self.data, self.machine]:
             try:
                 part.close()
             except Exception:
@@ -9104,7 +9330,7 @@ def open_qmt(settings, clock):
     brokers = OrderedDict((spec.key, QmtBroker(vendor, spec, clock)) for spec in specs)
     for part in [data] + list(brokers.values()):
         part.start()
-    return QmtBackend('qmt', data, brokers)
+    return QmtBackend('qmt', data, brokers, QmtMachine(clock, open_client=_qmt_open_client))
 
 
 ADAPTERS['qmt'] = open_qmt
@@ -15477,20 +15703,25 @@ def run_env(args):
 def run_doctor(args):
     """Each step that a connection takes, with the remedy for the first that fails."""
     with _client(args) as (settings, connection):
-        left_s = _time_left(DOCTOR_S)
+        left_s, health = _time_left(DOCTOR_S), {}
         steps = [('端口可达', lambda: _check_port(connection.endpoint, left_s())),
                  ('TLS' if settings.tls_cert else '明文连接', lambda: _check_tls(connection.endpoint, left_s())),
                  ('口令与协议', lambda: _check_login(connection.endpoint, left_s(LOGIN_STEP_S))),
-                 ('服务', lambda: _check_health(connection, left_s())),
+                 ('服务', lambda: _check_health(connection, left_s(), health)),
+                 ('QMT', lambda: _check_qmt(health.get('qmt'), settings.account_key)),
                  ('账户', lambda: _check_account(settings, connection, left_s())),
                  ('延迟', lambda: _check_latency(settings, left_s))]
         print('检查 %s' % connection.endpoint)
         for title, check in steps:
             try:
-                print('  [正常] %s：%s' % (title, check()))
+                found = check()
+                if found is not None:
+                    print('  [正常] %s：%s' % (title, found))
             except BulletError as error:
                 print('  [失败] %s：%s' % (title, error.message))
                 error.hint = error.hint or SILENCE_REMEDY
+                if not health:
+                    _show_local_terminal(args, settings)
                 raise
     return Exit.OK
 
@@ -15525,10 +15756,45 @@ def _check_login(endpoint, timeout_s):
     return '登录成功，协议 %s，特性 %s' % (ack.get('protocol'), '、'.join(ack.get('features') or []))
 
 
-def _check_health(connection, timeout_s):
+def _check_health(connection, timeout_s, seen):
+    """Fills `seen` with the answer."""
     value = connection.request('admin.health', timeout=timeout_s)['value']
+    seen.update(value)
     return '后端 %s，账户 %s，已运行 %d 秒' % (value.get('backend_type', '?'), '、'.join(value.get('accounts', [])),
                                      value.get('uptime_seconds', 0))
+
+
+def _check_qmt(qmt, account_key):
+    """What a server says of its terminal; None of one that has none."""
+    if not qmt:
+        return None
+    asked = [account_key] if account_key in qmt['accounts'] else list(qmt['accounts'])
+    for key in asked:
+        finding = qmt_diagnosis(qmt_facts(qmt, key))
+        if finding.kind != 'ok':
+            raise QmtUnavailable('账户 %s：%s' % (key, finding.message), finding.hint)
+    return '账户 %s 已连接，行情已连接' % '、'.join(asked)
+
+
+def _show_local_terminal(args, settings):
+    """Where no server tells: what this machine shows of the terminals that its own settings name."""
+    specs = _local_accounts(args) if _is_loopback(settings.host) else []
+    if not specs:
+        return
+    machine = QmtMachine(Clock(), open_client=qmt_client_opener())
+    for spec in specs:
+        finding = qmt_diagnosis(qmt_local_facts(spec, machine))
+        print('  [本机] QMT 账户 %s：%s%s' % (spec.key, finding.message, finding.hint and '\n         建议：' + finding.hint))
+    machine.close()
+
+
+def _local_accounts(args):
+    """Accounts with a folder, by the settings of a server on this machine; none where there are no such settings."""
+    try:
+        server = load_settings(['server'], {'env_file': getattr(args, 'env_file', None)})
+        return [spec for spec in account_specs(server) if spec.data_path] if server.server_type == 'qmt' else []
+    except ConfigError:
+        return []
 
 
 def _check_account(settings, connection, timeout_s):

@@ -134,6 +134,10 @@ class DataDesk(Desk):
               'full_tick': 'full_tick', 'holidays': 'holidays', 'sector': 'sector'}
 
     def handle(self, link, token, name, args):
+        if self.faults.no_service and name not in ('data_connect', 'sector', 'sectors', 'control'):
+            if name == 'detail':
+                return self._reply(link, token, name, None)
+            return link.fail(token, 'ErrorID 200005 未找到订阅数据')
         if name in self._READS:
             self._reply(link, token, name, getattr(self.world, self._READS[name])(*args))
         else:

@@ -38,6 +38,7 @@ class Faults:
     """Switches, each off at first.
 
     connect_code: what trader.connect() answers, 0 is success. taken_sessions: ids that other programs hold.
+    no_service: data connections are taken and each question is answered with 200005 (BIGQMT.md: switched off).
     after_disconnect: 'fail' (-1 and None) or 'hang'. hold_pushes: callbacks wait for release_pushes. push_twice: each
     callback comes twice. error_first: an order's error comes before its answer.
     """
@@ -48,7 +49,7 @@ class Faults:
         self.hold_pushes = self.push_twice = self.error_first = False
         self.missing_fields, self.snake_names = (), True
         self.blanks, self.blank_is_none = {}, False
-        self.download_error, self.download_stop = None, None
+        self.download_error, self.download_stop, self.no_service = None, None, False
         self._hung, self._silent, self._late, self._denied = Countdown(), Countdown(), Countdown(), Countdown()
         self._failing = Countdown()
         self._parked, self._held = OrderedDict(), []
