@@ -12230,8 +12230,8 @@ class Door:
 
     Places here are apart from those inside. Where they run out, somebody goes: whose fate is settled, else one of the
     address that has most, by lot; what it has sent is looked at before, so that nobody goes with the right token under
-    way. No address has more than SHARE of them. let_in(sock, address, hello): starts a session, RuntimeError if the
-    machine cannot.
+    way. No address has more than SHARE of them. let_in(sock, address, hello): starts a session; raises if the machine
+    cannot.
     """
 
     FEWEST, SHARE, SAMPLE, AT_ONCE = 16, 0.75, 16, 64
@@ -12241,7 +12241,7 @@ class Door:
         self._listener, self._gate, self._tls, self._let_in, self._places = listener, gate, tls, let_in, places
         self.refusals = Refusals(time.monotonic)
         self._waiting, self._settled, self._crowds = [], OrderedDict(), Counter()
-        self._selector, self._closing, self._resting = selectors.DefaultSelector(), False, None
+        self._selector, self._closing, self._resting = selectors.DefaultSelector(), threading.Event(), None
         self._bell, self._ring = socket.socketpair()
         listener.setblocking(False)
         self._selector.register(listener, selectors.EVENT_READ)
@@ -12253,7 +12253,7 @@ class Door:
 
     def close(self):
         """Nobody comes any more, and who waits is sent away."""
-        self._closing = True
+        self._closing.set()
         self._ring.close()  # which wakes the thread
         if self._thread.ident is not None:
             self._thread.join()
@@ -12265,12 +12265,12 @@ class Door:
         self.refusals.tell(all=True)
 
     def _run(self):
-        while not self._closing:
+        while not self._closing.is_set():
             try:
                 self._go_round()
             except Exception as error:  # whatever it is, the others are to get in
                 self._unforeseen(None, error)
-                self._rest()
+                self._closing.wait(self.REST_S)
 
     def _go_round(self):
         ready = [key for key, _ in self._selector.select(self._pause_s())]
@@ -12430,9 +12430,9 @@ class Door:
         self._forget(guest)
         try:
             self._let_in(guest.sock, guest.address, hello)
-        except RuntimeError as error:  # the machine has no thread left
+        except Exception as error:  # mostly the machine has no thread left
             self._gate.leave()
-            self.refusals.note(guest.address, 'NO_THREAD', '会话不能开始：%s' % error)
+            self.refusals.note(guest.address, 'NO_SESSION', '会话不能开始：%r' % error)
             guest.say(ServerBusy('服务端没有资源开始会话', '稍后重试', retry_after_s=5))
             guest.sock.close()
 
@@ -13038,7 +13038,7 @@ class BulletServer(socketserver.TCPServer):
         self._timekeeper.watch(job, HISTORY_SHARE if job.action == 'data.history' else 1.0)
 
     def _begin_session(self, sock, address, hello):
-        """In the door's thread, with a place taken. RuntimeError where the machine has no thread left."""
+        """In the door's thread, with a place taken. Raises RuntimeError where the machine has no thread left."""
         session = Session(self, sock, address)
         thread = threading.Thread(target=self._run_session, args=(session, hello), name='session-' + session.id,
                                   daemon=True)
@@ -13046,7 +13046,7 @@ class BulletServer(socketserver.TCPServer):
             self._sessions[session] = thread
         try:
             thread.start()
-        except RuntimeError:
+        except BaseException:
             self._forget(session)
             raise
 

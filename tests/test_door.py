@@ -5,6 +5,7 @@ import ipaddress
 import logging
 import socket
 import sys
+import threading
 
 import pytest
 
@@ -310,6 +311,36 @@ def test_an_error_nobody_foresaw_costs_one_connection_and_one_line(monkeypatch, 
         door.go_round()
         assert len(door.let_in) == 1
     assert len([record for record in caplog.records if record.exc_info]) == 1
+
+
+def test_a_round_that_fails_ends_no_door_and_fills_no_log(monkeypatch, caplog):
+    monkeypatch.setattr(bq.LOG, 'propagate', True)
+    monkeypatch.setattr(bq.Door, 'REST_S', 0.001)
+    failed, real = threading.Semaphore(0), bq.Door._welcome
+
+    def fail(door):
+        failed.release()
+        raise KeyError('welcome')
+    with serving() as server:
+        monkeypatch.setattr(bq.Door, '_welcome', fail)
+        with raw_socket(server) as sock:
+            assert all(failed.acquire(timeout=20) for _ in range(50))
+            monkeypatch.setattr(bq.Door, '_welcome', real)
+            assert login_raw(sock)['type'] == 'handshake_ack'
+    assert len([record for record in caplog.records if record.exc_info]) == 1
+
+
+def test_a_session_that_cannot_begin_gives_its_place_back(monkeypatch):
+    def fail(*_):
+        raise OSError('no buffer')
+    with serving(max_connections=1) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(bq.Session, '__init__', fail)
+            for _ in range(3):
+                with raw_socket(server) as sock:
+                    assert login_raw(sock)['code'] == 'SERVER_BUSY'
+        with raw_socket(server) as sock:
+            assert login_raw(sock)['type'] == 'handshake_ack'
 
 
 def test_the_queue_before_the_door_is_long():
