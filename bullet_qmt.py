@@ -14603,10 +14603,11 @@ class RemoteQmtBroker:
     and cancel carries an idempotency key. Raises OrderRejected (certainly not at the broker, or refused by it),
     OrderStateUnknown (may be there: ask with resolve_submission(key), never order again), BadRequest, ...
     The first call connects. After disconnect() nothing leaves until connect(): calls raise ConnectionLost.
+    on_warning(text): gets what a server has to say of an order that it took, instead of a Python ServerWarning.
     """
 
-    def __init__(self, account_id=None, account_type='stock', config=None, connection=None):
-        self.account_id, self.account_type = account_id, account_type
+    def __init__(self, account_id=None, account_type='stock', config=None, connection=None, on_warning=None):
+        self.account_id, self.account_type, self._on_warning = account_id, account_type, on_warning
         self._settings = client_settings(config)
         self.account_key, self.sub_account_id = self._settings.account_key, self._settings.sub_account
         self._connection, self._owned = connection, connection is None
@@ -14801,7 +14802,10 @@ class RemoteQmtBroker:
             valid_until=valid_until)
         self._sent.put(key, dict(payload, **self._account()))
         answer = self._ask('broker.place_order', payload)
-        tell_warning(answer)
+        if self._on_warning is None:
+            tell_warning(answer)
+        elif warning_in(answer):
+            self._on_warning(warning_in(answer))
         order_id = order_number(answer)
         if order_id is None or answer.get('status') in _UNSETTLED:
             raise OrderStateUnknown('服务端没有给出确定的结果，委托状态未知', '用同一 idempotency_key 查询', idempotency_key=key)

@@ -4558,6 +4558,8 @@ class RemoteBroker(BrokerInterface):
             raise
         else:
             self._close(key, row['order_id'])
+            if warning_in(row):
+                self._log('warning', '服务端警告：%s' % warning_in(row))
         self._look_again()
         return None if row is None else self._placed(self._accepted(row, what), style)
 
@@ -5952,13 +5954,21 @@ def _run_live(order, screen, stopping):
     for name in ('account_key', 'sub_account'):
         account[name] = config.pop(name, None)
     with contextlib.closing(connect(**config)) as connection:
-        remote = RemoteQmtBroker(connection=connection, config=account)
+        if not order.dry_run:
+            refuse_foreign_server(connection)
+        remote = RemoteQmtBroker(connection=connection, config=account, on_warning=lambda text: None)  # the log has it
         plan = LivePlan(order.path, order.frequency, order.params, LiveTerms(order.order_wait_s, order.dry_run,
                                                                             order.limits),
                         order.late_limit_s, order.overview_minutes, order.on_error, order.runtime_dir,
                         _account_name(remote), 60.0)
         LiveRun(plan, RemoteQmtProvider(connection=connection), remote, LiveClock(), stopping, screen.line, screen.tell,
                 lambda: connection.connected, lambda: clock_gap_s(connection)).run()
+
+
+def refuse_foreign_server(connection):
+    """Each order of a live run is for its own time: a server that knows no valid_until would submit it later, too."""
+    if connection.ack.get('journal_id') is None:
+        raise ConfigError('这个服务端不是 bullet-qmt 的：它不认识委托的有效时间，也记不住 key，实盘不能用它', '在交易机上运行 bullet_qmt.py server')
 
 
 def _account_name(remote):

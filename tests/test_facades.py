@@ -694,6 +694,12 @@ def test_a_warning_reaches_who_orders():
         assert broker.place_order(CODE, 'BUY', 100, {'type': 'market'})['warning'] == '000001.XSHE 停牌'
 
 
+def test_a_warning_goes_to_who_asked_for_it(recwarn):
+    told = []
+    broker = bq.RemoteQmtBroker(connection=Canned(dict(OPEN, warning='停牌')), on_warning=told.append)
+    assert broker.buy(CODE, 100, 10.5) == 'o' and told == ['停牌'] and not recwarn.list
+
+
 def test_where_warnings_are_errors_the_order_is_there_all_the_same(caplog):
     broker = bq.RemoteQmtBroker(connection=Canned(dict(OPEN, warning='停牌')))
     with warnings.catch_warnings():

@@ -221,6 +221,54 @@ def test_our_helper_trades_there(port, monkeypatch):
     assert jq_helper.get_data_client().get_last_price(PINGAN) == 10.0
 
 
+# -- what it would pass over ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize('until', ['2020-01-01 10:00:00', '2099-01-01 10:00:00'])
+def test_an_order_with_a_deadline_is_not_sent(connection, until):
+    """Its stub took the one of 2020 for an order."""
+    broker = broker_over(connection)
+    before = len(broker.get_orders())
+    with pytest.raises(bq.NotSupported) as caught:
+        broker.place_order(PINGAN, 'BUY', 100, {'type': 'limit', 'price': 9.5}, valid_until=until)
+    assert caught.value.broker_called is False and len(broker.get_orders()) == before
+
+
+def test_a_type_of_market_order_is_not_sent(connection):
+    broker = broker_over(connection)
+    before = len(broker.get_orders())
+    with pytest.raises(bq.NotSupported):
+        broker.place_order(PINGAN, 'BUY', 100, {'type': 'market', 'market_type': 'fill_or_kill'})
+    assert len(broker.get_orders()) == before
+
+
+@pytest.mark.parametrize('named', [{'account_key': 'mian'}, {'sub_account_id': 'demmo'},
+                                   {'sub_account_id': 'demo@hedge'},
+                                   {'account_key': 'hedge', 'sub_account_id': 'demo'}])
+def test_an_account_that_it_would_answer_with_another_one_is_refused(connection, named):
+    broker = bq.RemoteQmtBroker(connection=connection, config=named)
+    for call in (broker.get_positions, lambda: broker.buy(PINGAN, 100, 9.5)):
+        with pytest.raises(bq.AccountNotFound):
+            call()
+
+
+def test_a_download_and_a_waited_key(connection):
+    assert bq.RemoteQmtProvider(connection=connection).ensure_cache(PINGAN, count=1) == {'ok': True}
+    broker, key = broker_over(connection), 'wait-%s' % uuid.uuid4()
+    order_id = broker.buy(PINGAN, 100, 9.4, idempotency_key=key)
+    assert broker.wait_order(key, 5)['order_id'] == order_id
+
+
+def test_a_session_of_an_account_is_taken(port):
+    with bq.RemoteQmtConnection('127.0.0.1', port, PEER_TOKEN, account_key='hedge') as connection:
+        value = connection.request('broker.account')['value']
+        assert value['account_id'] == '654321' and connection.clock_skew_s is None
+
+
+def test_a_live_run_does_not_begin_there(long_connection):
+    import jq_helper
+    with pytest.raises(bq.ConfigError):
+        jq_helper.refuse_foreign_server(long_connection)
+
+
 # -- login ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('cls', [bq.RemoteQmtConnection, bq.ShortConnection])
 def test_a_wrong_token_is_told_as_such(port, cls):
