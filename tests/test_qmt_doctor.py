@@ -140,7 +140,8 @@ def served(terminal, monkeypatch, machine, path=None, connect_s=3.0):
     monkeypatch.setattr(bq, 'QmtMachine', lambda *args, **options: machine)
     monkeypatch.setattr(bq.QmtBackend, 'LOOK_S', 0.01)
     spec = bq.AccountSpec('main', scene.ACCOUNT, 'stock', path or scene.userdata_folder(), None, True)
-    settings = server_settings(accounts=(spec,), server_type='qmt').replace(auto_download=True, quote_max_age=15.0)
+    settings = server_settings(accounts=(spec,), server_type='qmt').replace(
+        auto_download=True, quote_max_age=15.0, state=os.path.join(scene.userdata_folder(), 'orders.sqlite'))
     with contextlib.closing(bq.serve(settings, terminal.clock)) as server:
         yield server
 
