@@ -1460,6 +1460,9 @@ class Settings:
         return Settings(dict(known, **changes), self.sources, self.warnings)
 
 
+ACCOUNT_OPTIONS = ('account_key', 'sub_account')
+
+
 def options_of(*groups):
     return [option for option in OPTIONS if set(groups) & set(option.group.split())]
 
@@ -15251,10 +15254,15 @@ def build_parser():
     return parser
 
 
+def offered_options(groups):
+    """Those that have an effect on a command of these groups: market data are of no account."""
+    return [option for option in options_of(*groups) if option.name not in ACCOUNT_OPTIONS or 'account' in groups]
+
+
 def _add_options(parser, groups):
     if groups:
         parser.add('--env-file', metavar='FILE', help='配置文件（.env 格式），也可用环境变量 BT_ENV_FILE')
-    for option in options_of(*groups):
+    for option in offered_options(groups):
         default = '' if option.default in (None, '') or option.is_switch else '（默认 %s）' % option.default
         help = '%s%s [%s]' % (option.help, default, option.env)
         if option.is_switch and option.flags:
@@ -15273,9 +15281,22 @@ def settings_from(args):
 
 
 # -- server --------------------------------------------------------------------------------------------------------
+_QMT_ALONE = ('auto_download', 'quote_max_age')
+
+
+def refuse_idle_options(settings):
+    """Who writes --stub-cash means paper money: what only the other kind of server heeds is an error there."""
+    for option in options_of('server', 'stub'):
+        kind = 'stub' if option.group == 'stub' else 'qmt' if option.name in _QMT_ALONE else settings.server_type
+        if kind != settings.server_type and settings.sources.get(option.name) == '命令行':
+            raise ConfigError('%s 只用于 --server-type %s，现在是 %s' % (
+                '/'.join(option.flags), kind, settings.server_type), '去掉它，或加上 --server-type %s' % kind)
+
+
 def run_server(args):
     """Serves until Ctrl-C or SIGTERM."""
     settings = settings_from(args)
+    refuse_idle_options(settings)
     made_token = settings.token is None
     if made_token:
         settings = settings.replace(token=secrets.token_urlsafe(24))
@@ -15455,7 +15476,7 @@ def _is_loopback(host):
 def _client(args):
     """(settings, a connection that opens on the first request). A question has the time that its --patience gives."""
     settings = settings_from(args)
-    patience_s = getattr(args, 'patience', math.inf)
+    patience_s = _patience_of(args, settings)
     answer_s = min(settings.rpc_timeout, patience_s * ANSWER_SHARE)
     connection = ShortConnection(settings.host, settings.port, settings.token, settings.tls_cert,
                                  request_timeout=answer_s, compress=settings.compress, patience_s=patience_s)
@@ -15466,7 +15487,16 @@ def _client(args):
             raise error if patience_s == math.inf else _why_silent(settings, error, patience_s)
 
 
+PATIENCE_S = 5.0    # where neither --patience nor a time for a request was given
 ANSWER_SHARE = 0.8  # of a question's patience: the rest is for asking what keeps the server
+
+
+def _patience_of(args, settings):
+    """Seconds that a command waits for its answer; who says how long a request may take means that."""
+    given = getattr(args, 'patience', math.inf)
+    if given is not None:
+        return given
+    return PATIENCE_S if settings.sources['rpc_timeout'] == '默认值' else settings.rpc_timeout / ANSWER_SHARE
 
 
 def _why_silent(settings, error, patience_s):
@@ -15827,6 +15857,10 @@ _CONNECT_NAMES = ('host', 'port', 'token', 'tls_cert', 'rpc_timeout', 'compress'
 def run_backtest(args):
     """What jq_helper's strategy runtime makes of the command."""
     helper, settings = importlib.import_module('jq_helper'), settings_from(args)
+    if args.dask and not args.grid:
+        raise ConfigError('--dask 只用于参数扫描', '加上 --grid 名称=值,值，或去掉 --dask')
+    if args.log and args.grid:
+        raise ConfigError('参数扫描不写策略的日志，--log 不起作用', '去掉 --log；要看某一组的日志，用 --param 单独回测它')
     config = {name: getattr(settings, name) for name in _CONNECT_NAMES}
     order = helper.BacktestOrder(
         args.strategy, args.start, args.end, args.cash, args.frequency, args.benchmark,
@@ -15862,7 +15896,7 @@ def _strategy_log(path):
 def run_live(args):
     """What jq_helper's strategy runtime makes of the command. Ctrl-C and SIGTERM let the current job finish."""
     helper, settings = importlib.import_module('jq_helper'), settings_from(args)
-    config = {name: getattr(settings, name) for name in _CONNECT_NAMES + ('account_key', 'sub_account')}
+    config = {name: getattr(settings, name) for name in _CONNECT_NAMES + ACCOUNT_OPTIONS}
     source = args.data_provider or settings.data_provider
     if source != 'qmt-remote':
         raise ConfigError('实盘的行情只能来自 qmt-remote，DEFAULT_DATA_PROVIDER 是 %s' % brief(source),
@@ -15915,21 +15949,23 @@ _positive_yuan, _seconds = _parsed(real(0.01, 1e12)), _parsed(real(0, 600))
 _shares, _number = _parsed(int, '应为整数，例如 100'), _parsed(float, '应为数字，例如 10.5')
 _SECURITY = _argument('security', metavar='CODE', help='证券代码，如 000001.XSHE')
 _OF_SECURITY = _argument('--security', metavar='CODE', help='只看这个证券')
-_PATIENCE = _argument('--patience', type=_parsed(real(0.1, 3600)), default=5.0, metavar='SECONDS',
-                      help='没有回答，或 QMT 没有连上时，最多等几秒（默认 5）')
+_PATIENCE = _argument('--patience', type=_parsed(real(0.1, 3600)), metavar='SECONDS',
+                      help='没有回答，或 QMT 没有连上时，最多等几秒（默认 5；设了 --rpc-timeout 就按它）')
 _IDEMPOTENCY = _argument('--key', metavar='KEY', help='idempotency_key；重试同一笔时用同一个')
+
+_OF_ACCOUNT = ('client', 'account')  # the option groups of commands that concern an account
 
 COMMANDS = OrderedDict([
     ('server', (run_server, '启动服务端', ('server', 'stub'), [])),
     ('env', (run_env, '打印带注释的 .env 模板', (), [
         _argument('--write', metavar='FILE', help='写进这个新文件（UTF-8），而不是打印')])),
-    ('doctor', (run_doctor, '检查与服务端的连接，指出问题和解决办法', ('client',), [])),
-    ('account', (run_account, '账户总览：资金与持仓', ('client',), [
+    ('doctor', (run_doctor, '检查与服务端的连接，指出问题和解决办法', _OF_ACCOUNT, [])),
+    ('account', (run_account, '账户总览：资金与持仓', _OF_ACCOUNT, [
         _argument('--limit', type=_positive, default=20, metavar='N', help='最多显示几只持仓（默认 20）'), _PATIENCE])),
-    ('positions', (run_positions, '持仓', ('client',), [_PATIENCE])),
-    ('orders', (run_orders, '当日委托', ('client',), [
+    ('positions', (run_positions, '持仓', _OF_ACCOUNT, [_PATIENCE])),
+    ('orders', (run_orders, '当日委托', _OF_ACCOUNT, [
         _OF_SECURITY, _argument('--open', action='store_true', help='只看未完成的'), _PATIENCE])),
-    ('trades', (run_trades, '当日成交', ('client',), [_OF_SECURITY, _PATIENCE])),
+    ('trades', (run_trades, '当日成交', _OF_ACCOUNT, [_OF_SECURITY, _PATIENCE])),
     ('quote', (run_quote, '实时行情', ('client',), [
         _argument('security', nargs='+', metavar='CODE', help='证券代码'), _PATIENCE])),
     ('history', (run_history, '历史行情', ('client',), [
@@ -15939,7 +15975,7 @@ COMMANDS = OrderedDict([
         _argument('--frequency', default='1d', metavar='F', help='1d、1m、5m、60m、1w、1M ...（默认 1d）'),
         _argument('--fields', metavar='F,...', help='字段（默认 open,close,high,low,volume,money）'),
         _argument('--fq', default='pre', help='复权（默认 pre）', **_choice('pre', 'post', 'none')), _PATIENCE])),
-    ('order', (run_order, '下单', ('client',), [
+    ('order', (run_order, '下单', _OF_ACCOUNT, [
         _SECURITY, _argument('side', help='buy 买，sell 卖', **_choice('buy', 'sell')),
         _argument('amount', type=_shares, metavar='AMOUNT', help='数量（股）'),
         _argument('--price', type=_number, metavar='YUAN', help='限价'),
@@ -15947,8 +15983,8 @@ COMMANDS = OrderedDict([
         _argument('--protect-price', type=_number, metavar='YUAN', help='市价委托的最差成交价'),
         _argument('--wait', type=_number, default=5.0, metavar='SECONDS', help='等待结果的秒数（默认 5）'),
         _argument('--remark', metavar='TEXT', help='备注'), _IDEMPOTENCY])),
-    ('cancel', (run_cancel, '撤单', ('client',), [_argument('order_id', metavar='ORDER_ID', help='委托号'), _IDEMPOTENCY])),
-    ('resolve', (run_resolve, '查询一个 idempotency_key 的委托或撤单的结果', ('client',), [
+    ('cancel', (run_cancel, '撤单', _OF_ACCOUNT, [_argument('order_id', metavar='ORDER_ID', help='委托号'), _IDEMPOTENCY])),
+    ('resolve', (run_resolve, '查询一个 idempotency_key 的委托或撤单的结果', _OF_ACCOUNT, [
         _argument('key', metavar='KEY', help='下单时打印的 idempotency_key'),
         _argument('--cancel', action='store_true', help='这个 key 是撤单的'),
         _argument('--abandon', action='store_true', help='服务端没有收到过的委托就此作废，迟到的也不会提交')])),
@@ -15969,7 +16005,7 @@ COMMANDS = OrderedDict([
         _argument('--keep-going', action='store_true', help='策略出错后继续运行（默认中止）'),
         _argument('--data-provider', dest='provider', metavar='qmt-remote|stub|csv:DIR',
                   help='行情来源（默认 DEFAULT_DATA_PROVIDER）')])),
-    ('live', (run_live, '实盘运行一个聚宽策略', ('client',), [
+    ('live', (run_live, '实盘运行一个聚宽策略', _OF_ACCOUNT, [
         _argument('strategy', metavar='FILE', help='策略文件'),
         _argument('--broker', help='交易通道（默认 DEFAULT_BROKER）', **_choice('qmt-remote')),
         _argument('--data-provider', help='行情来源（默认 DEFAULT_DATA_PROVIDER）', **_choice('qmt-remote')),
@@ -15987,7 +16023,7 @@ COMMANDS = OrderedDict([
         _argument('--overview-every', type=_minutes, default=0, metavar='MINUTES', help='每隔多少分钟显示账户总览（默认不）'),
         _argument('--log', metavar='FILE', help='策略的日志写进这个文件（接在后面），而不是屏幕'),
         _argument('--keep-going', action='store_true', help='策略出错后继续运行（默认停止）')])),
-    ('call', (run_call, '直接调用一个 action，打印 JSON', ('client',), [
+    ('call', (run_call, '直接调用一个 action，打印 JSON', _OF_ACCOUNT, [
         _argument('action', metavar='ACTION', help='例如 data.snapshot'),
         _argument('payload', nargs='?', default='{}', metavar='PAYLOAD', help='JSON 对象（默认 {}）')])),
 ])
