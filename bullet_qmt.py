@@ -1964,19 +1964,38 @@ def _limits_off_tick(security, pre_close, band):
             max(tick, min(low, floor_to_tick(pre_close - tick, tick))))
 
 
-def price_cage(security, side, reference):
+# How far a price may be from the reference in continuous trading: percent, and price steps if those are more.
+_Cage = namedtuple('_Cage', 'kind board since percent steps source')
+_SSE_2023, _SZSE_2023 = '上证发〔2023〕32号 上交所交易规则（2023 年修订）', '深证上〔2023〕97号 深交所交易规则（2023 年修订）'
+_CAGES = [_Cage(kind, board, date(*since), percent, steps, source) for kind, board, since, percent, steps, source in (
+    ('stock', 'main', (2023, 4, 10), 2, 10, _SSE_2023 + '，' + _SZSE_2023),
+    ('stock', 'star', (2019, 7, 22), 2, 0, '上证发〔2019〕23号 科创板股票交易特别规定 第二十条'),
+    ('stock', 'star', (2023, 4, 10), 2, 10, _SSE_2023), ('stock', 'chinext', (2020, 8, 24), 2, 0, _CHINEXT_RULES),
+    ('stock', 'chinext', (2023, 4, 10), 2, 10, _SZSE_2023),
+    ('stock', 'bse', (2021, 11, 15), 5, 10, '北交所交易规则（试行）'),
+    ('bond', '', (2022, 8, 1), 10, 0, '沪深交易所可转换公司债券交易实施细则，2022-07-29'))]
+
+
+@lru_cache(maxsize=16384)
+def _cage_of(security, day):
+    kind, board, _ = _band_key(security)
+    rows = [row for row in _CAGES if (row.kind, row.board) == (kind, board) and row.since <= day]
+    return max(rows, key=lambda row: row.since, default=None)
+
+
+def price_cage(security, side, reference, day=date.max):
     """Worst price that the exchange takes in continuous trading against the reference price; None without a cage.
 
-    Stocks of Shanghai and Shenzhen 2 % or ten ticks, of Beijing 5 % or ten ticks, convertible bonds 10 %.
+    A buy's is rounded down to the step and a sale's up: what an exchange that rounds otherwise takes as well.
     """
-    item = instrument(security)
-    ratio = {'stock': 0.05 if item.board == 'bse' else 0.02, 'bond': 0.1}.get(item.kind)
-    if ratio is None or not reference or not reference > 0:
+    row = _cage_of(security, day)
+    if row is None or not reference or not reference > 0:
         return None
-    ten = 10 * item.tick if item.kind == 'stock' else 0
+    tick = instrument(security).tick
+    room = max(reference * row.percent / 100, row.steps * tick)
     if side == 'BUY':
-        return floor_to_tick(max(reference * (1 + ratio), reference + ten), item.tick)
-    return max(item.tick, ceil_to_tick(min(reference * (1 - ratio), reference - ten), item.tick))
+        return floor_to_tick(reference + room, tick)
+    return max(tick, ceil_to_tick(reference - room, tick))
 
 
 def floor_to_tick(price, tick):
@@ -1988,9 +2007,9 @@ def ceil_to_tick(price, tick):
     return round_to_tick(math.ceil(price / tick - 1e-6) * tick, tick)
 
 
-def protect_price(security, side, reference, high_limit, low_limit):
+def protect_price(security, side, reference, high_limit, low_limit, day=date.max):
     """Worst price a market order may fill at: inside the cage and the day's limits. None if neither is known."""
-    bounds = [price_cage(security, side, reference), high_limit if side == 'BUY' else low_limit]
+    bounds = [price_cage(security, side, reference, day), high_limit if side == 'BUY' else low_limit]
     known = [bound for bound in bounds if bound]
     if not known:
         return None
@@ -2036,23 +2055,42 @@ def round_lot(security, amount):
     return 0 if amount < item.lot else int(item.lot + (amount - item.lot) // item.step * item.step)
 
 
-COMMISSION_RATE, COMMISSION_MINIMUM, TRANSFER_RATE = Decimal('0.0003'), Decimal(5), Decimal('0.00001')
-_STAMP_CUT = date(2023, 8, 28)
+COMMISSION_RATE, COMMISSION_MINIMUM = Decimal('0.0003'), Decimal(5)
 _CENT = Decimal('0.01')
+# Of stocks alone, as fractions of the value; the newest row with since <= day holds.
+_StampDuty = namedtuple('_StampDuty', 'since buy sell source')
+_STAMP_DUTIES = [_StampDuty(date(*since), Decimal(buy), Decimal(sell), source) for since, buy, sell, source in (
+    ((2001, 11, 16), '0.002', '0.002', '财政部、国家税务总局 2001-11-15'),
+    ((2005, 1, 24), '0.001', '0.001', '财税〔2005〕11号'), ((2007, 5, 30), '0.003', '0.003', '财税〔2007〕84号'),
+    ((2008, 4, 24), '0.001', '0.001', '财政部 2008-04-23'), ((2008, 9, 19), '0', '0.001', '财政部 2008-09-18：单边征收'),
+    ((2023, 8, 28), '0', '0.0005', '财政部、税务总局公告 2023 年第 39 号'))]
+# Before 2015-08-01 Shanghai counted by face value; the rate of then stands for it.
+_TransferFee = namedtuple('_TransferFee', 'since rate source')
+_TRANSFER_FEES = [_TransferFee(date(*since), Decimal(rate), source) for since, rate, source in (
+    ((1990, 12, 19), '0.00002', '中国结算 2015-07-01 通知，2015-08-01 起'),
+    ((2022, 4, 29), '0.00001', '中国结算 2022-04-28 通知'))]
+
+
+def _in_force(rows, day):
+    return max((row for row in rows if row.since <= day), key=lambda row: row.since, default=rows[0])
 
 
 def stamp_tax_rate(security, side, day):
-    if side != 'SELL' or instrument(security).kind != 'stock':
+    if instrument(security).kind != 'stock':
         return Decimal(0)
-    return Decimal('0.0005') if day >= _STAMP_CUT else Decimal('0.001')
+    row = _in_force(_STAMP_DUTIES, day)
+    return row.sell if side == 'SELL' else row.buy
+
+
+def transfer_rate(security, day):
+    return _in_force(_TRANSFER_FEES, day).rate if instrument(security).kind == 'stock' else Decimal(0)
 
 
 def trade_fees(security, side, value, day):
     """(commission, stamp tax, transfer fee) of an order's fills worth `value` (Decimal yuan), in whole cents."""
     commission = max(COMMISSION_MINIMUM, (value * COMMISSION_RATE).quantize(_CENT, ROUND_HALF_UP))
     tax = (value * stamp_tax_rate(security, side, day)).quantize(_CENT, ROUND_HALF_UP)
-    transfer = value * TRANSFER_RATE if instrument(security).kind == 'stock' else Decimal(0)
-    return commission, tax, transfer.quantize(_CENT, ROUND_HALF_UP)
+    return commission, tax, (value * transfer_rate(security, day)).quantize(_CENT, ROUND_HALF_UP)
 
 
 MORNING_OPEN, MORNING_CLOSE = 9 * 60 + 30, 11 * 60 + 30
@@ -10093,7 +10131,7 @@ def _limit_price(ticket, quote, now, state):
     high, low = _day_limits(ticket.security, quote, now, state)
     _refuse_if(high and price > high, '价格 %s 高于涨停价 %s' % (price, high))
     _refuse_if(low and price < low, '价格 %s 低于跌停价 %s' % (price, low))
-    cage = price_cage(ticket.security, ticket.side, _reference(ticket, quote)) if state.continuous else None
+    cage = price_cage(ticket.security, ticket.side, _reference(ticket, quote), now.date()) if state.continuous else None
     _refuse_if(cage and (price > cage if ticket.side == 'BUY' else price < cage),
                '价格 %s 超出价格笼子（%s 不能劣于 %s）' % (price, ticket.side, cage))
     return price
@@ -10126,7 +10164,7 @@ def _reference(ticket, quote):
 def _market_bound(ticket, quote, now, state):
     """The stricter of the rules' bound and the client's own, rounded to the safe side."""
     high, low = _day_limits(ticket.security, quote, now, state)
-    bound = protect_price(ticket.security, ticket.side, _reference(ticket, quote), high, low)
+    bound = protect_price(ticket.security, ticket.side, _reference(ticket, quote), high, low, now.date())
     _refuse_if(bound is None, '%s 无法确定市价委托的保护价' % ticket.security)
     bound = bound if ticket.price is None else _stricter(ticket, bound)
     _refuse_if(high and not low <= bound <= high, '保护价 %s 不在跌停价 %s 与涨停价 %s 之间' % (bound, low, high))

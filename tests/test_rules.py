@@ -178,6 +178,16 @@ def test_price_cage(code, side, reference, worst):
     assert b.price_cage(code, side, reference) == worst
 
 
+@pytest.mark.parametrize('code, day, worst', [
+    ('600519.XSHG', date(2023, 4, 7), None), ('600519.XSHG', date(2023, 4, 10), 10.2),
+    ('300750.XSHE', date(2020, 8, 21), None), ('300750.XSHE', date(2020, 8, 24), 10.2),
+    ('688001.XSHG', date(2019, 7, 22), 10.2), ('920002.BJ', date(2021, 11, 15), 10.5),
+    ('113050.XSHG', date(2022, 7, 29), None), ('113050.XSHG', date(2022, 8, 1), 11.0)])
+def test_the_price_cage_has_a_date(code, day, worst):
+    """STAR and ChiNext with their reforms, main boards with the rules of 2023, bonds with those of 2022."""
+    assert b.price_cage(code, 'BUY', 10.0, day) == worst
+
+
 @pytest.mark.parametrize('side, reference, high, low, worst', [
     ('BUY', 10.00, 11.00, 9.00, 10.20), ('SELL', 10.00, 11.00, 9.00, 9.80), ('BUY', 10.95, 11.00, 9.00, 11.00),
     ('SELL', 9.05, 11.00, 9.00, 9.00), ('BUY', None, 11.00, 9.00, 11.00), ('SELL', None, 11.00, 9.00, 9.00),
@@ -193,6 +203,14 @@ def test_protect_price_is_inside_cage_and_limits(side, reference, high, low, wor
     ('600519.XSHG', 'SELL', '100000', TODAY, ('30.00', '50.00', '1.00')),
     ('600519.XSHG', 'SELL', '100000', date(2023, 8, 28), ('30.00', '50.00', '1.00')),
     ('600519.XSHG', 'SELL', '100000', date(2023, 8, 27), ('30.00', '100.00', '1.00')),
+    ('600519.XSHG', 'BUY', '100000', date(2022, 4, 28), ('30.00', '0', '2.00')),        # transfer fee halved
+    ('600519.XSHG', 'BUY', '100000', date(2022, 4, 29), ('30.00', '0', '1.00')),        # on 2022-04-29
+    ('600519.XSHG', 'BUY', '100000', date(2008, 9, 18), ('30.00', '100.00', '2.00')),   # stamp duty of both sides
+    ('600519.XSHG', 'BUY', '100000', date(2008, 9, 19), ('30.00', '0', '2.00')),        # up to 2008-09-18
+    ('600519.XSHG', 'SELL', '100000', date(2007, 5, 29), ('30.00', '100.00', '2.00')),
+    ('600519.XSHG', 'SELL', '100000', date(2007, 5, 30), ('30.00', '300.00', '2.00')),
+    ('600519.XSHG', 'BUY', '100000', date(2008, 4, 24), ('30.00', '100.00', '2.00')),
+    ('510050.XSHG', 'BUY', '100000', date(2007, 5, 30), ('30.00', '0', '0')),
     ('000001.XSHE', 'SELL', '12345.67', TODAY, ('5', '6.17', '0.12')),      # 3.70, 6.172835, 0.1234567
     ('000001.XSHE', 'SELL', '16666.67', TODAY, ('5.00', '8.33', '0.17')),   # 5.000001, 8.333335, 0.1666667
     ('000001.XSHE', 'SELL', '16683.33', TODAY, ('5.00', '8.34', '0.17')),   # 5.004999, 8.341665, 0.1668333
