@@ -13126,6 +13126,7 @@ CLIENT_FEATURES = ['tick', SETTLED_FEATURE, BINARY_FEATURE, BATCH_TICK_FEATURE, 
                    PROGRESS_FEATURE, QUOTES_FEATURE, ORDERS_FEATURE]
 COMPRESS_CHOICES = ('auto', 'always', 'never')
 FAR_ROUND_TRIP_S = 0.005    # a login that took longer did not stay on this machine: a tunnel, if it looks like it
+STEADY_S = 5.0              # a connection that ended sooner after its login counts as a failed try
 HISTORY_TIMEOUT_S = 180.0   # where the caller names no timeout of its own
 LONGEST_TIMEOUT_S = 86400.0
 WRITE_MARGIN_S = 30.0       # what a write may take beside waiting for its outcome
@@ -14018,13 +14019,16 @@ class RemoteQmtConnection(PushingConnection):
 
     # -- the keeper's thread ---------------------------------------------------------------------------------------
     def _keep(self, channel):
+        brief_ones = 0  # connections in a row that ended soon: whoever ends them is not to be pressed
         while channel is not None:
+            begun = time.monotonic()
             try:
                 self._attend(channel)
             except Exception as error:
                 self._spoilt(channel, error)
             self._retire(channel)
-            channel = self._reopen()
+            brief_ones = brief_ones + 1 if time.monotonic() - begun < STEADY_S else 0
+            channel = self._reopen(min(brief_ones, 32))
 
     def _retire(self, channel):
         """Nobody reads it any more when it is closed."""
@@ -14040,9 +14044,10 @@ class RemoteQmtConnection(PushingConnection):
             self._channel, self.ack = channel, ack
         return channel
 
-    def _reopen(self):
+    def _reopen(self, brief_ones):
         """A new channel with everything sent again, or None when the end is final."""
         pause, longest = self._backoff
+        pause = min(longest, pause * 2 ** max(0, brief_ones - 1))
         while not self._stop.wait(pause * random.uniform(0.5, 1.0)):
             pause = min(pause * 2, longest)
             try:

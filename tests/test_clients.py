@@ -1158,3 +1158,32 @@ def test_a_token_that_leaves_this_machine_in_clear_is_told_once(kind, monkeypatc
             with client_of(kind, server) as client:
                 client.request('admin.health')
     assert caplog.text.count('没有加密') == 1 and TOKEN not in caplog.text
+
+
+class Pauses(threading.Event):
+    """Notes the pauses before new tries instead of making them; ends the connection after so many."""
+
+    def __init__(self, most):
+        super().__init__()
+        self.most, self.noted, self.ended = most, [], threading.Event()
+
+    def wait(self, timeout=None):
+        self.noted.append(timeout)
+        if len(self.noted) < self.most:
+            return False
+        self.ended.set()
+        return True
+
+
+@pytest.mark.parametrize('steady_s, growing', [(1000.0, True), (0.0, False)])
+def test_a_server_that_ends_each_connection_after_the_login_is_asked_less_and_less(monkeypatch, steady_s, growing):
+    monkeypatch.setattr(bq, 'STEADY_S', steady_s)
+    monkeypatch.setattr(bq.Session, '_serve', lambda session: None)
+    with serving() as server:
+        client = bq.RemoteQmtConnection(server.address[0], server.address[1], TOKEN, backoff_s=(1.0, 100.0))
+        client._stop = pauses = Pauses(10)
+        client.start()
+        assert pauses.ended.wait(20)
+        client.close()
+    expected = [min(100.0, 2.0 ** count) for count in range(10)] if growing else [1.0] * 10
+    assert all(longest / 2 <= pause <= longest for pause, longest in zip(pauses.noted, expected)), pauses.noted
