@@ -9441,6 +9441,7 @@ _JOURNAL_TABLE = '''CREATE TABLE IF NOT EXISTS writes (
     fingerprint TEXT NOT NULL, tag TEXT NOT NULL UNIQUE, state TEXT NOT NULL, order_id TEXT, request TEXT NOT NULL,
     answer TEXT, day TEXT NOT NULL, deadline_ms INTEGER, unanswered INTEGER NOT NULL DEFAULT 0,
     number INTEGER NOT NULL DEFAULT 0, checksum TEXT NOT NULL DEFAULT '')'''
+_PRUNED_TABLE = 'CREATE TABLE IF NOT EXISTS pruned (number INTEGER NOT NULL)'  # entries up to there were let go
 _JOURNAL_INDEX = 'CREATE INDEX IF NOT EXISTS writes_by_key ON writes (idempotency_key, action)'
 _EVENT_TABLE = '''CREATE TABLE IF NOT EXISTS events (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, day TEXT NOT NULL, account_key TEXT NOT NULL, sub_account_id TEXT,
@@ -9476,32 +9477,55 @@ def _journal_entry(row):
     return entry if sound and answered else None
 
 
-class HighWaterMark:
-    """Which entry was the last one written, in a file of its own: a journal that lost its end does not know of it."""
+class SentTags:
+    """Number and tag of each order that was about to be sent, in a file beside the journal.
 
-    SIZE = 256  # bytes; always overwritten as a whole
+    A journal that lost its end, or an old copy of it, does not know what it lost; this tells. Lines of one length: the
+    journal's id, then the orders. Number 0: the one of this tag was not sent after all.
+    """
+
+    LINE, KEPT = 48, 20000
 
     def __init__(self, path):
         self._file = open_own(path, 'r+b' if os.path.exists(path) else 'w+b', buffering=0)
+        self._end = 0
         restrict_to_owner(path)
 
     def read(self):
-        """(journal id, number), None where there is none yet. Raises ValueError for what is no mark."""
+        """(journal id or '', {tag: number}, how many lines cannot be read). A line that was never finished is none."""
         self._file.seek(0)
-        text = self._file.read(self.SIZE)
-        if not text:
-            return None
-        mark = json.loads(text.decode('ascii'))
-        if not isinstance(mark, dict) or type(mark.get('number')) is not int or not isinstance(mark.get('id'), str):
-            raise ValueError('no mark')
-        return mark['id'], mark['number']
+        data = self._file.read()
+        lines = [data[at:at + self.LINE] for at in range(0, len(data) - self.LINE + 1, self.LINE)]
+        self._end = len(lines) * self.LINE
+        found = [self._parsed(line) for line in lines]
+        sent = OrderedDict((tag, int(number)) for number, tag in filter(None, found[1:]) if number.isdigit())
+        named = found[0][1] if found and found[0] and found[0][0] == 'journal' else ''
+        return named, OrderedDict(pair for pair in sent.items() if pair[1]), found.count(None)
 
-    def write(self, journal_id, number, tag):
+    @staticmethod
+    def _parsed(line):
+        words = line.decode('ascii', 'replace').split()
+        return tuple(words) if len(words) == 2 and (words[0] == 'journal' or is_tag(words[1])) else None
+
+    def begin(self, journal_id, sent):
+        """Everything anew; the newest KEPT of them stay."""
+        kept = list(sent.items())[-self.KEPT:]
+        data = b''.join([self._line('journal', journal_id)] + [self._line(number, tag) for tag, number in kept])
+        self._put(0, data)
+        self._file.truncate(len(data))
+
+    def add(self, number, tag):
         """On disk when it returns."""
-        text = json.dumps({'id': journal_id, 'number': number, 'tag': tag})
-        self._file.seek(0)
-        self._file.write(text.ljust(self.SIZE).encode('ascii'))
+        self._put(self._end, self._line(number, tag[:TAG_BYTES]))
+
+    def _line(self, first, second):
+        return ('%s %s' % (first, second)).ljust(self.LINE - 1).encode('ascii') + b'\n'
+
+    def _put(self, place, data):
+        self._file.seek(place)
+        self._file.write(data)
         os.fsync(self._file.fileno())
+        self._end = place + len(data)
 
     def close(self):
         self._file.close()
@@ -9513,7 +9537,8 @@ class Journal:
     path None: memory only. One server at a time may hold a file. record(sync=True) is on disk when it returns; what is
     not synced survives the end of the process, but perhaps not that of the machine.
     `id` names the journal; a client repeats a write only to the journal that it knows. losses: texts about what this
-    one is known to have lost; it has got a new id then. damaged: (row number, key) of entries that cannot be trusted.
+    one is known to have lost; it has got a new id then. lost: tags of orders that it may have sent and knows nothing
+    of. damaged: (row number, key) of entries that cannot be trusted.
     `tag` is TAG_BYTES ASCII bytes, travels with the order and follows from the key: even without its journal an order
     can be found.
     deadline_ms: Beijing wall time from which a submission can no longer be on its way; unanswered: it may be for
@@ -9522,7 +9547,7 @@ class Journal:
 
     def __init__(self, path, clock):
         self.clock = clock
-        self.losses, self.damaged, self._mark, self._number = [], [], None, 0
+        self.losses, self.lost, self.damaged, self._sent, self._number = [], frozenset(), [], None, 0
         self._lock = threading.Lock()
         self._indexed_day, self._by_tag, self._by_order = None, {}, {}  # of orders that are, or may be, at a broker
         try:
@@ -9536,6 +9561,7 @@ class Journal:
     def _open(self, path):
         self._db = sqlite3.connect(path or ':memory:', timeout=1.0, isolation_level=None, check_same_thread=False)
         try:
+            self._db.text_factory = lambda data: data.decode('utf-8', 'surrogateescape')  # damage is judged by the row
             self._prepare(self._db, path)
         except BaseException:
             self._close()
@@ -9543,8 +9569,8 @@ class Journal:
 
     def _close(self):
         self._db.close()
-        if self._mark is not None:
-            self._mark.close()
+        if self._sent is not None:
+            self._sent.close()
 
     def _prepare(self, db, path):
         if path:
@@ -9565,14 +9591,26 @@ class Journal:
         if path:
             self._sign(path)
 
-    @staticmethod
-    def _check_pages(db, path):
-        try:
-            problem = db.execute('PRAGMA quick_check(1)').fetchone()[0]
-        except sqlite3.DatabaseError as error:
-            problem = str(error)
-        if problem != 'ok':
+    @classmethod
+    def _check_pages(cls, db, path):
+        """An index alone that is damaged hides keys, which would count as new; it can be made anew."""
+        problem = cls._problem_of(db)
+        if problem is None:
+            return
+        with contextlib.suppress(sqlite3.DatabaseError):
+            db.execute('REINDEX')
+        if cls._problem_of(db) is not None:
             raise ConfigError('委托日志 %s 已损坏：%s' % (path, printable(problem)), _MOVE_JOURNAL)
+        LOG.error('委托日志 %s 的索引损坏，已重建：%s', path, printable(problem))
+
+    @staticmethod
+    def _problem_of(db):
+        """What the check of the whole file finds first, or None."""
+        try:
+            found = db.execute('PRAGMA integrity_check(1)').fetchone()[0]
+        except sqlite3.DatabaseError as error:
+            return str(error)
+        return None if found == 'ok' else found
 
     def _make_tables(self, db, before):
         """before: the tables that were there. What is missing of a journal that was in use is a loss."""
@@ -9581,7 +9619,8 @@ class Journal:
             self.losses += ['表 %s 不见了' % name for name in ('writes', 'events') if name not in before]
         if 'writes' in before and 'checksum' not in {row[1] for row in db.execute('PRAGMA table_info(writes)')}:
             self._take_over(db)
-        for statement in (_JOURNAL_TABLE, _JOURNAL_INDEX, _EVENT_TABLE, 'PRAGMA user_version=%d' % JOURNAL_SCHEMA,
+        for statement in (_JOURNAL_TABLE, _JOURNAL_INDEX, _PRUNED_TABLE, _EVENT_TABLE,
+                          'PRAGMA user_version=%d' % JOURNAL_SCHEMA,
                           'PRAGMA application_id=%d' % JOURNAL_APPLICATION):
             db.execute(statement)
 
@@ -9599,27 +9638,32 @@ class Journal:
         db.execute('COMMIT')
 
     def _count_on(self, db, path):
-        """Numbers go on after the last one that was ever written. One that is missing here means: the end is lost."""
+        """Numbers go on after the last one that was ever given. One that is missing here means: the end is lost."""
         self._number = db.execute('SELECT coalesce(max(number), 0) FROM writes').fetchone()[0]
+        sent = OrderedDict()
         if path:
-            self._mark = HighWaterMark(os.path.realpath(path) + '.mark')
-            self._compare(self._mark)
+            self._sent = SentTags(os.path.realpath(path) + '.mark')
+            named, sent, odd = self._sent.read()
+            self._compare(db, named, sent, odd)
         if self.losses:
             self.id = uuid.uuid4().hex
             db.execute('UPDATE identity SET id=?', (self.id,))
-        self._set_mark(self._number)
+        if path:
+            self._sent.begin(self.id, sent)
 
-    def _compare(self, mark):
-        try:
-            journal_id, number = mark.read() or (self.id, 0)
-        except ValueError:
-            self.losses.append('记着最后一笔编号的文件（.mark）已损坏')
-            return
-        if journal_id != self.id:
+    def _compare(self, db, named, sent, odd):
+        """What was sent and is not here, but for what was let go as too old, is lost."""
+        known = {tag[:TAG_BYTES] for tag, in db.execute('SELECT tag FROM writes').fetchall()}
+        let_go = db.execute('SELECT coalesce(max(number), 0) FROM pruned').fetchone()[0]
+        lost = {tag: number for tag, number in sent.items() if tag not in known and number > let_go}
+        newly = [number for number in lost.values() if number > self._number]
+        if odd or (sent and not named):
+            self.losses.append('记着已提交委托的文件（.mark）有 %d 行损坏' % max(1, odd))
+        if named not in ('', self.id):
             self.losses.append('这不是上次使用的那一本')
-        elif number > self._number:
-            self.losses.append('最后 %d 笔记录不见了（-wal 丢失、截断，或放回了旧的副本）' % (number - self._number))
-        self._number = max(self._number, number)
+        if newly:
+            self.losses.append('最后 %d 笔委托的记录不见了（-wal 丢失、截断，或放回了旧的副本）' % len(newly))
+        self.lost, self._number = frozenset(lost), max([self._number] + list(sent.values()))
 
     def _sign(self, path):
         """Beside the file, as nobody else can read what is locked."""
@@ -9698,7 +9742,11 @@ class Journal:
             self._index(entry)
 
     def _prune(self, db):
-        db.execute('DELETE FROM writes WHERE day<?', (self._kept_since(db, 'writes', JOURNAL_DAYS),))
+        since = self._kept_since(db, 'writes', JOURNAL_DAYS)
+        gone = db.execute('SELECT max(number) FROM writes WHERE day<?', (since,)).fetchone()[0]
+        if gone is not None:
+            db.execute('INSERT INTO pruned VALUES (?)', (gone,))
+            db.execute('DELETE FROM writes WHERE day<?', (since,))
         gone = db.execute('SELECT max(seq) FROM events WHERE day<?',
                           (self._kept_since(db, 'events', EVENT_DAYS),)).fetchone()[0]
         if gone is not None:
@@ -9772,27 +9820,24 @@ class Journal:
         self._index(entry)
 
     def _insert(self, db, entry, sync):
-        """The mark comes first: nothing that was sent may be above it."""
+        """Its tag is on disk before it: nothing is sent that is in one of them only."""
         self._number += 1
         row = entry._replace(request=json.dumps(entry.request), answer=json.dumps(entry.answer), number=self._number)
         seal = _journal_seal(row)
         try:
-            if sync:
-                self._set_mark(self._number, entry.tag)
+            if sync and self._sent is not None:
+                self._sent.add(self._number, entry.tag)
             db.execute(_JOURNAL_WRITE, row._replace(checksum=seal))
         except BaseException:
-            with contextlib.suppress(sqlite3.Error, OSError):
-                self._lower_mark(db)
+            with contextlib.suppress(OSError):
+                self._take_back(entry)
             raise
         return entry._replace(number=self._number, checksum=seal)
 
-    def _set_mark(self, number, tag=''):
-        if self._mark is not None:
-            self._mark.write(self.id, number, tag)
-
-    def _lower_mark(self, db):
-        """To what there is: an entry that is taken back is no loss."""
-        self._set_mark(db.execute('SELECT coalesce(max(number), 0) FROM writes').fetchone()[0])
+    def _take_back(self, entry):
+        """It is no loss: it was not sent."""
+        if self._sent is not None:
+            self._sent.add(0, entry.tag)
 
     @staticmethod
     def _change(db, entry):
@@ -9805,7 +9850,7 @@ class Journal:
         with self._database() as db:
             self._by_tag.pop(entry.tag[:TAG_BYTES], None)
             db.execute('DELETE FROM writes WHERE tag=? AND state=?', (entry.tag, SUBMITTING))
-            self._lower_mark(db)
+            self._take_back(entry)
 
     def find(self, action, key, sub=None):
         """The entry of the key, as an account (sub None) or a sub-account may know of it, or None.
@@ -9903,6 +9948,10 @@ class Journal:
             entry = entry if entry is not None and entry.tag.startswith(row.order_remark) else None
         return entry if entry is not None and entry.account_key == account_key else None
 
+    def has_lost(self, entry):
+        """Whether an order of the key was about to be sent, and nothing is known of it any more."""
+        return not self.lost.isdisjoint(tags_of(entry.action, entry.idempotency_key, entry.sub_account_id))
+
     def by_id(self, account_key, order_id):
         """The entry of today whose order has this id."""
         entry = self._by_order.get((account_key, order_id))
@@ -9921,6 +9970,13 @@ _MOVE_JOURNAL = ('把它连同 -wal、-shm 一起移走（保留备查）再启�
 _DAMAGE_REMEDY = '这个 key 不再可用，不会提交；在 QMT 里核对这笔委托，确认没有成立再用新的 key。要清除坏行：收盘后移走日志文件，启动一本新的'
 
 
+_LOSS_REMEDY = '这个 key 不再可用，不会提交；在 QMT 和交割单里核对这笔委托，确认没有成立再用新的 key'
+
+
+def _loss_told(key):
+    return '委托日志丢失了 key=%s 的记录，柜台当日的委托里也没有它：它可能没有成立，也可能在别的日子成立了' % brief(key)
+
+
 def _damage_told(place, key):
     return '委托日志第 %d 行（key=%s）已损坏，不能确定它的委托' % (place, brief(key))
 
@@ -9928,8 +9984,9 @@ def _damage_told(place, key):
 def _journal_event(row):
     """A row of `events` as JournalEvent; None for one that is damaged."""
     try:
+        row[4].encode('utf-8')
         event = JournalEvent(*row)._replace(payload=json.loads(row[4]))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, AttributeError):
         return None
     return event if isinstance(event.payload, dict) and isinstance(event.account_key, str) else None
 
@@ -10687,6 +10744,8 @@ class OrderDesk:
                 raise QmtUnavailable('当日委托还没有到齐，不能确定这个 key 是否已经用过，没有提交', '几秒后用同一 key 重试',
                                      retry_after_s=2)
         if order is None:
+            if self.journal.has_lost(entry):
+                raise JournalError(_loss_told(entry.idempotency_key), _LOSS_REMEDY)
             return None
         if not _is_order_of(order, ticket):
             raise IdempotencyConflict('idempotency_key %s 已用于另一笔委托' % brief(entry.idempotency_key), '每笔新委托用新的 key')
@@ -11053,6 +11112,8 @@ class OrderDesk:
             order = next((order for order in orders if order.order_remark[:TAG_BYTES] in tags), None)
             if order is not None:  # the tag follows from the key: who has the key may know
                 return self._resolution(PLACE, key, order.replace(order_remark='').to_wire(), 'accepted')
+            if self.journal.has_lost(entry):
+                return self._resolution(action, key, None, 'submit_unknown', status_msg=_loss_told(key))
         told = '服务端没有收到过这个 key 的请求'
         if abandon and absent:
             error = OrderRejected('%s；它已作废，迟到的副本不会被提交' % told, '确认无误后可用新的 key 重新委托', broker_called=False)

@@ -673,18 +673,52 @@ def test_what_is_taken_back_is_no_loss(tmp_path):
     shop.journal.close()
 
 
-@pytest.mark.parametrize('mark', ['', '{"id": 5}', 'odd', '{"id": "0", "number": 1, "tag": ""}'])
-def test_a_mark_that_is_odd_or_of_another_journal_is_a_loss(tmp_path, mark):
-    path = tmp_path / 'orders.sqlite'
-    shop = Shop(path=str(path))
+@pytest.mark.parametrize('change, loss', [
+    (lambda text: b'', False), (lambda text: b'x' * len(text), True), (lambda text: text[:-1], False),
+    (lambda text: b'journal 0' + text[9:], True), (lambda text: text[:-20] + b'#' + text[-19:], True),
+    (lambda text: text[:-40] + b'#' + text[-39:], True)])
+def test_a_mark_that_is_odd_or_of_another_journal_is_a_loss(tmp_path, change, loss):
+    path = str(tmp_path / 'orders.sqlite')
+    shop = Shop(path=path)
     shop.place(idempotency_key='a')
     shop.journal.close()
-    with open(str(path) + '.mark', 'w') as file:
-        file.write(mark)
+    with open(path + '.mark', 'rb') as file:
+        text = file.read()
+    with open(path + '.mark', 'wb') as file:
+        file.write(change(text))
     shop.open()
-    assert bool(shop.journal.losses) is bool(mark)
+    assert bool(shop.journal.losses) is loss
     assert shop.place(idempotency_key='a')['order_id'] == 'o1'
+    assert shop.place(idempotency_key='b')['order_id'] == 'o2'
     shop.journal.close()
+    shop.open()
+    assert not shop.journal.losses and not shop.journal.lost
+    shop.journal.close()
+
+
+@pytest.mark.parametrize('how', ['no wal', 'half a wal', 'yesterday', 'all'])
+def test_what_is_lost_and_not_listed_is_never_sent_again(killed, how):
+    """An order of an earlier day, or of a paper exchange that was started again."""
+    shop = killed(how)
+    if how == 'all':
+        shop.journal.close()
+        for suffix in ('', '-wal', '-shm'):
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(shop.path + suffix)
+        shop.open()
+    shop.main.rows.clear()
+    for _ in range(2):
+        for number in range(1, 6):
+            key, sub = str(number), 'free' if number == 5 else None
+            with contextlib.suppress(bq.JournalError, bq.OrderStateUnknown):
+                assert shop.place(idempotency_key=key, sub_account_id=sub)['order_id'] == 'o' + key
+            assert shop.resolve(key, sub_account_id=sub, abandon_unseen=True)['submission_state'] == 'submit_unknown'
+        assert len(shop.main.submits) == 5
+        assert shop.place()['status'] == 'open', 'new keys are good'
+        del shop.main.submits[5:]
+        shop.main.rows.clear()
+        shop.journal.close()
+        shop.open()
 
 
 def test_a_dropped_table_is_told(tmp_path, caplog):
@@ -734,6 +768,31 @@ def test_a_damaged_row_is_named_and_its_key_stays_refused(tmp_path, change, capl
         shop.resolve('k', abandon_unseen=True)
     assert [shop.place(idempotency_key=key)['order_id'] for key in ('a', 'z', 'new')] == ['o1', 'o3', 'o4']
     shop.desk.settle_open()
+    shop.journal.close()
+
+
+def test_an_index_that_is_damaged_hides_no_key(tmp_path, caplog):
+    path = str(tmp_path / 'orders.sqlite')
+    shop = Shop(path=path)
+    for number in range(40):
+        shop.place(idempotency_key='key-%04d' % number)
+    shop.journal.close()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        pages = [db.execute('SELECT rootpage FROM sqlite_master WHERE name=?', (name,)).fetchone()[0]
+                 for name in ('writes_by_key', 'sqlite_autoindex_writes_1')]
+        size = db.execute('PRAGMA page_size').fetchone()[0]
+        tag, = db.execute("SELECT tag FROM writes WHERE idempotency_key='key-0007'").fetchone()
+    with open(path, 'rb') as file:
+        data = bytearray(file.read())
+    for page, text in zip(pages, (b'key-0007', tag.encode())):
+        at = data.index(text, (page - 1) * size, page * size)
+        data[at + len(text) - 1] ^= 1
+    with open(path, 'wb') as file:
+        file.write(data)
+    shop.main.rows.clear()
+    shop.open()
+    assert '已重建' in caplog.text and shop.place(idempotency_key='key-0007')['order_id'] == 'o8'
+    assert len(shop.main.submits) == 40
     shop.journal.close()
 
 
