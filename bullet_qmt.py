@@ -6905,7 +6905,7 @@ class QmtKeeper:
         self._guard = CallLanes('qmt-%s-call' % spec.key)
         self._lock, self._wake = threading.Lock(), threading.Event()
         self._link, self._closing, self._failures, self._connects = None, False, 0, 0
-        self._hangs, self._given_up, self.traders = 0, 0, 0
+        self._hangs, self._given_up, self.traders, self._connected_at_s = 0, 0, 0, -math.inf
         self._left, self.renewed_at = False, None  # whether the terminal went away by itself; monotonic seconds
         self.state, self.since, self.last_error, self.next_attempt = 'connecting', clock.now(), '', None
         self.hint, self.reason = '', ''
@@ -6949,6 +6949,10 @@ class QmtKeeper:
                 self._enter_state('down')
                 _qmt_log.warning('账户 %s 的 QMT 连接断开：%s', self.spec.key, printable(message))
         self._wake.set()
+
+    def connected_s(self):
+        """Seconds since the last connect."""
+        return self._clock.monotonic() - self._connected_at_s
 
     @property
     def reconnects(self):
@@ -7061,7 +7065,7 @@ class QmtKeeper:
         with self._lock:
             if not self._alive(link):
                 return False
-            self._connects += 1
+            self._connects, self._connected_at_s = self._connects + 1, self._clock.monotonic()
             if self._left:
                 self._left, self.renewed_at = False, self._clock.monotonic()
             self._enter_state('connected')
@@ -7342,7 +7346,8 @@ class QmtBroker(BrokerAdapter):
     keeper: its QmtKeeper, with `on_connected`. Besides the contract: orders_known, health.
     """
 
-    WATCHED = 5  # open orders that are looked at after each probe
+    WATCHED = 5        # open orders that are looked at after each probe
+    ARRIVAL_S = 300.0  # after a connect: how long it is not believed that an account lost what it had
 
     def __init__(self, vendor, spec, clock, timing=None, jitter=chance, pause=_qmt_pause):
         self.spec, self._listener = spec, None
@@ -7350,7 +7355,7 @@ class QmtBroker(BrokerAdapter):
         self._mailbox = Mailbox('qmt-%s-events' % spec.key, self._handle_all)
         self.keeper = QmtKeeper(vendor, spec, clock, self._mailbox.put, timing, jitter, pause)
         self.timing = self.keeper.timing
-        self._pushes = _QmtPushWatch(clock)
+        self._pushes, self._last_asset = _QmtPushWatch(clock), None
         self.keeper.on_connected.append(self._catch_up)
         self.keeper.on_probed.append(self._watch_pushes)
 
@@ -7380,13 +7385,25 @@ class QmtBroker(BrokerAdapter):
         return self._sure_asset(self.keeper.link())
 
     def _sure_asset(self, link):
-        """An account without anything is believed only after the warm-up, and when it says so twice."""
+        """An account without anything is believed only after the warm-up, and when it says so twice.
+
+        One that had something before the connection was lost has longer to show it again.
+        """
         warm, row = link.warm, self._asset(link)
-        if not _qmt_all_zero(row):
-            return row
-        if not warm:
+        if _qmt_all_zero(row):
+            if not warm:
+                raise _qmt_early('资产')
+            row = self._asset(link)
+        if self._lacks_much(row) and self.keeper.connected_s() < self.ARRIVAL_S:
             raise _qmt_early('资产')
-        return self._asset(link)
+        self._last_asset = row
+        return row
+
+    def _lacks_much(self, row):
+        """Whether half of what was held is gone without money for it: a sale leaves the total as it is."""
+        last = self._last_asset
+        return last is not None and not _qmt_all_zero(last) and (
+            _qmt_all_zero(row) or row.total_value < last.total_value - last.market_value / 2 and not row.market_value)
 
     def positions(self):
         link = self.keeper.link()
@@ -7923,6 +7940,10 @@ class _QmtDataLink:
         if not self.connected:
             raise self.unavailable('QMT 行情没有连接：%s' % (self._last_error or '正在连接'))
         return self._ask(function, args, deadline_s)
+
+    def aside(self, function, *args):
+        """In the thread of the calls, whether there is a connection or not; raises as it does, or as the guard."""
+        return self._guard.call(function, *args, deadline_s=self.deadline_s)
 
     def unavailable(self, message):
         with self._lock:
@@ -8872,6 +8893,10 @@ class QmtData(DataAdapter):
         self._link.start()
         return self
 
+    def open_client(self, address):
+        """Another client of the vendor's, made where xtdata's is: two that are made at a time race."""
+        return self._link.aside(_qmt_open_client, address)
+
     def close(self):
         """The connection is given up last: that also ends a download that is under way."""
         self._feed.close()
@@ -9371,7 +9396,7 @@ def open_qmt(settings, clock):
     brokers = OrderedDict((spec.key, QmtBroker(vendor, spec, clock)) for spec in specs)
     for part in [data] + list(brokers.values()):
         part.start()
-    return QmtBackend('qmt', data, brokers, QmtMachine(clock, open_client=_qmt_open_client))
+    return QmtBackend('qmt', data, brokers, QmtMachine(clock, open_client=data.open_client))
 
 
 ADAPTERS['qmt'] = open_qmt

@@ -538,6 +538,47 @@ def test_zeros_after_the_warm_up_are_read_twice():
         assert bench.broker.account().total_value == 1500.0
 
 
+def reconnected(bench):
+    """Lost and connected again, warm."""
+    bench.terminal.callback.on_disconnected()
+    count = len(bench.pauses.seen)
+    bench.pauses.reached(count + 1)
+    bench.pauses.go()
+    assert bench.pauses.go() == bench.timing.probe_s and bench.broker.health()['warm']
+
+
+@pytest.mark.parametrize('arrives', ['nothing', 'cash alone'])
+def test_what_an_account_had_is_not_gone_because_it_has_not_arrived_after_a_reconnect(arrives):
+    """1000 shares minutes ago; warm and said twice is not enough for that. Sold, they would be cash."""
+    with running() as bench:
+        bench.terminal.rows['positions'] = [position_record()]
+        full = bench.terminal.asset
+        assert bench.broker.account().market_value == 500.0
+        reconnected(bench)
+        bench.terminal.asset = zero_asset() if arrives == 'nothing' else record(
+            cash=1000.0, frozen_cash=0.0, market_value=0.0, total_asset=1000.0, fetch_balance=900.0)
+        bench.terminal.rows['positions'] = []
+        for _ in range(3):
+            for ask in (bench.broker.account, bench.broker.positions):
+                assert '尚未到达' in unavailable(ask).message
+        bench.terminal.asset, bench.terminal.rows['positions'] = full, [position_record()]
+        assert bench.broker.account().total_value == 1500.0 and len(bench.broker.positions()) == 1
+
+
+def test_what_was_sold_before_the_reconnect_is_sold_and_what_stays_away_is_gone_in_the_end():
+    with running() as bench:
+        assert bench.broker.account().market_value == 500.0
+        reconnected(bench)
+        bench.terminal.asset = record(cash=1490.0, frozen_cash=0.0, market_value=0.0, total_asset=1490.0,
+                                      fetch_balance=900.0)
+        assert bench.broker.positions() == [] and bench.broker.account().available_cash == 1490.0
+        reconnected(bench)
+        bench.terminal.asset = zero_asset()  # all of it was taken out
+        unavailable(bench.broker.account)
+        bench.clock.advance(301)
+        assert bench.broker.account().total_value == 0.0
+
+
 @pytest.mark.parametrize('rows', [None, [], [position_record(volume=0)]])
 def test_no_positions_are_believed_only_beside_an_asset_without_market_value(rows):
     with running() as bench:
