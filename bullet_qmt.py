@@ -1922,7 +1922,7 @@ def price_limits(security, pre_close, day, is_st=False, listed=None, number=None
     seen: lowest and highest trade of that day. One beyond the limits proves that the security has others, such as a
     fund that is not listed here: then they are the next wider ones of its kind, or none.
     """
-    if not pre_close or not pre_close > 0:
+    if not pre_close or not 0 < pre_close < math.inf:
         return None, None
     band = limit_band(security, day, is_st, listed, number)
     limits = _limits_of_band(security, pre_close, band)
@@ -10225,7 +10225,9 @@ def _day_limits(security, quote, now, state):
         return None, None
     high, low = quote.high_limit, quote.low_limit
     if not (_is_price(high) and _is_price(low)):
-        high, low = price_limits(security, quote.pre_close, now.date(), seen=(quote.low, quote.high))
+        high, low = price_limits(security, quote.pre_close, now.date())
+        if not inside_limits((high, low), quote.low, quote.high):  # then they are wider, or there are none
+            return price_limits(security, quote.pre_close, now.date(), seen=(quote.low, quote.high))
     _refuse_if(not (_is_price(high) and _is_price(low)), '%s 的涨跌停价未知' % security)
     return high, low
 

@@ -348,6 +348,17 @@ def test_first_days_without_limits():
     assert approve(style='market', unlimited=True, **new).protect_price == 10.21, 'a protection price all the same'
 
 
+def test_trades_beyond_derived_limits_prove_them_wrong():
+    """A stock on a day without limits, which no quote tells; a fund with 20 % that no list has."""
+    none = dict(high_limit=None, low_limit=None, pre_close=10.0, a1_p=11.5, b1_p=11.49)
+    assert approve(price=11.7, high=11.6, low=10.0, **none).price == 11.7
+    assert '涨停价 11.0' in refused(price=11.7, high=11.0, low=10.0, **none)
+    fund = dict(none, security='159999.XSHE', high=11.5, low=10.0)
+    assert approve(price=11.9, **fund).price == 11.9 and '涨停价 12.0' in refused(price=12.1, **fund)
+    request = approve(style='market', high=11.6, low=10.0, **none)
+    assert request.protect_price == 11.73  # the cage alone: 11.5 * 1.02
+
+
 def test_limits_come_from_the_previous_close_where_the_quote_has_none():
     for unknown in (None, 0, float('nan')):
         assert approve(price=11.0, now=NIGHT, high_limit=unknown, low_limit=9.0).price == 11.0

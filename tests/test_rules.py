@@ -151,7 +151,7 @@ def test_price_limits(code, pre_close, day, is_st, high, low):
     assert b.price_limits(code, pre_close, day, is_st) == (high, low)
 
 
-@pytest.mark.parametrize('pre_close', [None, 0, 0.0, -1.0, float('nan')])
+@pytest.mark.parametrize('pre_close', [None, 0, 0.0, -1.0, float('nan'), float('inf')])
 def test_no_limits_without_a_previous_close(pre_close):
     assert b.price_limits('600519.XSHG', pre_close, TODAY) == (None, None)
 
