@@ -439,8 +439,9 @@ def _is_buy(row):
     """None where the server does not say."""
     if isinstance(row.get('is_buy'), bool):
         return row['is_buy']
+    told = _first(row, 'side', 'order_type')
     side = {'BUY': True, 'SELL': False, 23: True, 24: False}
-    return side.get(_first(row, 'side', 'order_type'))
+    return side.get(told) if isinstance(told, (str, int)) and not isinstance(told, bool) else None
 
 
 class RemoteTrade(RemoteRow):

@@ -759,3 +759,46 @@ def test_star_import_gives_what_scripts_use():
             'order_target_percent', 'get_account', 'MarketOrderStyle', 'LimitOrderStyle', 'OrderRejected',
             'OrderStateUnknown', 'get_data_client', 'get_broker_client'} <= set(names)
     assert all(hasattr(jq, name) for name in jq.__all__) and len(jq.__all__) == len(set(jq.__all__))
+
+
+# -- answers that make no sense ----------------------------------------------------------------------------------------
+ODD = [None, True, 0, -1, 1.5, 1e308, 2 ** 70, '', 'x', [], {}, [[]], {'a': 1}, float('nan'), float('inf')]
+READS = {
+    'account': lambda: jq.get_account(), 'positions': lambda: jq.get_positions(), 'orders': lambda: jq.get_orders(),
+    'open': lambda: jq.get_open_orders(), 'trades': lambda: jq.get_trades(), 'status': lambda: jq.get_order_status('5'),
+    'last': lambda: jq.get_data_client().get_last_price(CODE), 'days': lambda: jq.get_data_client().get_trade_days()}
+ACTIONS = {'account': 'broker.account', 'positions': 'broker.positions', 'orders': 'broker.orders',
+           'open': 'broker.orders', 'trades': 'broker.trades', 'status': 'broker.order_status',
+           'last': 'data.snapshot', 'days': 'data.trade_days'}
+
+
+@pytest.mark.parametrize('name', sorted(READS))
+def test_whatever_a_server_answers_is_an_answer_or_an_error_of_ours(wire, name):
+    rows = [position_row(), order_row(), ACCOUNT, {'values': ['2024-01-05']}, {'last_price': 1.0}]
+    answers = ODD + [[item] for item in ODD] + [{'value': item} for item in ODD]
+    answers += [dict(row, **{field: item}) for row in rows for field in row for item in ODD]
+    answers += [[row] for row in answers if isinstance(row, dict)]
+    for answer in answers:
+        wire.answers[ACTIONS[name]] = answer
+        try:
+            READS[name]()
+        except bq.BulletError as error:
+            assert error.message, answer
+
+
+@pytest.mark.parametrize('order', [lambda: jq.order(CODE, 100, idempotency_key='k'),
+                                   lambda: jq.get_broker_client().cancel_order('5', idempotency_key='k')])
+def test_after_a_write_an_answer_that_makes_no_sense_is_unknown(wire, order):
+    row = order_row('5', 'canceled', filled=100, value=True)
+    answers = ODD + [dict(row, **{field: item}) for field in row for item in ODD]
+    for answer in answers:
+        wire.answers.update({'broker.place_order': answer, 'broker.cancel_order': answer})
+        try:
+            result = order()
+        except bq.OrderStateUnknown as error:
+            assert error.idempotency_key == 'k', answer
+        except bq.OrderRejected as error:
+            assert answer['filled'] == 0, answer
+        else:
+            assert isinstance(result, str) and not result.startswith('-') or (
+                isinstance(result, dict) and (not result or result['status'] == 'canceled')), answer
