@@ -433,7 +433,7 @@ def mute_server(logs_in):
 
 @pytest.mark.parametrize('logs_in, step, told', [(False, '口令与协议', '检查端口'), (True, '服务', 'Ctrl-Q')])
 def test_doctor_does_not_wait_for_a_server_that_says_nothing(run, monkeypatch, logs_in, step, told):
-    monkeypatch.setattr(bq, 'DOCTOR_S', 0.5)
+    monkeypatch.setattr(bq, 'DOCTOR_S', 3.0)
     with mute_server(logs_in) as port:
         code, out, err = run('doctor', port=port)
     assert code == bq.Exit.UNREACHABLE and '[失败] ' + step in out and '建议：' in err and told in err
@@ -493,6 +493,30 @@ def test_the_server_says_where_and_as_whom_and_stops_cleanly(number, tmp_path, c
     assert code == 0 and '已停止' in out and 'Traceback' not in err and '!!!' not in err
     logged = log.read_text(encoding='utf-8')
     assert 'broker.account' in logged and TOKEN not in logged + text + out + err
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='Windows has no such signal to send')
+def test_the_log_begins_with_how_it_was_started_and_ends_with_why_it_stopped(tmp_path):
+    log = tmp_path / 'server.log'
+    process = Process('--token', TOKEN, '--log-file', str(log), '--sub-accounts', 'demo@default:limit=5000',
+                      '--no-access-log', '--request-timeout', '45')
+    process.stop()
+    first, last = log.read_text(encoding='utf-8').splitlines()
+    for told in ('启动：bullet-qmt %s' % bq.__version__, '127.0.0.1:%d' % process.port, 'sub_accounts=demo/default/5000.0',
+                 'access_log=False', 'request_timeout=45.0', 'token=（来自命令行）'):
+        assert told in first
+    assert last.endswith('停止：SIGTERM')
+
+
+def test_the_log_tells_why_a_server_did_not_start(served_here, tmp_path):
+    log = tmp_path / 'server.log'
+    with contextlib.closing(socket.socket()) as taken:
+        taken.bind(('127.0.0.1', 0))
+        taken.listen(1)
+        port = str(taken.getsockname()[1])
+        code = bq.main(['server', '--server-type', 'stub', '--port', port, '--token', TOKEN, '--log-file', str(log)])
+    line, = log.read_text(encoding='utf-8').splitlines()
+    assert code == bq.Exit.USAGE and 'ERROR 没有启动' in line and port in line
 
 
 def test_a_random_token_is_shown_once_and_never_logged(tmp_path):

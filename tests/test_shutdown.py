@@ -349,6 +349,32 @@ def test_an_order_that_the_broker_refuses_after_it_was_taken_has_its_reason_in_t
         assert becomes(lambda: '委托 7 key=None 没有成立：[COUNTER] 可用资金不足' in caplog.text), caplog.text
 
 
+class Guest:
+    address, id = '127.0.0.1', 's123456789012'
+
+
+def test_an_access_log_that_nobody_takes_is_bounded_and_orders_have_more_room(monkeypatch):
+    monkeypatch.setattr(bq.AccessLog, 'LIMIT', 10)
+    stopped, entered, written = threading.Event(), threading.Event(), []
+
+    def info(pattern, text):
+        entered.set()
+        assert stopped.wait(60)
+        written.extend(text.splitlines())
+    monkeypatch.setattr(bq.ACCESS_LOG, 'info', info)
+    log = bq.AccessLog()
+    log.note(Guest, 'first', 'data.snapshot', '-', 'OK', 0.001)
+    assert entered.wait(20)
+    for number in range(100):
+        log.note(Guest, number, 'data.snapshot', '-', 'OK', 0.001)
+    for number in range(100):
+        log.note(Guest, number, 'broker.place_order', '-', 'OK', 0.001, ({'security': '000001.XSHE'}, {}))
+    stopped.set()
+    log.close()
+    counts = [sum(text in line for line in written) for text in ('data.snapshot', 'broker.place_order')]
+    assert counts == [11, 30] and len(written) == 42 and '丢了 160 行' in written[-1]
+
+
 @pytest.mark.parametrize('evil', ['x\n2024-01-01 forged', 'x\r\nforged', '\x1b[2J', '\u2028forged', '\ud800', 'a\x00b',
                                   '\u202egnp.exe'])
 def test_nothing_a_client_sends_forges_a_line(lines, caplog, evil):
