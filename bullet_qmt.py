@@ -12132,10 +12132,17 @@ def is_guessable(token):
 
 
 class _Guesses:
-    """When the last `limit` wrong tokens came, and when a token was compared last."""
+    """When the last `limit` wrong tokens came, how many without an hour's rest, and when one was compared last."""
+
+    REST_S = 3600.0
 
     def __init__(self, limit):
-        self.times, self.looked = deque(maxlen=limit), -math.inf
+        self.times, self.looked, self.last, self.in_a_row = deque(maxlen=limit), -math.inf, -math.inf, 0
+
+    def note(self, now):
+        self.in_a_row = self.in_a_row + 1 if now < self.last + self.REST_S else 1
+        self.last = now
+        self.times.append(now)
 
     def recent(self, since):
         while self.times and self.times[0] < since:
@@ -12149,10 +12156,11 @@ class Gate:
     A token that nobody can guess is compared at once, whoever asks and however often: who knows it gets in, and only
     the answer to a wrong one waits. Of a token that can be guessed an address that was wrong FAILURES times in WINDOW_S
     has one compared in PENALTY_S, and so have, after STRANGERS wrong ones, all addresses together from which nobody
-    has logged in yet.
+    has logged in yet; for these the pause doubles with every HUNDRED, up to LONGEST_S.
     """
 
     FAILURES, STRANGERS, WINDOW_S, PENALTY_S, REMEMBERED = 5, 20, 60.0, 5.0, 10000
+    HUNDRED, LONGEST_S = 100, 300.0
 
     def __init__(self, settings, monotonic):
         self.allowed, self.limit = settings.allowlist, settings.max_connections
@@ -12202,25 +12210,32 @@ class Gate:
         return guesses.recent(self.monotonic() - self.WINDOW_S) if guesses else 0
 
     def _take_turn(self, source):
-        own = self._guesses.get(source)
-        crowds = [own] if self._recent(own) >= self.FAILURES else []
-        if source not in self._known and self._recent(self._strangers) >= self.STRANGERS:
-            crowds.append(self._strangers)
-        now = self.monotonic()
-        left_s = max([crowd.looked + self.PENALTY_S - now for crowd in crowds] or [0])
+        own, now = self._guesses.get(source), self.monotonic()
+        pauses = [(own, self.PENALTY_S)] if self._recent(own) >= self.FAILURES else []
+        if source not in self._known and self._many_strangers():
+            pauses.append((self._strangers, self._strangers_pause_s()))
+        left_s = max([guesses.looked + pause_s - now for guesses, pause_s in pauses] or [0])
         if left_s > 0:
             left_s = max(0.1, round(left_s, 1))
             raise AuthThrottled('登录失败次数过多，这次没有核对', '%g 秒后再试；换成长的随机口令就不再限制' % left_s,
                                 retry_after_s=left_s)
-        for crowd in crowds:
-            crowd.looked = now
+        for guesses, _ in pauses:
+            guesses.looked = now
+
+    def _many_strangers(self):
+        resting = self.monotonic() >= self._strangers.last + self._strangers.REST_S
+        return self._recent(self._strangers) >= self.STRANGERS or (
+            self._strangers.in_a_row >= self.HUNDRED and not resting)
+
+    def _strangers_pause_s(self):
+        return min(self.LONGEST_S, self.PENALTY_S * 2 ** min(10, self._strangers.in_a_row // self.HUNDRED))
 
     def _note_failure(self, source):
         guesses = self._guesses.get(source) or _Guesses(self.FAILURES + 1)
         self._remember(self._guesses, source, guesses)
-        guesses.times.append(self.monotonic())
+        guesses.note(self.monotonic())
         if source not in self._known:
-            self._strangers.times.append(self.monotonic())
+            self._strangers.note(self.monotonic())
 
     def _remember(self, memory, source, value):
         memory[source] = value

@@ -339,6 +339,22 @@ def test_guesses_from_many_addresses_have_a_budget_which_does_not_touch_those_th
     assert compared <= 11 * (gate.STRANGERS + gate.WINDOW_S / gate.PENALTY_S), 'of 12,000 in ten minutes'
 
 
+def test_four_digits_outlast_a_day_of_guesses_from_everywhere():
+    """At most a tenth of what there is; after an hour's rest a new address of the owner's waits for nothing."""
+    now = [0.0]
+    gate = make_gate(now, token='4711')
+    compared = 0
+    for second in range(0, 86400, 2):
+        now[0] = float(second)
+        compared += guess(gate, str(ipaddress.ip_address(0x0a000000 + second))) == 'AUTH_FAILED'
+    assert 100 < compared < 1000, 'of 43,200'
+    with pytest.raises(bq.AuthThrottled) as caught:
+        gate.check_token('203.0.113.9', '4711')
+    assert caught.value.details['retry_after_s'] <= gate.LONGEST_S
+    now[0] += 3700
+    assert guess(gate, '203.0.113.9', '4711') == 'in'
+
+
 def test_failures_are_forgotten_after_a_minute():
     now = [0.0]
     gate = make_gate(now, token=WEAK)
