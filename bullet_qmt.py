@@ -13597,13 +13597,16 @@ class EventDispatcher:
     Events are told in their order; of ticks that wait, a newer one replaces an older one of the same security. Of the
     rest at most LIMIT wait: where a listener is slower than that the oldest give way to one event 'stream_gap' with
     after, seq: follow_orders(after) of a new connection tells those in between again; dropped: how many there were.
+    What waits when it is closed is still told, for CLOSING_S at most.
     """
 
     LIMIT = 20000  # twice of what the server tells again at once
+    CLOSING_S = 10.0
 
     def __init__(self, name):
         self.name, self._changed = name, threading.Condition()
         self._listeners, self._events, self._closed = {}, OrderedDict(), False  # events: key -> (event, payload)
+        self._end_at = math.inf  # when it tells no more
         self._numbers, self._thread = itertools.count(), None
         self._waiting, self._gap = deque(), None  # keys of events that are no ticks; the gap before them
 
@@ -13655,6 +13658,7 @@ class EventDispatcher:
     def close(self):
         with self._changed:
             self._closed, thread = True, self._thread
+            self._end_at = min(self._end_at, time.monotonic() + self.CLOSING_S)
             self._changed.notify()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
@@ -13663,7 +13667,10 @@ class EventDispatcher:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._events or self._gap or self._closed)
-                if self._closed:
+                if not (self._events or self._gap):
+                    return
+                if time.monotonic() >= self._end_at:
+                    LOG.warning('%s：关闭时还有 %d 个事件没有来得及告知', self.name, len(self._events))
                     return
                 event, payload = self._next()
                 listeners = list(self._listeners.get(event, ()))

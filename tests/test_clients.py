@@ -1187,3 +1187,60 @@ def test_a_server_that_ends_each_connection_after_the_login_is_asked_less_and_le
         client.close()
     expected = [min(100.0, 2.0 ** count) for count in range(10)] if growing else [1.0] * 10
     assert all(longest / 2 <= pause <= longest for pause, longest in zip(pauses.noted, expected)), pauses.noted
+
+
+# -- what waits when a connection is closed ----------------------------------------------------------------------------
+class Held:
+    """A listener that stays in its first call until it is released."""
+
+    def __init__(self):
+        self.heard, self.begun, self.release = [], threading.Event(), threading.Event()
+
+    def __call__(self, payload):
+        self.heard.append(payload)
+        self.begun.set()
+        assert self.release.wait(30)
+
+
+def closing_while_held(dispatcher, listener):
+    """The thread that closes a dispatcher in whose listener five events wait."""
+    dispatcher.add('order', listener)
+    for number in range(5):
+        dispatcher.emit('order', number)
+    assert listener.begun.wait(30)
+    thread = threading.Thread(target=dispatcher.close)
+    thread.start()
+    assert becomes(lambda: dispatcher._closed)
+    return thread
+
+
+def test_what_waits_is_told_before_a_connection_is_closed():
+    dispatcher, listener = bq.EventDispatcher('events'), Held()
+    thread = closing_while_held(dispatcher, listener)
+    dispatcher.emit('order', 'too late')
+    listener.release.set()
+    thread.join(30)
+    assert listener.heard == [0, 1, 2, 3, 4] and not thread.is_alive()
+
+
+def test_a_listener_that_takes_too_long_does_not_keep_it_open(caplog, monkeypatch):
+    monkeypatch.setattr(bq.EventDispatcher, 'CLOSING_S', 0.0)
+    dispatcher, listener = bq.EventDispatcher('events'), Held()
+    thread = closing_while_held(dispatcher, listener)
+    listener.release.set()
+    thread.join(30)
+    assert listener.heard == [0] and '关闭时还有 4 个事件没有来得及告知' in caplog.text
+
+
+def test_a_callback_that_closes_hears_the_rest():
+    dispatcher, heard, over = bq.EventDispatcher('events'), [], threading.Event()
+
+    def listener(number):
+        heard.append(number)
+        dispatcher.close()
+        if number == 2:
+            over.set()
+    with dispatcher._changed:
+        dispatcher._listeners['order'] = [listener]
+        dispatcher._put([(number, 'order', number) for number in range(3)])
+    assert over.wait(30) and heard == [0, 1, 2]
