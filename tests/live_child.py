@@ -2,9 +2,10 @@
 
 python -m tests.live_child PORT DIRECTORY STRATEGY NOW INSTANTS
 
-INSTANTS: after so many the process is gone; 0 for never. An instant lies before and after each write to the disk (also
-between writing and renaming), each request that changes or reads the account, and each task. The process tells the
-test on stdout what time it waits for and goes on when that is confirmed on stdin.
+INSTANTS: after so many the process is gone; 0 for never; -N: with the N-th order at the broker, before anybody is told.
+An instant lies before and after each write to the disk (also between writing and renaming), each request that changes
+or reads the account, and each task. The process tells the test on stdout what time it waits for and goes on when that
+is confirmed on stdin.
 """
 import os
 import sys
@@ -23,12 +24,21 @@ class Killer:
     """Ends the process at its count: no finally clause, no flush, nothing runs any more."""
 
     def __init__(self, instants):
-        self._left = instants
+        self._left, self._orders_left = max(instants, 0), max(-instants, 0)
 
     def instant(self):
         self._left -= 1
         if self._left == 0:
             os._exit(9)
+
+    def after_order(self, place):
+        def call(*args, **kwargs):
+            answer = place(*args, **kwargs)
+            self._orders_left -= 1
+            if self._orders_left == 0:
+                os._exit(9)
+            return answer
+        return call
 
     def around(self, function):
         def call(*args, **kwargs):
@@ -57,6 +67,7 @@ def main(port, directory, strategy, now, instants):
     jq.LiveSession.write_file = killer.around(jq.LiveSession.write_file)  # which is what a task of the test does first
     for name in ('get_account_info', 'place_order', 'cancel_order', 'wait_order'):
         setattr(bq.RemoteQmtBroker, name, killer.around(getattr(bq.RemoteQmtBroker, name)))
+    bq.RemoteQmtBroker.place_order = killer.after_order(bq.RemoteQmtBroker.place_order)
     with bq.RemoteQmtConnection('127.0.0.1', int(port), TOKEN) as connection:
         plan = jq.LivePlan(strategy, 'day', {}, jq.LiveTerms(0.2, False, NO_LIMITS), 300.0, 0, 'stop', directory,
                            '10000001/', 60.0)

@@ -55,10 +55,15 @@ class Day:
         self._environment = dict(os.environ, PYTHONPATH=paths, PYTHONIOENCODING='utf-8')
 
     def live_through(self, kills):
-        """Processes one after the other until one comes to the day's end."""
-        while self._one(self.random.randint(12, 90) if self.kills < kills else 0) == KILLED:
+        """Processes one after the other until one comes to the day's end. One dies with an order on its way."""
+        while self._one(self._instants(kills)) == KILLED:
             self.kills += 1
             self.clock.move(self.clock.now() + timedelta(seconds=self.random.randint(1, 40)))
+
+    def _instants(self, kills):
+        if self.kills == kills // 2:
+            return -self.random.randint(1, 3)
+        return self.random.randint(12, 90) if self.kills < kills else 0
 
     def _one(self, instants):
         """The exit code of a process."""

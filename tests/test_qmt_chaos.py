@@ -37,12 +37,13 @@ class Trader(threading.Thread):
         self.random, self.server, self.turns = random.Random(SEED * 100 + number), server, turns
         self.keys = ['c%d-%d' % (number, i) for i in range(orders)]
         self.told, self.canceled, self.problem = collections.OrderedDict(), {}, None
-        self.connection = None
+        self.connection, self.begun = None, threading.Event()
 
     def run(self):
         try:
             with broker_of(self.server, request_timeout=8.0) as broker:
                 self.connection = broker._connection
+                self.begun.set()
                 for key in self.keys:
                     self.turns.acquire()
                     self.told[key] = self.place(broker, key)
@@ -204,6 +205,8 @@ def test_each_order_is_at_the_exchange_once_or_cleanly_refused(tmp_path):
         traders = [Trader(number, server, ORDERS // CLIENTS, turns) for number in range(CLIENTS)]
         for trader in traders:
             trader.start()
+        for trader in traders:  # a first connect that fails is an error at once: trouble begins when all are in
+            assert trader.begun.wait(PATIENCE_S), trader.problem
         trouble = Trouble(server, terminal, traders, turns)
         trouble.make(KILLS, ORDERS // CLIENTS * CLIENTS)
         terminal.faults.release()
