@@ -1527,7 +1527,7 @@ def _open_secrets(layers, token_file):
     """Files with a token that others on this machine can read."""
     paths = [name for name, layer in layers
              if name != '环境变量' and layer.get('QMT_SERVER_TOKEN', '').strip() and os.path.isfile(name)]
-    return ['%s 里有口令，而本机别的用户可以读它；用 chmod 600 收回' % printable(path)
+    return ['%s 里有口令，而本机别的用户有权限读它；用 chmod 600 收回' % printable(path)
             for path in paths + [token_file] * (token_file is not None) if others_can_read(path)]
 
 

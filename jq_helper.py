@@ -5931,8 +5931,14 @@ def _digest(text):
 
 # -- the command -----------------------------------------------------------------------------------------------------
 # What the command was told. config: host, port, token, tls_cert, rpc_timeout, account_key, sub_account.
-LiveOrder = namedtuple('LiveOrder', 'path frequency params config runtime_dir dry_run order_wait_s limits late_limit_s '
-                                    'overview_minutes on_error')
+class LiveOrder(namedtuple('LiveOrder', 'path frequency params config runtime_dir dry_run order_wait_s limits '
+                                        'late_limit_s overview_minutes on_error')):
+    __slots__ = ()
+
+    def __repr__(self):
+        """Without the token: what is shown may end in a log."""
+        fields = self._replace(config={name: value for name, value in self.config.items() if name != 'token'})
+        return 'LiveOrder%r' % (tuple(fields),)
 
 
 def run_live_command(order, screen, stopping):

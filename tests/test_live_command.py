@@ -248,3 +248,10 @@ def test_the_strategy_of_the_readme_trades(tmp_path):
 def test_each_option_is_in_the_readme():
     options = [flags[-1] for flags, _ in bq.COMMANDS['live'][3] if flags[-1].startswith('--')]
     assert len(options) > 12 and [name for name in options if name not in CHAPTER + '--data-provider'] == []
+
+
+def test_what_the_command_was_told_shows_no_token():
+    config = {'host': 'h', 'port': 1, 'token': 'a-secret-of-the-tests'}
+    order = jq.LiveOrder('p', 'day', {}, config, 'd', True, 1, None, 1, 1, 'stop')
+    for text in (repr(order), str(order), '%s' % (order,), '{}'.format(order)):
+        assert 'a-secret-of-the-tests' not in text and "'host': 'h'" in text
