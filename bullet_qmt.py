@@ -8542,9 +8542,13 @@ class _QmtStore:
         return sorted(set(need.days) & known.absent) if known else []
 
     def _refuse_absent(self, need):
+        """They may have come meanwhile: somebody can download them in the terminal itself."""
         absent = self.absent_days(need)
         if absent:
-            raise self._too_short(need, absent, '行情源没有这些天的数据，缩短时间范围')
+            absent = sorted(set(absent).intersection(self.lacking(need, certain=False)))
+            if absent:
+                raise self._too_short(need, absent, '行情源没有这些天的数据：在 QMT 的数据管理里补充，或缩短时间范围')
+            self._remember(need)
 
     @staticmethod
     def _too_short(need, days, hint=''):

@@ -246,6 +246,20 @@ def test_a_hole_in_the_middle_is_downloaded(terminal, data, padding):
     assert len(rows) == 25 and all(row['volume'] > 0 and not row['paused'] for row in rows)
 
 
+def test_days_that_the_source_lacked_are_taken_once_somebody_has_downloaded_them_in_the_terminal(terminal, data):
+    terminal.market.download(['600000.SH'], '1d')
+    only_until(terminal, '600000.SH', '20250730', '1m')
+    minutes = dict(start_date='2025-07-29 09:31:00', end_date='2025-08-01 15:00:00', frequency='1m')
+    for _ in range(2):
+        with pytest.raises(bq.DataUnavailable) as info:
+            ask(data, **minutes)
+        assert '缺 2 个交易日' in info.value.message and '数据管理' in info.value.hint
+    asked = len(terminal.market.downloads)
+    terminal.market.download_brings = True
+    terminal.market.download(['600000.SH'], '1m')
+    assert len(ask(data, **minutes)) == 4 * 240 and len(terminal.market.downloads) == asked + 1
+
+
 def test_minutes_of_today_that_stand_still_while_it_trades(terminal, data):
     terminal.market.padding = 'close'
     terminal.push('600000.SH', 10.0, 100000)
@@ -662,6 +676,17 @@ def test_the_server_starts_before_the_terminal(terminal):
         assert health['state'] == 'disconnected' and '无法连接xtquant服务' in health['last_error']
         terminal.start()
         assert health_is(data, 'connected') and data.quote(STOCK).last_price == 10.0
+        data.close()
+
+
+def test_hundreds_of_attempts_beside_a_terminal_that_is_off_leave_nothing_behind(terminal):
+    terminal.stop()
+    with nothing_left():
+        data = open_data(terminal, backoff_s=(0.001,), probe_s=0.001)
+        terminal.wait_called('data_connect', 20)
+        early = threading.active_count(), len(terminal.links())
+        terminal.wait_called('data_connect', 320, timeout_s=60)
+        assert threading.active_count() <= early[0] + 1 and len(terminal.links()) <= early[1] + 1
         data.close()
 
 
