@@ -829,7 +829,7 @@ def test_a_reason_is_joined_to_the_order_that_it_belongs_to():
 @pytest.mark.parametrize('security, style, expected', [
     ('600000.XSHG', 'limit', ('600000.SH', 11)), ('000001.XSHE', 'limit', ('000001.SZ', 11)),
     ('600000.XSHG', 'market', ('600000.SH', 42)), ('510300.XSHG', 'market', ('510300.SH', 42)),
-    ('688001.XSHG', 'market', ('688001.SH', 42)), ('430047.BJ', 'market', ('430047.BJ', 42)),
+    ('688001.XSHG', 'market', ('688001.SH', 42)), ('920047.BJ', 'market', ('920047.BJ', 42)),
     ('000001.XSHE', 'market', ('000001.SZ', 47)), ('159915.XSHE', 'market', ('159915.SZ', 47)),
     ('113001.XSHG', 'market', ('113001.SH', 11)), ('123001.XSHE', 'market', ('123001.SZ', 11))])
 def test_an_order_goes_out_with_exact_types_and_the_price_type_of_its_market(security, style, expected):

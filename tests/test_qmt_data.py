@@ -73,7 +73,7 @@ def health_is(data, state):
 
 # -- bars ----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('lots', [True, False])
-@pytest.mark.parametrize('code', [STOCK, ETF, BOND, '688981.XSHG', '430047.BJ'])
+@pytest.mark.parametrize('code', [STOCK, ETF, BOND, '688981.XSHG', '920047.BJ'])
 def test_day_bars_are_the_terminals_with_volume_in_shares(zone, terminal, data, code, lots):
     terminal.market.volume_in_lots = {'1d': lots, '1m': lots}
     rows = list(terminal.market.securities[bq.qmt_code(code)].days.values())[-5:]

@@ -19,7 +19,7 @@ from tests.terminal.calendar import opens
 
 DATA = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data')
 MARKET = bq._SyntheticMarket(1)
-CODES = MARKET.codes() + ['600111.XSHG', '128010.XSHE', '501018.XSHG', '830799.BJ', '204001.XSHG']
+CODES = MARKET.codes() + ['600111.XSHG', '128010.XSHE', '501018.XSHG', '920799.BJ', '204001.XSHG']
 STOCK, ETF, INDEX = '000001.XSHE', '510300.XSHG', '000300.XSHG'
 MONDAY = date(2024, 6, 3)
 TODAY = date(2024, 6, 14)
@@ -66,7 +66,7 @@ def test_days_are_sound(code):
 
 
 @pytest.mark.parametrize('code', ['000001.XSHE', '300750.XSHE', '688001.XSHG', '510300.XSHG', '113050.XSHG',
-                                  '830799.BJ', '000300.XSHG', '600519.XSHG'])
+                                  '920799.BJ', '000300.XSHG', '600519.XSHG'])
 def test_days_stay_within_the_limits_of_the_rules(code):
     listed = MARKET.info(code)['start_date']
     for number, bar in enumerate(whole(code), 1):

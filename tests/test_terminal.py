@@ -299,9 +299,9 @@ def test_a_live_order_is_thrown_out_late(terminal, trading):
 
 
 @pytest.mark.parametrize('code, kind, shown', [('600000.SH', 42, 88), ('600000.SH', 43, 89), ('000001.SZ', 44, 84),
-                                               ('430047.BJ', 42, 88), ('000001.SZ', 46, 85), ('000001.SZ', 47, 88)])
+                                               ('920047.BJ', 42, 88), ('000001.SZ', 46, 85), ('000001.SZ', 47, 88)])
 def test_market_orders_show_the_brokers_price_type(terminal, trading, code, kind, shown):
-    price = {'600000.SH': 10.0, '000001.SZ': 12.0, '430047.BJ': 15.0}[code]
+    price = {'600000.SH': 10.0, '000001.SZ': 12.0, '920047.BJ': 15.0}[code]
     order = trading.order(trading.buy(code, 100, price, kind=kind))
     assert (order.order_status, order.price_type) == (56, shown)
 
@@ -725,7 +725,7 @@ def test_sectors_and_weights_come_with_a_download(terminal, xtdata):
     terminal.market.sectors_local = False
     assert xtdata.get_sector_list() == [] and xtdata.get_stock_list_in_sector('沪深A股') == []
     xtdata.download_sector_data()
-    assert '430047.BJ' in xtdata.get_stock_list_in_sector('京市A股')
+    assert '920047.BJ' in xtdata.get_stock_list_in_sector('京市A股')
     assert xtdata.get_stock_list_in_sector('沪深转债') == ['113052.SH']
     assert xtdata.get_stock_list_in_sector('nope') == []
     assert xtdata.get_index_weight('000300.SH') == {}

@@ -214,8 +214,8 @@ def test_all_markets_at_once(monkeypatch):
         with session(server) as sock:
             assert change(sock, 'subscribe', '*') == {'count': 3}
             assert source.held == set(bq.MARKETS)
-            source.tick('430047.BJ', 5.0)
-            assert read_raw(sock)['payload']['sid'] == '430047.BJ'
+            source.tick('920047.BJ', 5.0)
+            assert read_raw(sock)['payload']['sid'] == '920047.BJ'
         assert becomes(lambda: source.held == set())
 
 
