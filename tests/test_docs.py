@@ -112,6 +112,12 @@ def run(arguments, environment, cwd):
     return process.returncode, output
 
 
+# What each Python sample of the README prints, among other things, in their order.
+SHOWN = [
+    [r'^2\d{3}-\d\d-\d\d', r'^filled 100 \d+\.\d+$'], [], [r'^filled$', r'^True$', r'^000001\.XSHE \d+\.\d+$'], [],
+    [r'^委托 \d+ \d+ filled$', r'^成交 \d+ \d+\.\d+ 100$'], [r'^\d+\.\d+ \d+\.\d+$', r'^000001\.XSHE \d+ 0$'], []]
+
+
 def here(text, environment):
     """README text with its port and token replaced by the test server's."""
     return text.replace('58630', environment['QMT_SERVER_PORT']).replace("'stub'", repr(TOKEN))
@@ -131,12 +137,18 @@ def test_server_commands_are_accepted(arguments):
     assert settings.server_type == 'stub' and settings.port == 58630 and settings.token == 'stub'
 
 
+def test_what_each_sample_prints_is_told():
+    assert len(SHOWN) == len(blocks('python'))
+
+
 @pytest.mark.parametrize('number', range(len(blocks('python'))))
 def test_python_examples_run(number, environment, tmp_path):
     script = tmp_path / 'example.py'
     script.write_bytes(here(blocks('python')[number], environment).encode('utf-8'))
     code, output = run([str(script)], environment, tmp_path)
     assert code == 0, output
+    shown = [line for line in SHOWN[number] if re.search(line, output, re.MULTILINE) is None]
+    assert shown == [], output
 
 
 def test_env_template_has_each_option():
