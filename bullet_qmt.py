@@ -112,6 +112,8 @@ sys.modules.setdefault('bullet_qmt', sys.modules[__name__])
 # 1. COMPAT - every version and platform branch, Beijing time, text that lines up
 # ======================================================================================================
 LOG = logging.getLogger('bullet_qmt')
+ORDER_LOG = logging.getLogger('bullet_qmt.orders')  # what is in other logs as well, in files that nothing else fills
+ORDER_LOG.propagate = False
 IS_WINDOWS = os.name == 'nt'
 BEIJING = timezone(timedelta(hours=8), 'CST')
 EPOCH = datetime(1970, 1, 1)
@@ -836,6 +838,24 @@ class LogFile:
 
     def close(self):
         self._file.close()
+
+
+class DayFiles:
+    """A sink that appends to a file for each Beijing day, stem-20240105.log. None is moved or removed."""
+
+    def __init__(self, stem):
+        self._stem, self._day, self._file = stem, None, None
+
+    def __call__(self, data):
+        day = log_time(time.time())[:10].replace('-', '')
+        if day != self._day:
+            self.close()
+            self._file, self._day = LogFile('%s-%s.log' % (self._stem, day)), day
+        return self._file(data)
+
+    def close(self):
+        if self._file is not None:
+            self._file.close()
 
 
 class WriterStream(io.RawIOBase):
@@ -10501,8 +10521,10 @@ class OrderStream:
         if not self._is_news(account_key, kind, row):
             return []
         if kind == 'order' and row['status'] == 'rejected':  # often after its submission was answered
-            LOG.warning('委托 %s key=%s 没有成立：%s', printable(row['order_id']), printable(row.get('idempotency_key')),
-                        printable(row['status_msg']) or '柜台没有说明原因')
+            text = '委托 %s key=%s 没有成立：%s' % tuple(map(printable, (
+                row['order_id'], row.get('idempotency_key'), row['status_msg'] or '柜台没有说明原因')))
+            LOG.warning('%s', text)
+            ORDER_LOG.warning('%s WARNING %s', log_time(time.time()), text)
         return [(account_key, sub, kind, row, text)]
 
     def _is_news(self, account_key, kind, row):
@@ -11394,15 +11416,18 @@ class AccessLog:
             self._closed.wait(self.PAUSE_S)
 
     def _write(self):
-        lines = []
+        lines, orders = [], []
         while self._entries:
-            lines.append(self._line(*self._entries.popleft()))
+            entry = self._entries.popleft()
+            lines.append(self._line(*entry))
+            orders += lines[-1:] if entry[-1] is not None else []
         with self._changed:
             lost, self._lost = self._lost, 0
         if lost:
             lines.append(lost_lines(lost))
-        if lines:
-            ACCESS_LOG.info('%s', '\n'.join(lines))
+        for log, told in ((ACCESS_LOG, lines), (ORDER_LOG, orders)):
+            if told:
+                log.info('%s', '\n'.join(told))
 
     @staticmethod
     def _line(moment, address, session, id, action, account, status, seconds, order):
@@ -15504,13 +15529,15 @@ def _option_text(value):
 @contextlib.contextmanager
 def logging_set_up(settings):
     """Log lines on stderr, and in a rotating file if one is named, none of which anybody waits for; never a token."""
-    handlers = [logging.StreamHandler()]
+    handlers, orders = [logging.StreamHandler()], []
     if settings.log_file:
         handlers.append(_log_file(settings.log_file))
+        orders += [_order_files(settings.log_file)] * os.path.isfile(settings.log_file)  # nothing beside a device
     for handler in handlers:
         handler.setFormatter(_LogFormatter('%(asctime)s %(levelname)s %(message)s'))
-    LOG.handlers[:] = handlers
-    LOG.setLevel(logging.INFO)
+    LOG.handlers[:], ORDER_LOG.handlers[:] = handlers, orders
+    for log in (LOG, ORDER_LOG):
+        log.setLevel(logging.INFO)
     LOG.propagate = False
     try:
         yield
@@ -15519,8 +15546,14 @@ def logging_set_up(settings):
         LOG.error('没有启动，或不能继续：%s', printable(error))
         raise
     finally:
-        for handler in handlers:
+        ORDER_LOG.handlers[:] = []
+        for handler in handlers + orders:
             handler.close()
+
+
+def _order_files(path):
+    """Orders and cancels, whose lines have their time already, beside the log: nobody else's lines drive them out."""
+    return WriterHandler(_writer(DayFiles(os.path.splitext(path)[0] + '_orders'), path + ' 旁边的委托记录'))
 
 
 def _log_file(path, limit=10 * 1024 * 1024):
@@ -15529,12 +15562,16 @@ def _log_file(path, limit=10 * 1024 * 1024):
 
 def _file_writer(path, flag, limit=None):
     """A LineWriter into a file. Raises ConfigError where it cannot be opened."""
-    def troubled(error):
-        print('警告：%s 写不下（%s），照常运行；写得下时再补上' % (path, error), file=sys.stderr)
     try:
-        return LineWriter('log-writer', LogFile(path, limit), lost_lines, troubled)
+        return _writer(LogFile(path, limit), path)
     except OSError as error:
         raise ConfigError('日志文件 %s 打不开：%s' % (path, error), '检查 %s' % flag)
+
+
+def _writer(sink, name):
+    def troubled(error):
+        print('警告：%s 写不下（%s），照常运行；写得下时再补上' % (name, error), file=sys.stderr)
+    return LineWriter('log-writer', sink, lost_lines, troubled)
 
 
 class _LogFormatter(logging.Formatter):

@@ -1,4 +1,5 @@
 import os
+import signal
 import sys
 import time
 
@@ -11,6 +12,9 @@ from tests.bare import make_bare  # noqa: E402
 make_bare()
 if hasattr(time, 'tzset'):
     time.tzset()
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (getattr(signal, 'SIGHUP', None), signal.SIG_DFL)):
+    if number is not None and signal.getsignal(number) == signal.SIG_IGN:  # a shell's background job, nohup
+        signal.signal(number, handler)
 
 try:
     from hypothesis import HealthCheck, settings

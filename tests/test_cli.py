@@ -508,6 +508,21 @@ def test_the_log_begins_with_how_it_was_started_and_ends_with_why_it_stopped(tmp
     assert last.endswith('停止：SIGTERM')
 
 
+def test_orders_have_files_of_their_own_that_no_other_line_drives_out(tmp_path):
+    process = Process('--token', TOKEN, '--log-file', str(tmp_path / 'server.log'), '--no-access-log')
+    with contextlib.closing(bq.ShortConnection('127.0.0.1', process.port, TOKEN)) as connection:
+        broker = bq.RemoteQmtBroker(connection=connection)
+        broker.get_account_info()
+        placed = broker.place_order(CODE, 'BUY', 100, {'type': 'market'}, idempotency_key='one')
+        with pytest.raises(bq.OrderRejected):
+            broker.place_order(CODE, 'BUY', 150, {'type': 'market'}, idempotency_key='two')
+    process.stop()
+    path, = tmp_path.glob('server_orders-*.log')
+    first, second = path.read_text(encoding='utf-8').splitlines()
+    assert 'key=one' in first and placed['order_id'] in first and 'key=two' in second and '100 的整数倍' in second
+    assert path.name == 'server_orders-%s.log' % first[:10].replace('-', '')
+
+
 def test_the_log_tells_why_a_server_did_not_start(served_here, tmp_path):
     log = tmp_path / 'server.log'
     with contextlib.closing(socket.socket()) as taken:
@@ -634,7 +649,6 @@ def test_a_closed_terminal_ends_the_program_in_order_unless_nohup_says_otherwise
               'stop = bq.StopSignal().install()\n'
               'os.kill(os.getpid(), signal.SIGHUP)\n'
               'print(stop.wait(0), stop.reason)\n') % ('SIG_IGN' if ignored else 'SIG_DFL')
-    told = subprocess.check_output([sys.executable, '-c', script], universal_newlines=True,
-                                   env=dict(os.environ, PYTHONPATH=os.path.dirname(bq.__file__),
-                                            PYTHONIOENCODING='utf-8'))
-    assert told.strip() == ('False None' if ignored else 'True SIGHUP，终端已关闭')
+    told = subprocess.check_output([sys.executable, '-c', script], env=dict(
+        os.environ, PYTHONPATH=os.path.dirname(bq.__file__), PYTHONIOENCODING='utf-8'))
+    assert told.decode('utf-8').strip() == ('False None' if ignored else 'True SIGHUP，终端已关闭')

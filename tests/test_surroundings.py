@@ -86,13 +86,16 @@ def test_no_test_has_a_bar_of_time_or_a_deadline(path):
     assert bars_of_time(tree) == [] and deadlines == []
 
 
+IGNORING_SIGNALS = 'import signal, pytest, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.exit(pytest.main())'
+
+
 def pytest_on(directory, text, *arguments, **environ):
     """The exit code of pytest on a file of its own beside this project's conftest."""
     (directory / 'test_one.py').write_text(textwrap.dedent(text), encoding='utf-8')
     conftest = 'import sys\nsys.path.insert(0, %r)\nexec(open(%r).read())\n' % (
         environments.ROOT, os.path.join(environments.ROOT, 'tests', 'conftest.py'))
     (directory / 'conftest.py').write_text(conftest, encoding='utf-8')
-    pytest_here = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', str(directory)]
+    pytest_here = [sys.executable, '-c', IGNORING_SIGNALS, '-q', '-p', 'no:cacheprovider', str(directory)]
     return subprocess.call(pytest_here + list(arguments), env=dict(os.environ, **environ), cwd=str(directory),
                            stdout=subprocess.DEVNULL)
 
@@ -101,13 +104,14 @@ def pytest_on(directory, text, *arguments, **environ):
 def test_pytest_itself_runs_bare_and_without_deadlines(tmp_path):
     pytest.importorskip('hypothesis')
     code = pytest_on(tmp_path, '''
-        import os, time
+        import os, signal, time
         from hypothesis import HealthCheck, settings
 
         def test_bare():
             assert not {'PYTHONUNBUFFERED', 'LANG', 'NO_COLOR', 'PIP_INDEX_URL'} & set(os.environ)
             assert os.environ['TZ'] == 'Pacific/Apia' and time.localtime(0).tm_gmtoff == -11 * 3600
             assert settings().deadline is None and HealthCheck.too_slow in settings().suppress_health_check
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
             from tests.bare import installing_environment
             assert installing_environment(A='1')['PIP_INDEX_URL'] == 'x' and installing_environment(A='1')['A'] == '1'
         ''', PYTHONUNBUFFERED='1', LANG='C.UTF-8', NO_COLOR='1', PIP_INDEX_URL='x', TZ='Pacific/Apia', TESTS_KEEP='TZ')

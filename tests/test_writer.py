@@ -233,6 +233,22 @@ def test_a_file_that_cannot_be_moved_goes_on_and_loses_nothing(fails_at, tmp_pat
     assert {b'old 1', b'old 2'} <= {content(tmp_path / name) for name in os.listdir(str(tmp_path))} or len(kept) > 2
 
 
+def test_each_day_has_a_file_of_its_own(tmp_path, monkeypatch):
+    seconds = [bq.epoch_seconds(bq.datetime(2024, 1, 5, 23, 59, 59))]
+    monkeypatch.setattr(bq.time, 'time', lambda: seconds[0])
+    sink = bq.DayFiles(str(tmp_path / 'x'))
+    assert sink(b'friday\n') == 7
+    seconds[0] += 1
+    sink(b'saturday\n')
+    sink(b'more\n')
+    sink.close()
+    again = bq.DayFiles(str(tmp_path / 'x'))
+    again(b'again\n')
+    again.close()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        'x-20240105.log': b'friday\n', 'x-20240106.log': b'saturday\nmore\nagain\n'}
+
+
 @POSIX
 def test_the_log_is_for_its_owner_alone_unless_its_owner_thinks_otherwise(tmp_path):
     before, path = os.umask(0o022), tmp_path / 'x.log'
