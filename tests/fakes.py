@@ -33,3 +33,20 @@ class FakeClock:
         with self._lock:
             self._now += timedelta(seconds=seconds)
             self._monotonic += seconds
+
+
+class Hours:
+    """Waits in the place of a keeper's pauses: each ends at once and moves the clock by what it would have lasted.
+
+    After so many `attempts` it sets `done` and waits for the event like the real one.
+    """
+
+    def __init__(self, clock, attempts):
+        self.clock, self.attempts, self.done, self.seen = clock, attempts, threading.Event(), []
+
+    def __call__(self, event, seconds):
+        self.clock.advance(seconds)
+        self.seen.append(seconds)
+        if len(self.seen) >= self.attempts:
+            self.done.set()
+            event.wait(20)

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 import bullet_qmt as bq
-from tests.fakes import FakeClock
+from tests.fakes import FakeClock, Hours
 from tests.resources import becomes
 from tests.terminal.scene import userdata_folder
 
@@ -1029,20 +1029,6 @@ def test_close_before_start_is_harmless():
 
 
 # -- beside a terminal that is off -------------------------------------------------------------------------------------
-class Hours:
-    """Pauses that end at once and move the clock by what they would have lasted; `done` after so many attempts."""
-
-    def __init__(self, clock, attempts):
-        self.clock, self.attempts, self.done, self.seen = clock, attempts, threading.Event(), []
-
-    def __call__(self, event, seconds):
-        self.clock.advance(seconds)
-        self.seen.append(seconds)
-        if len(self.seen) == self.attempts:
-            self.done.set()
-            event.wait(PATIENCE_S)
-
-
 @contextlib.contextmanager
 def hours_beside(vendor, attempts, spec=SPEC, **timing):
     """A broker after so many failed attempts."""

@@ -12,7 +12,7 @@ pytest.importorskip('pandas')
 
 import bullet_qmt  # noqa: E402
 from tests.environments import ROOT  # noqa: E402
-from tests.fakes import FakeClock  # noqa: E402
+from tests.fakes import FakeClock, Hours  # noqa: E402
 from tests.processes import LineProcess  # noqa: E402
 from tests.resources import becomes, descriptors, nothing_left  # noqa: E402
 from tests.terminal import bars, native  # noqa: E402
@@ -1005,20 +1005,6 @@ def test_the_toolkits_own_command_line_runs_on_it(process):
 
 
 # -- bullet_qmt beside a terminal that is off --------------------------------------------------------------------------
-class Hours:
-    """Pauses that end at once and move the clock by what they would have lasted."""
-
-    def __init__(self, clock, attempts):
-        self.clock, self.attempts, self.done, self.count = clock, attempts, threading.Event(), 0
-
-    def __call__(self, event, seconds):
-        self.clock.advance(seconds)
-        self.count += 1
-        if self.count >= self.attempts:
-            self.done.set()
-            event.wait(WAIT)
-
-
 @pytest.mark.parametrize('fault', ['off', 'code', 'subscribe'])
 def test_two_hours_beside_a_terminal_that_is_off_cost_one_object(fault):
     terminal = new_terminal()
@@ -1039,7 +1025,7 @@ def test_two_hours_beside_a_terminal_that_is_off_cost_one_object(fault):
         early = len(threading.enumerate()), descriptors(), len(terminal.links())
         pauses.done.clear()
         pauses.attempts, began = 300, terminal.clock.now()
-        broker.keeper._wake.set()
+        broker.keeper._wake.set()  # the pause that it stands in
         assert pauses.done.wait(60) and (terminal.clock.now() - began).total_seconds() > 7200
         assert (len(threading.enumerate()), descriptors(), len(terminal.links())) == early
         assert (native.made['clients'], native.made['started'], native.made['stopped']) == (1, 1, 0)
