@@ -6694,9 +6694,11 @@ def _qmt_right_path(path):
 
 
 def _write_problem(path):
-    import tempfile  # a client needs none
+    """Not by tempfile: on Windows that takes a folder that refuses every name for one whose names are taken."""
+    probe = os.path.join(path, 'bullet_qmt_%d_%d.tmp' % (os.getpid(), threading.get_ident()))
     try:
-        tempfile.TemporaryFile(dir=path).close()
+        io.open(probe, 'wb').close()
+        os.remove(probe)
     except OSError as error:
         return error.strerror or str(error)
     return None

@@ -4,7 +4,6 @@ import errno
 import itertools
 import os
 import queue
-import tempfile
 import threading
 from concurrent.futures import Future
 from datetime import datetime, timedelta
@@ -1186,9 +1185,9 @@ def test_a_wrong_path_is_told_and_the_vendor_is_not_called(tmp_path, number):
 
 def test_a_path_that_cannot_be_written_is_told_and_the_vendor_is_not_called(monkeypatch):
     """As root may write anywhere, the refusal is the system's own, made here."""
-    def refuse(**options):
-        raise PermissionError(errno.EACCES, 'Permission denied')
-    monkeypatch.setattr(tempfile, 'TemporaryFile', refuse)
+    def refuse(path, *options, **named):
+        raise PermissionError(errno.EACCES, 'Permission denied', path)
+    monkeypatch.setattr(bq.io, 'open', refuse)
     terminal, pauses = Terminal(), Pauses()
     broker = bq.QmtBroker(terminal.vendor(), SPEC, FakeClock(NOW), None, lambda: 1.0, pauses)
     broker.start()
