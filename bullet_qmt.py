@@ -9871,24 +9871,22 @@ class Journal:
         self._index(entry)
 
     def _insert(self, db, entry, sync):
-        """Its tag is on disk before it: nothing is sent that is in one of them only."""
+        """The tag goes to its file after the entry and before the order: a kill between the two loses nothing."""
         self._number += 1
         row = entry._replace(request=json.dumps(entry.request), answer=json.dumps(entry.answer), number=self._number)
         seal = _journal_seal(row)
-        try:
-            if sync and self._sent is not None:
-                self._sent.add(self._number, entry.tag)
-            db.execute(_JOURNAL_WRITE, row._replace(checksum=seal))
-        except BaseException:
-            with contextlib.suppress(OSError):
-                self._take_back(entry)
-            raise
+        db.execute(_JOURNAL_WRITE, row._replace(checksum=seal))
+        if sync and self._sent is not None:
+            self._keep_tag(db, row)
         return entry._replace(number=self._number, checksum=seal)
 
-    def _take_back(self, entry):
-        """It is no loss: it was not sent."""
-        if self._sent is not None:
-            self._sent.add(0, entry.tag)
+    def _keep_tag(self, db, row):
+        try:
+            self._sent.add(row.number, row.tag)
+        except OSError:
+            with contextlib.suppress(sqlite3.Error):  # or else it counts as one whose outcome nobody knows
+                db.execute('DELETE FROM writes WHERE tag=?', (row.tag,))
+            raise
 
     @staticmethod
     def _change(db, entry):
@@ -9900,8 +9898,9 @@ class Journal:
         """An entry of which nothing was sent after all, so that the key can be used again."""
         with self._database() as db:
             self._by_tag.pop(entry.tag[:TAG_BYTES], None)
+            if self._sent is not None:
+                self._sent.add(0, entry.tag)
             db.execute('DELETE FROM writes WHERE tag=? AND state=?', (entry.tag, SUBMITTING))
-            self._take_back(entry)
 
     def find(self, action, key, sub=None):
         """The entry of the key, as an account (sub None) or a sub-account may know of it, or None.

@@ -684,6 +684,30 @@ def test_what_is_taken_back_is_no_loss(tmp_path):
     shop.journal.close()
 
 
+def test_a_kill_beside_the_mark_loses_nothing(tmp_path):
+    shop = Shop(path=str(tmp_path / 'orders.sqlite'))
+    shop.desk.settle_open()
+
+    def killed(number, tag):
+        raise SystemExit
+    shop.journal._sent.add = killed
+    with pytest.raises(SystemExit):
+        shop.place(idempotency_key='a')
+    shop.restart()
+    assert shop.journal.losses == [] and not shop.journal.lost and not shop.main.submits
+    assert shop.resolve('a')['submission_state'] == 'submit_unknown', 'it is not known that nothing was sent'
+
+    def full(number, tag):
+        raise OSError(28, 'No space left on device')
+    shop.journal._sent.add = full
+    with pytest.raises(bq.JournalError) as caught:
+        shop.place(idempotency_key='b')
+    assert caught.value.broker_called is False and not shop.main.submits
+    shop.restart()
+    assert shop.place(idempotency_key='b')['order_id'] == 'o1'
+    shop.journal.close()
+
+
 @pytest.mark.parametrize('change, loss', [
     (lambda text: b'', False), (lambda text: b'x' * len(text), True), (lambda text: text[:-1], False),
     (lambda text: b'journal 0' + text[9:], True), (lambda text: text[:-20] + b'#' + text[-19:], True),
