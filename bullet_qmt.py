@@ -441,18 +441,40 @@ def is_cut_handshake(error):
         isinstance(error, OSError) and error.errno == 0)
 
 
-def running_programs(names):
-    """Those of these .exe names (lower case) that run on this machine; None where the system is none to have them."""
-    if not IS_WINDOWS:
+def running_programs(names, kernel32=None):
+    """Those of these .exe names (lower case) that run on this machine; None where the system does not tell."""
+    if IS_WINDOWS and kernel32 is None:
+        kernel32 = importlib.import_module('ctypes').WinDLL('kernel32')
+    if kernel32 is None:
         return None
-    with os.popen('tasklist /fo csv /nh') as listing:
-        return programs_in(listing.buffer.read(), names)
+    running = {name.lower() for name in _program_names(kernel32)}
+    return [name for name in names if name in running] if running else None
 
 
-def programs_in(listing, names):
-    """Those of the names that tasklist's lines begin with, in whatever encoding: "XtMiniQmt.exe","4711",..."""
-    running = {line.split(b',')[0].strip(b'"').lower() for line in listing.splitlines()}
-    return [name for name in names if name.encode('ascii') in running]
+_SNAP_PROCESSES = 2  # of CreateToolhelp32Snapshot
+
+
+def _program_names(kernel32):
+    """File names of all programs, out of a snapshot of Windows; [] where it refuses one."""
+    ctypes = importlib.import_module('ctypes')
+    entry = _process_entry(ctypes)()
+    entry.size = ctypes.sizeof(entry)
+    kernel32.CreateToolhelp32Snapshot.restype = ctypes.c_void_p
+    snapshot, names = ctypes.c_void_p(kernel32.CreateToolhelp32Snapshot(_SNAP_PROCESSES, 0)), []
+    more = kernel32.Process32FirstW(snapshot, ctypes.byref(entry))
+    while more:
+        names.append(entry.name)
+        more = kernel32.Process32NextW(snapshot, ctypes.byref(entry))
+    kernel32.CloseHandle(snapshot)
+    return names
+
+
+def _process_entry(ctypes):
+    """PROCESSENTRY32W."""
+    u32 = ctypes.c_uint32
+    fields = [('size', u32), ('usage', u32), ('process', u32), ('heap', ctypes.c_size_t), ('module', u32),
+              ('threads', u32), ('parent', u32), ('priority', ctypes.c_int32), ('flags', u32)]
+    return type('ProcessEntry', (ctypes.Structure,), {'_fields_': fields + [('name', ctypes.c_wchar * 260)]})
 
 
 def is_listening(port, timeout_s=0.5):

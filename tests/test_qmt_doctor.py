@@ -63,14 +63,39 @@ def test_the_words_are_for_a_trader():
 
 
 # -- what this machine shows -----------------------------------------------------------------------------------
-TASKLIST = ('"System Idle Process","0","Services","0","8 K"\r\n"XtMiniQmt.exe","4711","Console","1","210,000 K"\r\n'
-            '"同花顺 XtItClient.exe","12","Console","1","1 K"\r\n"xtitclient.exe.bak","13","Console","1","1 K"\r\n')
+class Kernel32:
+    """The three functions of Windows that list its processes."""
+
+    def __init__(self, names):
+        self.names, self.closed = list(names), []
+        self.CreateToolhelp32Snapshot = self._create  # takes a `restype`, as those of ctypes do
+        self.Process32FirstW = self.Process32NextW = self._next
+
+    @property
+    def _create(self):
+        def create(what, process):
+            assert (what, process) == (2, 0)
+            return 77
+        return create
+
+    def _next(self, snapshot, entry):
+        assert snapshot.value == 77 and entry._obj.size >= 556
+        if not self.names:
+            return 0
+        entry._obj.name = self.names.pop(0)
+        return 1
+
+    def CloseHandle(self, snapshot):
+        self.closed.append(snapshot.value)
 
 
-@pytest.mark.parametrize('encoding', ['gbk', 'utf-8'])
-def test_programs_are_read_from_the_list_of_windows_in_whatever_encoding(encoding):
-    assert bq.programs_in(TASKLIST.encode(encoding), bq.QMT_PROGRAMS) == [MINI]
-    assert bq.programs_in(b'', bq.QMT_PROGRAMS) == []
+def test_programs_are_those_of_the_system_by_their_file_names():
+    kernel32 = Kernel32(['System', 'XtMiniQmt.exe', '同花顺 XtItClient.exe', 'xtitclient.exe.bak'])
+    assert bq.running_programs(bq.QMT_PROGRAMS, kernel32) == [MINI] and kernel32.closed == [77]
+    assert bq.running_programs(bq.QMT_PROGRAMS, Kernel32(['System'])) == []
+    assert bq.running_programs(bq.QMT_PROGRAMS, Kernel32([])) is None, 'a refused list is no list without them'
+    if os.name != 'nt':
+        assert bq.running_programs(bq.QMT_PROGRAMS) is None
 
 
 def test_a_port_is_open_or_closed():
