@@ -13310,7 +13310,7 @@ class Endpoint:
             raise ConfigError('缺少口令', '给出 ' + ways('token'))
         self.host, self.port, self.tls_cert, self.connect_timeout = host, int(port), tls_cert, connect_timeout
         self._token, self.is_far = token, False
-        self._clock, self._compared, self.clock_skew_error_s = clock or Clock(), None, None
+        self._clock, self._compared = clock or Clock(), None  # compared: gap, half a round trip, both clocks then
         self._named = _given_values(account_key=account_key, sub_account_id=sub_account_id)
         self._tls = self._tls_context() if tls_cert else None
 
@@ -13347,20 +13347,28 @@ class Endpoint:
     def _compare_clocks(self, server_ms, round_trip_s):
         """The server told its time between question and answer: the middle is wrong by half of that at most."""
         if not isinstance(server_ms, int) or isinstance(server_ms, bool):  # an older server, or one of another kind
-            self._compared = self.clock_skew_error_s = None
+            self._compared = None
             return
         now, counter_s = self._clock.now(), self._clock.monotonic()
-        self._compared = (server_ms - unix_ms(now)) / 1000.0 + round_trip_s / 2, now, counter_s
-        self.clock_skew_error_s = round_trip_s / 2
+        self._compared = (server_ms - unix_ms(now)) / 1000.0 + round_trip_s / 2, round_trip_s / 2, now, counter_s
+
+    DRIFT = 1e-4  # by how much a machine's counter may run faster or slower than its clock, which is set by others
 
     @property
     def clock_skew_s(self):
         """Whoever has set this machine's clock since then, or let it sleep, has changed that by as much."""
         if self._compared is None:
             return None
-        skew_s, now, counter_s = self._compared
+        skew_s, _, now, counter_s = self._compared
         passed_s = (self._clock.now() - now).total_seconds()
         return skew_s - (passed_s - (self._clock.monotonic() - counter_s))
+
+    @property
+    def clock_skew_error_s(self):
+        if self._compared is None:
+            return None
+        _, error_s, _, counter_s = self._compared
+        return error_s + self.DRIFT * (self._clock.monotonic() - counter_s)
 
     def _say_in_clear(self, channel):
         if self._tls is None and not _peer_address(channel).is_loopback:

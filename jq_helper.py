@@ -5662,6 +5662,8 @@ class LiveRun:
         """One thing that is due, or the wait for the next one."""
         self._watch_link()
         self._watch_clocks()
+        if clock_text(self._clock_gap(), SKEW_LIMIT_S):  # no task at a wrong time, nor lost when the clock is set back
+            return self._wait(POLL_S)
         now = self.clock.now()
         if not self._is_day_begun(now):
             return self._wait(self._idle_s)
@@ -5692,7 +5694,7 @@ class LiveRun:
         text = clock_text(gap_s, SKEW_TOLD_S)
         if text and (self._gap_told is None or abs(gap_s) > 2 * self._gap_told):
             self._gap_told = abs(gap_s)
-            self.tell('%s：超过 %d 秒就不再下单；%s' % (text, SKEW_LIMIT_S, CLOCK_HINT))
+            self.tell('%s：超过 %d 秒就不运行任务、不下单；%s' % (text, SKEW_LIMIT_S, CLOCK_HINT))
         elif not text and self._gap_told is not None:
             self._gap_told = None
             self.tell('本机与服务端的时钟又一致了')

@@ -1,4 +1,5 @@
 """A live task orders at its time or not at all: machines that stand still, clocks that are set or differ."""
+import functools
 import sys
 import types
 from datetime import timedelta
@@ -138,16 +139,22 @@ class Elsewhere:
         return self.clock.monotonic()
 
 
-def skewed(directory, ahead_s, steps=()):
-    """(lines, orders, error) of a live run whose server's clock is that much ahead, while its own is set at times."""
+def skewed(directory, ahead_s, *steps):
+    """(lines, orders, error) of a live run whose server's clock is that much ahead.
+
+    steps: (at, by how many seconds its own is set then, after how many it is set back).
+    """
     clock, error = SimClock(moment(START), moment('2025-03-03 11:00')), None
     theirs = Elsewhere(clock, ahead_s)
 
-    def step(seconds):
+    def step(seconds, back_s=None):
         theirs.ahead_s -= seconds
+        clock.until += timedelta(seconds=seconds)
         clock.step(seconds)
-    for at, seconds in steps:
-        clock.at(moment('2025-03-03 ' + at), lambda seconds=seconds: step(seconds))
+        if back_s is not None:
+            clock.at(clock.now() + timedelta(seconds=back_s), lambda: step(-seconds))
+    for at, seconds, back_s in steps:
+        clock.at(moment('2025-03-03 ' + at), functools.partial(step, seconds, back_s))
     with serving(theirs, stub_clock='market') as server:
         with bq.RemoteQmtConnection('127.0.0.1', server.address[1], TOKEN, clock=clock) as connection:
             it = Stage(server, connection, clock, directory)
@@ -174,11 +181,31 @@ def test_clocks_that_differ_a_little_are_told_of_once(tmp_path):
     assert error is None and not [line for line in lines if '时钟比服务端' in line]
 
 
-def test_a_clock_that_is_set_during_the_run_ends_ordering_until_it_is_right_again(tmp_path):
-    lines, orders, error = skewed(tmp_path, 0, [('09:30', 240), ('10:00', -240)])
-    assert error is None and len(orders) == 1, 'that of 10:35'
-    assert [line for line in lines if '没有成立' in line and '时钟比服务端快约 240 秒' in line]
+@pytest.mark.parametrize('at, by, back_s, left', [
+    ('09:30', 240, 1800, 1), ('09:34', 3600, 600, 1), ('09:50', -900, 600, 2)])
+def test_while_a_clock_is_wrong_no_task_runs(tmp_path, at, by, back_s, left):
+    lines, orders, error = skewed(tmp_path, 0, (at, by, back_s))
+    assert error is None and len(orders) == left, lines
+    assert [line for line in lines if '时钟比服务端%s约 %d 秒' % ('快' if by > 0 else '慢', abs(by)) in line]
     assert [line for line in lines if '又一致了' in line]
+
+
+@pytest.mark.parametrize('by', [3600, 86400, -3600, -86400])
+def test_a_clock_that_jumps_and_is_set_back_loses_no_task(tmp_path, by):
+    """Neither those that were due by the wrong clock nor those of the day."""
+    lines, orders, error = skewed(tmp_path, 0, ('09:50', by, 60))
+    assert error is None and len(orders) == 2, lines
+
+
+def test_a_task_that_sees_its_clock_set_orders_nothing(tmp_path, world):
+    with stage(tmp_path, START, END) as it:
+        gap, problem = [0.0], '本机的时钟比服务端快约 240 秒'
+        run = it.make(it.strategy(STALLING))
+        run._clock_gap = lambda: gap[0]
+        world.stall = lambda: gap.__setitem__(0, -240.0)
+        it.clock.at(moment('2025-03-03 10:00'), lambda: gap.__setitem__(0, 0.0))
+        run.run()
+        assert run.session.g.out == [None, 200] and [line for line in it.said('没有成立') if problem in line]
 
 
 def test_a_gap_that_is_not_known_hinders_nothing(tmp_path):
