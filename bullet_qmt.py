@@ -15162,6 +15162,12 @@ def refuse_nothing_filled(answer, key, ask_status):
         raise _over(answer, key, '%s：%s' % (reason, answer['status_msg']) if answer.get('status_msg') else reason)
 
 
+def came_to_nothing(answer):
+    """Whether an answer to broker.place_order says that the order has ended with nothing filled."""
+    status = plain_status(answer.get('status'))
+    return status == 'rejected' or (status == 'canceled' and filled_of(answer) == 0)
+
+
 def _over(answer, key, message):
     return OrderRejected(message, order_id=answer['order_id'], broker_called=True, idempotency_key=key,
                          status=plain_status(answer.get('status')))
@@ -15866,7 +15872,7 @@ def run_order(args):
     _print_rows([answer], _ORDER_COLUMNS)
     if warning_in(answer):
         print('服务端警告：%s' % warning_in(answer), file=sys.stderr)
-    return Exit.OK if answer.get('status') != 'rejected' else Exit.FAILED
+    return Exit.FAILED if came_to_nothing(answer) else Exit.OK
 
 
 @contextlib.contextmanager

@@ -8973,6 +8973,18 @@ def _jq_order_code(security, style, side, pindex, close_today):
     return normalize_code(security)
 
 
+# What bullet-trade's install_jq_compat takes beside JoinQuant's own words; it means the same here. No idempotency_key:
+# JqKeys gives them, so that a task that is run again finds its orders.
+_JQ_MORE = ('price', 'wait_timeout', 'market', 'remark', 'order_remark')
+
+
+def _jq_more(name, more):
+    unknown = sorted(set(more) - set(_JQ_MORE))
+    if unknown:
+        raise TypeError("%s() got an unexpected keyword argument '%s'" % (name, unknown[0]))
+    return _given(**more)
+
+
 def _refuse_call(name, *args, **how):
     raise JqNotSupported('远程账户不支持 %s()' % name, '没有发出任何委托；用 order、order_value、order_target、order_target_value')
 
@@ -9020,33 +9032,36 @@ class JqTrading:
         _jq_warn(self._namespace, text)
 
     # -- orders --------------------------------------------------------------------------------------------------
-    def order(self, security, amount, style=None, side='long', pindex=0, close_today=False):
+    def order(self, security, amount, style=None, side='long', pindex=0, close_today=False, **more):
         """Order, or None. amount: shares to buy, to sell if negative; parts of a share are dropped."""
-        return self._order('order', security, _toward_zero(_number_of_shares(amount)), style, side, pindex, close_today)
+        return self._order('order', security, _toward_zero(_number_of_shares(amount)), style, side, pindex, close_today,
+                           more)
 
-    def order_value(self, security, value, style=None, side='long', pindex=0, close_today=False):
+    def order_value(self, security, value, style=None, side='long', pindex=0, close_today=False, **more):
         """Order, or None. value: yuan, at the limit price, at market at the last price."""
-        return self._order('order_value', security, _yuan(value), style, side, pindex, close_today)
+        return self._order('order_value', security, _yuan(value), style, side, pindex, close_today, more)
 
-    def order_target(self, security, amount, style=None, side='long', pindex=0, close_today=False):
+    def order_target(self, security, amount, style=None, side='long', pindex=0, close_today=False, **more):
         """Order, or None. The security's open orders are cancelled first."""
         target = _toward_zero(_no_short(_number_of_shares(amount)))
-        return self._order('order_target', security, target, style, side, pindex, close_today)
+        return self._order('order_target', security, target, style, side, pindex, close_today, more)
 
-    def order_target_value(self, security, value, style=None, side='long', pindex=0, close_today=False):
+    def order_target_value(self, security, value, style=None, side='long', pindex=0, close_today=False, **more):
         """Order, or None."""
         return self._order('order_target_value', security, _no_short(_yuan(value)), style, side, pindex,
-                           close_today)
+                           close_today, more)
 
-    def _order(self, name, security, how_much, style, side, pindex, close_today):
+    def _order(self, name, security, how_much, style, side, pindex, close_today, more):
+        more = _jq_more(name, more)
         code = _jq_order_code(security, style, side, pindex, close_today)
         self._await_time()
         call = name, how_much, _style_kind(style), getattr(style, 'limit_price', None), str(self.context.current_dt)
+        call += tuple(sorted(more.items()))
         style = self._counted_style(code, style)
         with self._writing(), self._noting_doubt(code, call):
             try:
                 return self._tried_before(code, call) or self._placed(getattr(self.broker, name)(
-                    code, how_much, style=style, wait_timeout=self._wait_for(style)))
+                    code, how_much, style=style, **dict({'wait_timeout': self._wait_for(style, more)}, **more)))
             except (OrderRejected, SecurityNotFound) as error:
                 self.warn('%s 没有下单：%s' % (code, error))
                 return None
@@ -9094,9 +9109,10 @@ class JqTrading:
         """An order ends with its day."""
         self.warn('%s 在 %s 的一笔委托没有查清（key=%s），请与交割单核对' % (code, day, key))
 
-    def _wait_for(self, style):
+    def _wait_for(self, style, more):
         """Seconds for the outcome; a limit order that has not filled soon rests."""
-        return min(self._wait_s, LIMIT_WAIT_S) if _style_kind(style) == 'limit' else self._wait_s
+        rests = _style_kind(style) == 'limit' or ('price' in more and not more.get('market'))
+        return min(self._wait_s, LIMIT_WAIT_S) if rests else self._wait_s
 
     def _await_time(self):
         """Until context.current_dt is now. Raises BadRequest, before anything is sent, where the task is not of now."""

@@ -779,3 +779,12 @@ def test_an_answer_without_rows_is_no_empty_account(answer):
 
 def test_what_bullet_trades_stub_says_of_a_download():
     assert bq.RemoteQmtProvider(connection=Canned({'ok': True})).ensure_cache(CODE, count=1) == {'ok': True}
+
+
+@pytest.mark.parametrize('answer, nothing', [
+    ({'status': 'rejected'}, True), ({'status': 'failed'}, True), ({'status': 'canceled', 'filled': 0}, True),
+    ({'status': 'cancelled', 'last_snapshot': {'filled': 0}}, True), ({'status': 'canceled', 'filled': 100}, False),
+    ({'status': 'canceled'}, False), ({'status': 'partly_canceled', 'filled': 100}, False), ({'status': 'open'}, False),
+    ({'status': 'filled', 'filled': 100}, False), ({}, False)])
+def test_what_the_command_line_calls_a_failed_order(answer, nothing):
+    assert bq.came_to_nothing(answer) is nothing

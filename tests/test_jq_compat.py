@@ -202,6 +202,31 @@ def test_what_the_spelling_asks_for_and_is_not_done_is_refused_by_name(given, er
     assert not isinstance(strategy.order, jq.JqFunction)
 
 
+def test_an_order_takes_the_words_of_bullet_trades_helper(sent):
+    with trading(wait_timeout=7) as strategy:
+        low = resting().limit_price
+        strategy.order(CODE, 100, price=low, remark='mine', wait_timeout=0)
+        strategy.order_value(CODE, 2000, price=low, market=False, order_remark='yours')
+        strategy.order(CODE, 100, market=True, price=None)
+        first, second, third = writes(sent)
+        assert (first['style'], first['order_remark'], 'wait_timeout' in first) == (
+            {'type': 'limit', 'price': low}, 'mine', False)
+        assert (second['style'], second['order_remark'], second['wait_timeout']) == (
+            {'type': 'limit', 'price': low}, 'yours', jq.LIMIT_WAIT_S)
+        assert third['style'] == {'type': 'market'} and third['wait_timeout'] == 7
+
+
+@pytest.mark.parametrize('more', [{'wait': 3}, {'valid_until': 'x'}, {'protect': 1},
+                                  {'idempotency_key': 'own-key'}])
+def test_a_word_that_an_order_does_not_know_is_refused_by_name(sent, more):
+    with trading() as strategy:
+        for name in ORDERS:
+            with pytest.raises(TypeError) as caught:
+                strategy.namespace[name](CODE, 100, **more)
+            assert list(more)[0] in str(caught.value)
+        assert writes(sent) == []
+
+
 def test_unknown_settings_are_type_errors():
     with pytest.raises(TypeError):
         Strategy(('127.0.0.1', 1)).install(wait=3)
