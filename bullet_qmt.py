@@ -823,13 +823,11 @@ class LogFile:
 
     def __init__(self, path, limit=None, count=5):
         self.path, self.limit, self.count, self._extra = path, limit, count, 0
-        is_new = not os.path.exists(path)
         self._open()
-        if is_new:
-            restrict_to_owner(path)
 
     def _open(self):
-        self._file = open(self.path, 'ab', buffering=0)
+        """A new one is for its owner alone."""
+        self._file = open(self.path, 'ab', buffering=0, opener=lambda name, flags: os.open(name, flags, 0o600))
         self._size = os.fstat(self._file.fileno()).st_size
 
     def __call__(self, data):

@@ -8,7 +8,7 @@ import os
 KEPT = 'TESTS_KEEP'
 CLEARED = ['PYTHON*', 'LANG', 'LANGUAGE', 'LC_*', 'TZ', 'COLUMNS', 'LINES', 'NO_COLOR', 'FORCE_COLOR', 'CLICOLOR*',
            'PY_COLORS', 'PYTEST_ADDOPTS', 'PYTEST_PLUGINS', 'HYPOTHESIS_*', 'QMT_*', 'BT_*', 'DEFAULT_DATA_PROVIDER',
-           'DEFAULT_BROKER']
+           'DEFAULT_BROKER', 'CI']
 # What a machine needs in order to install packages is for that alone.
 FOR_INSTALLING = ['PIP_*', 'SSL_*', '*_CA_BUNDLE', '*_proxy', 'UV_*']
 OF_TESTS = ['QMT_CHAOS_*', 'QMT_TEST_*']  # read by tests themselves

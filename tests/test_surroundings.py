@@ -14,7 +14,7 @@ from tests import bare, environments
 
 HIDES = {'PYTHONUNBUFFERED': '1', 'PYTHONPATH': '/x', 'LANG': 'zh_CN.UTF-8', 'LC_ALL': 'C', 'TZ': 'Asia/Shanghai',
          'COLUMNS': '200', 'NO_COLOR': '1', 'QMT_SERVER_TOKEN': 't', 'BT_ENV_FILE': 'x', 'DEFAULT_BROKER': 'x',
-         'PYTEST_ADDOPTS': '-q', 'HYPOTHESIS_PROFILE': 'x'}
+         'PYTEST_ADDOPTS': '-q', 'HYPOTHESIS_PROFILE': 'x', 'CI': 'true'}
 INSTALLS = {'PIP_INDEX_URL': 'https://example.com/simple', 'SSL_CERT_FILE': '/c', 'REQUESTS_CA_BUNDLE': '/c',
             'HTTPS_PROXY': 'http://p', 'http_proxy': 'http://p', 'no_proxy': 'x'}
 STAYS = {'PATH': '/bin', 'HOME': '/home/x', 'TMPDIR': '/tmp', 'QMT_CHAOS_SEED': '1', 'SYSTEMROOT': 'C:\\Windows'}
