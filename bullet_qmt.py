@@ -2047,9 +2047,12 @@ def ceil_to_tick(price, tick):
     return round_to_tick(math.ceil(price / tick - 1e-6) * tick, tick)
 
 
-def protect_price(security, side, reference, high_limit, low_limit, day=date.max):
-    """Worst price a market order may fill at: inside the cage and the day's limits. None if neither is known."""
-    bounds = [price_cage(security, side, reference, day), high_limit if side == 'BUY' else low_limit]
+def protect_price(security, side, reference, high_limit, low_limit):
+    """Worst price a market order may fill at: inside the cage and the day's limits. None if neither is known.
+
+    The cage of the newest rules on every date: a market order should not run further where the exchange would let it.
+    """
+    bounds = [price_cage(security, side, reference), high_limit if side == 'BUY' else low_limit]
     known = [bound for bound in bounds if bound]
     if not known:
         return None
@@ -10293,7 +10296,7 @@ def _reference(ticket, quote):
 def _market_bound(ticket, quote, now, state):
     """The stricter of the rules' bound and the client's own, rounded to the safe side."""
     high, low = _day_limits(ticket.security, quote, now, state)
-    bound = protect_price(ticket.security, ticket.side, _reference(ticket, quote), high, low, now.date())
+    bound = protect_price(ticket.security, ticket.side, _reference(ticket, quote), high, low)
     _refuse_if(bound is None, '%s 无法确定市价委托的保护价' % ticket.security)
     bound = bound if ticket.price is None else _stricter(ticket, bound)
     _refuse_if(high and not low <= bound <= high, '保护价 %s 不在跌停价 %s 与涨停价 %s 之间' % (bound, low, high))
