@@ -10738,9 +10738,9 @@ class OrderDesk:
         elif is_tag(order.order_remark) and account_key in self._strangers:
             self._strangers[account_key].setdefault(order.order_remark[:TAG_BYTES], order)
 
-    def health(self):
-        """What the desk has to say in admin.health."""
-        return {'alarms': list(self.alarms), 'journal': {
+    def health(self, sub_account_id=None):
+        """What the desk has to say in admin.health; a sub-account learns nothing of the orders of others."""
+        return {'alarms': [] if sub_account_id else list(self.alarms), 'journal': {
             'id': self.journal.id, 'losses': list(self.journal.losses),
             'damaged_rows': [place for place, _ in self.journal.damaged[:100]]},
             'stopped_accounts': sorted(key for key, orders in self._untagged.items() if orders)}
@@ -11611,7 +11611,8 @@ def _health(service, payload, caller):
              'sessions': service.session_count(), 'accounts': list(service.backend.brokers),
              'features': service.scopes, 'version': __version__, 'subscriptions': service.hub.count()}
     value.update(_readiness(service), server_time=unix_ms(service.clock.now()))
-    return _as_dict(dict(value, orders=service.desk.health(), **service.backend.health()))
+    value['orders'] = service.desk.health(caller.with_defaults({}).get('sub_account_id'))
+    return _as_dict(dict(value, **service.backend.health()))
 
 
 def _readiness(service):

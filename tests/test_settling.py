@@ -159,6 +159,7 @@ def test_a_remark_that_does_not_come_back_whole_stops_the_account(shop, kept, fi
     assert shop.journal.find(bq.PLACE, 'k3') is None
     health = shop.desk.health()
     assert health['stopped_accounts'] == ['main'] and health['alarms'][-1]['code'] == 'ORDER_TAG_LOST'
+    assert shop.desk.health('free')['alarms'] == [], 'the orders of others are named there'
     if first == 'lost':
         assert shop.desk.settle_open() is True and state(shop, 'k') == bq.UNKNOWN
         with pytest.raises(bq.OrderStateUnknown):
