@@ -13359,17 +13359,19 @@ class Endpoint:
     @property
     def clock_skew_s(self):
         """Whoever has set this machine's clock since then, or let it sleep, has changed that by as much."""
-        if self._compared is None:
+        compared = self._compared
+        if compared is None:
             return None
-        skew_s, _, now, counter_s = self._compared
+        skew_s, _, now, counter_s = compared
         passed_s = (self._clock.now() - now).total_seconds()
         return skew_s - (passed_s - (self._clock.monotonic() - counter_s))
 
     @property
     def clock_skew_error_s(self):
-        if self._compared is None:
+        compared = self._compared
+        if compared is None:
             return None
-        _, error_s, _, counter_s = self._compared
+        _, error_s, _, counter_s = compared
         return error_s + self.DRIFT * (self._clock.monotonic() - counter_s)
 
     def _say_in_clear(self, channel):
