@@ -1216,7 +1216,8 @@ class RunsAtWork:
     def __init__(self, environ=os.environ):
         self._lock, self._environ, self.for_good = threading.Lock(), environ, False
         inherited = environ.get(self.MARK)
-        self._runs = [] if inherited is None else [(self.WORDS.get(inherited, '运行'), None)]
+        self._is_child = inherited is not None  # of a strategy: it has no orders of its own either
+        self._runs = [(self.WORDS.get(inherited, '回测'), None)] if self._is_child else []
 
     @contextlib.contextmanager
     def added(self, kind, connection=None):
@@ -1241,7 +1242,7 @@ class RunsAtWork:
     def refuse(self, but=None, connection=None):
         """Raises ConfigError while a run is at work, unless all are of the kind `but`, or the connection is its own."""
         kinds = [kind for kind, _ in self._runs if kind != but]
-        if kinds and not any(own is not None and own is connection for _, own in self._runs):
+        if kinds and (self._is_child or not any(own is not None and own is connection for _, own in self._runs)):
             raise ConfigError(
                 '策略正在%s，configure、bullet_qmt 和 jq_helper 的委托、撤单和账户函数不能用：委托归这次%s管，什么也没有发出' % (
                     kinds[0], kinds[0]),

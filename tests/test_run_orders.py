@@ -534,6 +534,24 @@ def test_nothing_that_a_strategy_leaves_behind_reaches_an_account(tmp_path, mark
         assert orders_of(server) == [] and err.count('CONFIG_INVALID') == 4
 
 
+def test_a_live_run_that_a_strategy_starts_sends_nothing_and_one_of_its_own_does():
+    connection = object()
+    for environ, is_free in (({}, True), ({'BULLET_QMT_RUN': 'backtest'}, False), ({'BULLET_QMT_RUN': 'odd'}, False)):
+        runs = bq.RunsAtWork(environ)
+        with runs.added('实盘', connection):
+            assert environ['BULLET_QMT_RUN'] and refuses(runs, object())
+            assert refuses(runs, connection) is not is_free
+        assert refuses(runs, connection) is not is_free and ('BULLET_QMT_RUN' in environ) is not is_free
+
+
+def refuses(runs, connection):
+    try:
+        runs.refuse(connection=connection)
+    except bq.ConfigError:
+        return True
+    return False
+
+
 def test_the_points_of_a_grid_reach_no_account_either(tmp_path, market, monkeypatch, capsys):
     monkeypatch.chdir(str(tmp_path))
     with serving() as server:
