@@ -114,8 +114,9 @@ def run(arguments, environment, cwd):
 
 # What each Python sample of the README prints, among other things, in their order.
 SHOWN = [
-    [r'^2\d{3}-\d\d-\d\d', r'^filled 100 \d+\.\d+$'], [], [r'^filled$', r'^True$', r'^000001\.XSHE \d+\.\d+$'], [],
-    [r'^委托 \d+ \d+ filled$', r'^成交 \d+ \d+\.\d+ 100$'], [r'^\d+\.\d+ \d+\.\d+$', r'^000001\.XSHE \d+ 0$'], []]
+    [r'^2\d{3}-\d\d-\d\d', r'^filled 100 \d+\.\d+$'], [],
+    [r'^(new|submitted|open|filling|filled)$', r'^True$', r'^000001\.XSHE \d+\.\d+$'], [],
+    [r'^成交 \d+ \d+\.\d+ 100$'], [r'^\d+\.\d+ \d+\.\d+$', r'^000001\.XSHE \d+ 0$'], []]
 
 
 def here(text, environment):
