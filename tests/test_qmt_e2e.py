@@ -66,7 +66,8 @@ def test_a_command_beside_a_terminal_that_is_off_says_why_and_does_not_wait(tmp_
             assert becomes(lambda: state_of(broker) == 'down')
         monkeypatch.setattr(bq.ShortConnection, '_attempt', attempt)
         name, *rest = question.split()
-        code = bq.main([name, '--port', str(server.port), '--token', TOKEN, '--account-key', 'main'] + rest)
+        rest += [] if name in ('quote', 'history') else ['--account-key', 'main']
+        code = bq.main([name, '--port', str(server.port), '--token', TOKEN] + rest)
     said = capsys.readouterr().err
     assert code == bq.Exit.FAILED and 'QMT_UNAVAILABLE' in said and '建议' in said
     assert ('返回 -1' in said) != (name in ('quote', 'history')) and sum(told[:-1]) < 5
