@@ -208,6 +208,16 @@ def test_a_task_that_sees_its_clock_set_orders_nothing(tmp_path, world):
         assert run.session.g.out == [None, 200] and [line for line in it.said('没有成立') if problem in line]
 
 
+@pytest.mark.parametrize('ahead_s', [3600, -3600])
+def test_the_command_starts_no_run_beside_a_server_of_another_time(tmp_path, capsys, monkeypatch, ahead_s):
+    monkeypatch.setattr(bq.StopSignal, 'install', lambda self: self)
+    (tmp_path / 's.py').write_text(TRADING)
+    with serving(FakeClock(bq.Clock().now() + timedelta(seconds=ahead_s))) as server:
+        code = bq.main(['live', str(tmp_path / 's.py'), '--runtime-dir', str(tmp_path / 'run'), '--host', '127.0.0.1',
+                        '--port', str(server.address[1]), '--token', TOKEN])
+    assert code == bq.Exit.USAGE and '本机的时钟比服务端' in capsys.readouterr().err
+
+
 def test_a_gap_that_is_not_known_hinders_nothing(tmp_path):
     connection = types.SimpleNamespace(clock_skew_s=None, clock_skew_error_s=None)
     assert jq.clock_gap_s(connection) is None and jq.clock_text(None, 5) is None
