@@ -16147,7 +16147,32 @@ def run_live(args):
     with mouse_pauses_nothing(), _live_log(args.log) as log:
         screen = helper.Screen(_write_out, False, log)
         screen.note('%s %s；%s' % (log_time(time.time()), told_version(), told_options(settings, args)))
-        return Exit(helper.run_live_command(order, screen, lambda: stop.wait(0) and stop.reason))
+        with _warnings_told(screen.tell):
+            return Exit(helper.run_live_command(order, screen, lambda: stop.wait(0) and stop.reason))
+
+
+@contextlib.contextmanager
+def _warnings_told(tell):
+    """What the connection warns of belongs to the story of a run."""
+    kept, handler = (LOG.handlers[:], LOG.propagate), _TellingHandler(tell)
+    LOG.handlers[:], LOG.propagate = [handler], False
+    try:
+        yield
+    finally:
+        LOG.handlers[:], LOG.propagate = kept
+
+
+class _TellingHandler(logging.Handler):
+    def __init__(self, tell):
+        super().__init__(logging.WARNING)
+        self._tell = tell
+        self.setFormatter(_LogFormatter('%(asctime)s %(levelname)s %(message)s'))
+
+    def emit(self, record):
+        try:
+            self._tell(self.format(record))
+        except Exception:
+            self.handleError(record)
 
 
 @contextlib.contextmanager

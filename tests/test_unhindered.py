@@ -202,6 +202,7 @@ def test_a_disk_that_stays_full_holds_up_nothing_nor_the_end(tmp_path):
 
 # -- live --------------------------------------------------------------------------------------------------------------
 STRATEGY = '''
+import logging
 import sys
 
 def initialize(context):
@@ -212,6 +213,7 @@ def trade(context):
         log.info('line of the strategy')
         print('print of the strategy', file=sys.stderr)
     order('000001.XSHE', 100)
+    logging.getLogger('bullet_qmt').warning('of the connection')
     log.info('ordered')
 '''
 
@@ -253,6 +255,6 @@ def test_the_log_of_a_live_run_tells_its_whole_story(tmp_path):
         assert program.stop() == 0
     lines = log.read_text(encoding='utf-8').splitlines()
     assert bq.__version__ in lines[0] and 'max_orders=5' in lines[0] and 'strategy=strategy.py' in lines[0]
-    story = ['账户（启动）', '已就绪', '000001.XSHE', 'ordered', '正在停止（SIGTERM）', '已停止']
+    story = ['账户（启动）', '已就绪', '000001.XSHE', 'WARNING of the connection', 'ordered', '正在停止（SIGTERM）', '已停止']
     found = [next(number for number, line in enumerate(lines) if text in line) for text in story]
     assert found == sorted(found) and TOKEN not in '\n'.join(lines)
