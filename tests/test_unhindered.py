@@ -189,7 +189,7 @@ def test_a_full_log_disk_costs_lines_alone_and_they_are_told(tmp_path):
         assert becomes(lambda: LOST.search(log.read_text(encoding='utf-8', errors='replace')))
         server.work(1, 1)
         assert program.stop() == 0
-    assert program.text.count('写不下（') == 1
+    assert program.text.count('%s 写不下（' % log) == 1
     told, lost = lines_and_lost(log.read_text(encoding='utf-8'), LINES)
     assert told + lost == 501 + 500 + 2 + 1 and lost > 100
 
