@@ -8894,38 +8894,42 @@ class JqKeys:
     The server then knows the order and answers with it. A key says which simulation, instant and function of the
     strategy's it is, the account, what is bought or sold, and the how manieth order of that it is; not how much, which
     is another number once the first run has changed the account. What tells simulations apart and what is counted
-    stands in the strategy's globals, which JoinQuant keeps once a task is done: both runs find the same there. In a
-    simulation's first process there is nothing yet; then it is the names of the strategy's functions.
+    stands in the strategy's globals, which JoinQuant keeps once a task is done: both runs find the same there. On the
+    day of a simulation's first order it is the names of the strategy's functions: the run that died may have found
+    nothing kept yet, or have begun before anything was.
     """
 
     def __init__(self, namespace, context_of, account):
         self._namespace, self._context_of, self._account = namespace, context_of, account
-        self._simulation = namespace.get(_JQ_ORDERS, {}).get('simulation')
-        if self._simulation is None:
-            self._simulation = ' '.join(sorted(_own_functions(namespace)))
+        self._names = ' '.join(sorted(_own_functions(namespace)))
 
     def keep(self):
         """From now on there is something for JoinQuant to keep."""
-        self._namespace.setdefault(_JQ_ORDERS, {'simulation': uuid.uuid4().hex, 'counts': {}})
+        self._namespace.setdefault(_JQ_ORDERS, {'simulation': uuid.uuid4().hex, 'first': None, 'counts': {}})
 
     @contextlib.contextmanager
     def next(self, code, side):
         """The key to order under. One that no server has heard of is given again."""
         now = str(getattr(self._context_of(), 'current_dt', None))
-        counts = self._namespace[_JQ_ORDERS]['counts']
+        simulation, counts = self._simulation_on(now[:10]), self._namespace[_JQ_ORDERS]['counts']
         for old in [each for each in counts if each[:10] != now[:10]]:
             del counts[old]
         what = ' '.join((now, _task_of(self._namespace), code, side))
         counts[what] = counts.get(what, 0) + 1
         try:
-            yield self._key(what, counts[what])
+            yield self._key(simulation, what, counts[what])
         except BulletError as error:
             if not isinstance(error, (OrderStateUnknown, OrderRejected, IdempotencyConflict)):
                 counts[what] -= 1  # no server has it
             raise
 
-    def _key(self, what, number):
-        text = '\n'.join((self._simulation, repr(sorted(self._account.items())), what, str(number)))
+    def _simulation_on(self, day):
+        kept = self._namespace[_JQ_ORDERS]
+        kept['first'] = kept.get('first') or day
+        return self._names if kept['first'] == day else kept['simulation']
+
+    def _key(self, simulation, what, number):
+        text = '\n'.join((simulation, repr(sorted(self._account.items())), what, str(number)))
         return 'jqt-%s' % hashlib.sha256(text.encode('utf-8', 'backslashreplace')).hexdigest()[:40]
 
 

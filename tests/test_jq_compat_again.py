@@ -79,6 +79,20 @@ def test_a_task_that_runs_again_has_the_orders_that_it_had(address, first):
     assert orders(address) == [(CODE, 100), (CODE, 100), (OTHER, 200)], 'two equal orders of a task are two'
 
 
+def test_a_first_process_that_dies_in_a_later_task_has_the_orders_that_it_had(address):
+    """It began when nothing was kept; what it dies in is run again with what it left after the task before."""
+    simulation = Simulation(address, 'order("%s", 100)' % CODE, 'order("%s", 200)' % OTHER)
+    strategy = Strategy(address, source=simulation.source)
+    strategy.install()
+    strategy.namespace['other'](strategy.context)
+    simulation.kept = {jq._JQ_ORDERS: copy.deepcopy(strategy.namespace[jq._JQ_ORDERS])}
+    strategy.context.current_dt = MORNING + timedelta(minutes=1)
+    died = strategy.namespace['trade'](strategy.context)
+    jq.uninstall_jq_compat()
+    assert simulation.task(now=MORNING + timedelta(minutes=1)).order_id == died.order_id
+    assert orders(address) == [(OTHER, 200), (CODE, 100)]
+
+
 def test_what_the_second_run_lacks_is_ordered(address):
     simulation = Simulation(address, 'order("%s", 100)' % CODE)
     simulation.task(dies=True)
@@ -117,11 +131,12 @@ def test_two_processes_of_one_task_s_instant_that_both_ended_are_two(address):
 
 
 def test_two_simulations_of_one_strategy_are_two(address):
-    for _ in range(2):
-        simulation = Simulation(address, 'order("%s", 100)' % CODE)
-        simulation.task('other', MORNING - timedelta(minutes=1))
+    """From the day after their first order on; before that nothing that is kept tells them apart."""
+    for number in range(2):
+        simulation = Simulation(address, 'order("%s", 100)' % CODE, 'order("%s", 200)' % OTHER)
+        simulation.task('other', MORNING - timedelta(days=1, minutes=number))
         simulation.task()
-    assert orders(address) == [(CODE, 100)] * 2
+    assert orders(address) == [(OTHER, 200), (CODE, 100)] * 2
 
 
 def test_accounts_are_apart():
@@ -149,7 +164,7 @@ def test_counts_of_yesterday_are_not_kept(address):
 
 def test_keys_are_such_that_every_server_takes_them(address):
     simulation = Simulation(address, 'order("%s", 100)' % CODE)
-    key = simulation.task().remote_status and jq.JqKeys({}, lambda: None, {})._key('什么', 1)
+    key = simulation.task().remote_status and jq.JqKeys({}, lambda: None, {})._key('某个', '什么', 1)
     assert bq.re.match(r'^[A-Za-z0-9][A-Za-z0-9._:@/+\-]{0,254}$', key)
 
 
