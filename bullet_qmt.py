@@ -114,6 +114,7 @@ sys.modules.setdefault('bullet_qmt', sys.modules[__name__])
 LOG = logging.getLogger('bullet_qmt')
 ORDER_LOG = logging.getLogger('bullet_qmt.orders')  # what is in other logs as well, in files that nothing else fills
 ORDER_LOG.propagate = False
+ORDER_LOG.addHandler(logging.NullHandler())  # or else Python shows its warnings a second time where there are no files
 IS_WINDOWS = os.name == 'nt'
 BEIJING = timezone(timedelta(hours=8), 'CST')
 EPOCH = datetime(1970, 1, 1)
@@ -10546,11 +10547,15 @@ class OrderStream:
         if not self._is_news(account_key, kind, row):
             return []
         if kind == 'order' and row['status'] == 'rejected':  # often after its submission was answered
-            text = '委托 %s key=%s 没有成立：%s' % tuple(map(printable, (
-                row['order_id'], row.get('idempotency_key'), row['status_msg'] or '柜台没有说明原因')))
-            LOG.warning('%s', text)
-            ORDER_LOG.warning('%s WARNING %s', log_time(time.time()), text)
+            self._note_rejected(row)
         return [(account_key, sub, kind, row, text)]
+
+    @staticmethod
+    def _note_rejected(row):
+        told = '委托 %s key=%s 没有成立：%s' % tuple(map(printable, (
+            row['order_id'], row.get('idempotency_key'), row['status_msg'] or '柜台没有说明原因')))
+        LOG.warning('%s', told)
+        ORDER_LOG.warning('%s WARNING %s', log_time(time.time()), told)
 
     def _is_news(self, account_key, kind, row):
         """A broker tells some things twice, and after a reconnect much that was told before."""
@@ -10744,7 +10749,7 @@ class OrderDesk:
         return {'alarms': [] if sub_account_id else list(self.alarms), 'journal': {
             'id': self.journal.id, 'losses': list(self.journal.losses),
             'damaged_rows': [place for place, _ in self.journal.damaged[:100]]},
-            'stopped_accounts': sorted(key for key, orders in self._untagged.items() if orders)}
+            'stopped_accounts': sorted(key for key, orders in list(self._untagged.items()) if orders)}
 
     def stop_waiting(self):
         """Ends every wait for an outcome, so that the server can stop; the answers say that the order goes on."""
@@ -15577,7 +15582,9 @@ def logging_set_up(settings):
         orders += [_order_files(settings.log_file)] * os.path.isfile(settings.log_file)  # nothing beside a device
     for handler in handlers:
         handler.setFormatter(_LogFormatter('%(asctime)s %(levelname)s %(message)s'))
-    LOG.handlers[:], ORDER_LOG.handlers[:] = handlers, orders
+    LOG.handlers[:] = handlers
+    for handler in orders:
+        ORDER_LOG.addHandler(handler)
     for log in (LOG, ORDER_LOG):
         log.setLevel(logging.INFO)
     LOG.propagate = False
@@ -15588,8 +15595,8 @@ def logging_set_up(settings):
         LOG.error('没有启动，或不能继续：%s', printable(error))
         raise
     finally:
-        ORDER_LOG.handlers[:] = []
         for handler in handlers + orders:
+            ORDER_LOG.removeHandler(handler)
             handler.close()
 
 

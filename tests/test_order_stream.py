@@ -3,6 +3,7 @@ import os
 import queue
 import shutil
 import sqlite3
+import sys
 import threading
 from datetime import datetime, timedelta
 
@@ -11,10 +12,12 @@ import pytest
 import bullet_qmt as bq
 from tests.base import TOKEN, ask_raw, login_raw, long_client, raw_socket, read_raw, serving
 from tests.fakes import FakeClock
+from tests.processes import run
 from tests.resources import becomes
 from tests.test_desk import CODE, Shop
 
 NOW = datetime(2026, 5, 13, 10, 0)
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 class Heard:
@@ -458,6 +461,32 @@ def hear(shop, after=None):
     heard = queue.Queue()
     shop.desk.stream.hear('me', heard.put, after)
     return heard
+
+
+def test_an_order_that_the_broker_refused_later_is_told_again_to_who_missed_it(shop):
+    heard = hear(shop)
+    order_id = shop.place(idempotency_key='k')['order_id']
+    shop.main.listener('order', shop.main.rows[order_id].replace(status='rejected', status_msg='资金不足'))
+    assert heard.get(timeout=20).payload['status'] == 'rejected'
+    kept = shop.journal.events_after(0)[-1]
+    assert (kept.payload['order_id'], kept.payload['status']) == (order_id, 'rejected')
+    assert kept.payload['status_msg'] == '资金不足' and not shop.journal.misses_after(kept.seq - 1)
+
+
+REFUSED = '''
+import bullet_qmt as bq
+from tests.base import server_settings
+with bq.contextlib.ExitStack() as stack:
+    %s
+    bq.OrderStream._note_rejected({'order_id': '7', 'status_msg': 'no money'})
+'''
+
+
+@pytest.mark.parametrize('begin', ['stack.enter_context(bq.logging_set_up(server_settings()))', 'pass'])
+def test_a_refused_order_is_on_the_screen_once(begin):
+    """Where there are no log files, and in a program that has set up no logging at all."""
+    ended = run([sys.executable, '-c', REFUSED % begin], env=dict(os.environ, PYTHONPATH=ROOT), cwd=ROOT)
+    assert ended.returncode == 0 and ended.stdout.count('no money') == 1
 
 
 def test_the_same_told_twice_is_told_once(shop):
