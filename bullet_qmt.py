@@ -1533,8 +1533,8 @@ def _take_token_file(values, sources, order):
     path = values.get('token_file')
     if path is None:
         return
-    here, there = (order.index(sources[name]) if sources[name] in order else len(order) for name in ('token_file',
-                                                                                                    'token'))
+    here, there = (order.index(sources[name]) if sources[name] in order else len(order)
+                   for name in ('token_file', 'token'))
     if here == there:
         raise ConfigError('%s与 %s同时给出（来自%s）' % (ways('token'), ways('token_file'), sources['token']), '只给其中一个')
     if here < there:
@@ -1724,6 +1724,7 @@ _KINDS = [(market, re.compile(pattern), kind, board) for market, pattern, kind, 
     ('XSHE', r'00', 'stock', 'main'), ('XSHE', r'159', 'etf', ''), ('XSHE', r'1[68]', 'lof', ''),
     ('XSHE', r'12[378]', 'bond', ''), ('XSHE', r'131', 'repo', ''), ('BJ', r'899', 'index', ''),
     ('BJ', r'[489]', 'stock', 'bse'))]
+
 
 def normalize_code(security):
     """'600519.SH', '600519.XSHG', '600519.sh' -> '600519.XSHG'. A bare number is refused: 000001 is two things."""
@@ -2212,8 +2213,8 @@ def session_problem(security, style, moment):
 def fixed_price_problem(side, price, close):
     """Why an order at this price cannot trade at the close, or None. Source: as _AFTER_HOURS."""
     if price < close if side == 'BUY' else price > close:
-        return '盘后固定价格交易：%s价 %s %s收盘价 %s' % ('买入' if side == 'BUY' else '卖出', price,
-                                                '低于' if side == 'BUY' else '高于', close)
+        words = ('买入', '低于') if side == 'BUY' else ('卖出', '高于')
+        return '盘后固定价格交易：%s价 %s %s收盘价 %s' % (words[0], price, words[1], close)
     return None
 
 
@@ -9417,7 +9418,7 @@ class QmtBackend(Backend):
 
     def troubles(self):
         found = {}
-        away = [key for key, broker in self.brokers.items() if broker.health()['state'] != 'connected']
+        away = [key for key, broker in self.brokers.items() if broker.keeper.state != 'connected']
         if away:
             found['broker'] = len(away) < len(self.brokers), '账户 %s 没有连上 QMT' % '、'.join(away)
         if self.data.health()['state'] != 'connected':
@@ -9599,7 +9600,8 @@ class SentTags:
 
     def _put(self, place, data):
         self._file.seek(place)
-        self._file.write(data)
+        if self._file.write(data) != len(data):
+            raise OSError('只写下了一部分，磁盘可能满了')
         os.fsync(self._file.fileno())
         self._end = place + len(data)
 

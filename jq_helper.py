@@ -51,7 +51,6 @@ import contextlib
 import enum
 import errno
 import functools
-import io
 import itertools
 import json
 import math
@@ -5966,10 +5965,9 @@ def _run_live(order, screen, stopping):
         if not order.dry_run:
             refuse_foreign_server(connection)
         remote = RemoteQmtBroker(connection=connection, config=account, on_warning=lambda text: None)  # the log has it
-        plan = LivePlan(order.path, order.frequency, order.params, LiveTerms(order.order_wait_s, order.dry_run,
-                                                                            order.limits),
-                        order.late_limit_s, order.overview_minutes, order.on_error, order.runtime_dir,
-                        _account_name(remote), 60.0)
+        terms = LiveTerms(order.order_wait_s, order.dry_run, order.limits)
+        plan = LivePlan(order.path, order.frequency, order.params, terms, order.late_limit_s,
+                        order.overview_minutes, order.on_error, order.runtime_dir, _account_name(remote), 60.0)
         LiveRun(plan, RemoteQmtProvider(connection=connection), remote, LiveClock(), stopping, screen.line, screen.tell,
                 lambda: connection.connected, lambda: clock_gap_s(connection)).run()
 

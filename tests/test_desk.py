@@ -708,6 +708,32 @@ def test_a_kill_beside_the_mark_loses_nothing(tmp_path):
     shop.journal.close()
 
 
+class AlmostFull:
+    """A file on a disk that has room for so many bytes more, which says so by what it took, as Linux does first."""
+
+    def __init__(self, file, room):
+        self._file, self._room = file, room
+
+    def write(self, data):
+        return self._file.write(data[:self._room])
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+
+def test_a_mark_that_is_written_in_part_keeps_the_order_back(on_disk):
+    on_disk.place(idempotency_key='a')
+    whole = on_disk.journal._sent._file
+    on_disk.journal._sent._file = AlmostFull(whole, 20)
+    with pytest.raises(bq.JournalError) as caught:
+        on_disk.place(idempotency_key='b')
+    assert caught.value.broker_called is False and len(on_disk.main.submits) == 1
+    on_disk.journal._sent._file = whole
+    assert on_disk.place(idempotency_key='b')['order_id'] == 'o2'
+    on_disk.restart()
+    assert not on_disk.journal.losses and not on_disk.journal.lost
+
+
 @pytest.mark.parametrize('change, loss', [
     (lambda text: b'', False), (lambda text: b'x' * len(text), True), (lambda text: text[:-1], False),
     (lambda text: b'journal 0' + text[9:], True), (lambda text: text[:-20] + b'#' + text[-19:], True),

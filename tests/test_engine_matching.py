@@ -754,7 +754,6 @@ def test_a_holding_that_is_delisted_is_worth_nothing_and_said_so(market, tmp_pat
         '%s 从 %s 起没有价格（多半已经退市），持有的 1000 股按 0 元计' % (B, DAYS[2])]
 
 
-
 def test_shares_that_are_merged_away(market, tmp_path):
     """1000 shares merged 2000 to 1 are none; the order of the evening before cannot sell what is no more."""
     market.daily(B, [day_row(DAYS[0], 10.0), day_row(DAYS[1], 10.0), day_row(DAYS[2], 20000.0, pre_close=20000.0),

@@ -475,8 +475,8 @@ def test_the_account_is_the_one_that_was_meant(connection):
 
 
 def test_a_name_that_means_another_account_is_refused():
-    accounts = tuple(bq.AccountSpec(key, number, 'stock', None, None, True) for key, number in (('main', '55001234'),
-                                                                                    ('hedge', '55004321')))
+    accounts = tuple(bq.AccountSpec(key, number, 'stock', None, None, True)
+                     for key, number in (('main', '55001234'), ('hedge', '55004321')))
     subs = (bq.SubAccountSpec('qa', 'hedge', None),)
     with serving(FakeClock(NOW), accounts=accounts, sub_accounts=subs) as server, long_client(server) as connection:
         config = {'account_key': 'main'}

@@ -8,7 +8,7 @@ import pytest
 
 import bullet_qmt as bq
 import jq_helper as jq
-from tests import base, joinquant
+from tests import base
 from tests.fakes import FakeClock
 from tests.processes import run
 from tests.test_jq_compat import CODE, MORNING, OTHER, ROOT, Strategy, last, nothing_stays, warnings  # noqa: F401

@@ -797,7 +797,7 @@ def test_after_a_write_an_answer_that_makes_no_sense_is_unknown(wire, order):
             result = order()
         except bq.OrderStateUnknown as error:
             assert error.idempotency_key == 'k', answer
-        except bq.OrderRejected as error:
+        except bq.OrderRejected:
             assert answer['filled'] == 0, answer
         else:
             assert isinstance(result, str) and not result.startswith('-') or (

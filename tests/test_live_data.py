@@ -127,6 +127,7 @@ def test_bars_are_there_with_today_s_or_not_at_all(tmp_path, failing):
         if fails and code == failing:
             raise bq.DataUnavailable('没有行情')
         return read(code)
+
     def shaky_together(read, codes):
         return {code: row for code, row in read(codes).items() if not fails or code != failing}
     with stage(tmp_path, '2025-03-03 10:00') as it:

@@ -718,8 +718,8 @@ def test_a_task_that_waited_too_long_for_the_account_is_skipped(tmp_path):
         assert out_of(run) == [2] and it.said('跳过 09:35 的 at_0935')
 
 
-@pytest.mark.parametrize('answer', [None, {}, {'available_cash': 1.0}, {'available_cash': 1.0, 'total_value': 1.0,
-                                                                       'positions': 'none'}])
+@pytest.mark.parametrize('answer', [
+    None, {}, {'available_cash': 1.0}, {'available_cash': 1.0, 'total_value': 1.0, 'positions': 'none'}])
 def test_an_answer_that_is_no_account_is_an_error(tmp_path, answer):
     with stage(tmp_path, START, END) as it:
         with pytest.raises(bq.ProtocolError):

@@ -150,6 +150,6 @@ def test_prices_differ_by_no_more_than_the_spread(tmp_path):
     for ours, theirs in zip(rows, result.trades):
         tick = 0.001 if ours['security'].startswith('51') else 0.01
         worse = (ours['price'] - theirs['price']) * (1 if ours['side'] == 'BUY' else -1)
-        assert (ours['security'], ours['side'], ours['amount']) == (theirs['security'], theirs['side'],
-                                                                     theirs['amount'])
+        assert [ours[name] for name in ('security', 'side', 'amount')] == [
+            theirs[name] for name in ('security', 'side', 'amount')]
         assert tick * 0.5 < worse < tick * 2.5 and ours['time'] == str(theirs['time'])

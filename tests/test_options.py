@@ -371,10 +371,10 @@ def test_what_is_nearer_to_the_command_line_counts(tmp_path):
     assert from_client({'token': 'y' * 20}, {'QMT_SERVER_TOKEN_FILE': path}).token == 'y' * 20
     dotenv = written(tmp_path / '.env', 'QMT_SERVER_TOKEN=%s' % ('z' * 20))
     assert from_client(environ={'QMT_SERVER_TOKEN_FILE': path}, dotenv=dotenv).token == SECRET
-    for given, environ in (({'token_file': path, 'token': SECRET}, {}),
-                           ({}, {'QMT_SERVER_TOKEN': SECRET, 'QMT_SERVER_TOKEN_FILE': path})):
+    for both, environ in (({'token_file': path, 'token': SECRET}, {}),
+                          ({}, {'QMT_SERVER_TOKEN': SECRET, 'QMT_SERVER_TOKEN_FILE': path})):
         with pytest.raises(b.ConfigError) as caught:
-            from_client(given, environ)
+            from_client(both, environ)
         assert SECRET not in str(caught.value)
 
 

@@ -686,6 +686,7 @@ def test_the_status_in_the_access_log_is_what_the_client_got(server, monkeypatch
     monkeypatch.setattr(bq.LOG, 'propagate', True)
     with caplog.at_level(logging.INFO, 'bullet_qmt'), session(server) as sock:
         ask_raw(sock, 'data.snapshot', id='nan')
+
         def logged():
             return [line for message in caplog.messages for line in message.splitlines() if "id='nan'" in line]
         assert becomes(logged) and ' INTERNAL_ERROR ' in logged()[0]
