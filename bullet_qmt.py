@@ -193,7 +193,7 @@ def log_time(seconds):
     return '%s.%03d' % (_log_second(int(seconds)), seconds % 1 * 1000)
 
 
-_BEIJING_EPOCH, _SECOND = datetime(1970, 1, 1, 8), timedelta(seconds=1)
+_BEIJING_EPOCH, _SECOND, _MILLISECOND = datetime(1970, 1, 1, 8), timedelta(seconds=1), timedelta(milliseconds=1)
 
 
 def epoch_seconds(moment):
@@ -203,7 +203,7 @@ def epoch_seconds(moment):
 
 def unix_ms(moment):
     """Naive Beijing datetime -> Unix time in whole milliseconds, as the two ends of a line compare their clocks."""
-    return (moment.replace(tzinfo=BEIJING) - datetime(1970, 1, 1, tzinfo=timezone.utc)) // timedelta(milliseconds=1)
+    return (moment - _BEIJING_EPOCH) // _MILLISECOND
 
 
 _MOMENT = re.compile(
@@ -1562,7 +1562,11 @@ def _refuse_foreign_host(values, sources, dotenv):
 
 
 def names_this_machine(host):
-    return host == 'localhost' or host == '::1' or re.fullmatch(r'127(\.\d{1,3}){3}', host, re.ASCII) is not None
+    """Whether that is surely here, whoever wrote it: of names localhost alone, no address with a zone behind it."""
+    try:
+        return '%' not in host and plain_address(host).is_loopback
+    except ValueError:
+        return host == 'localhost'
 
 
 def _open_secrets(layers, token_file):
@@ -2307,7 +2311,8 @@ RAW_STATUS = {48: 'new', 49: 'submitted', 50: 'open', 51: 'canceling', 52: 'canc
               54: 'canceled', 55: 'filling', 56: 'filled', 57: 'rejected', 255: 'submit_unknown'}
 STATUS_RAW = {'new': 48, 'submitted': 49, 'open': 50, 'canceling': 51, 'partly_canceled': 53, 'canceled': 54,
               'filling': 55, 'filled': 56, 'rejected': 57, 'submit_unknown': 255}
-FINAL_STATUSES = frozenset(['partly_canceled', 'filled', 'canceled', 'rejected'])
+CANCELED_STATUSES = frozenset(['partly_canceled', 'canceled'])
+FINAL_STATUSES = CANCELED_STATUSES | {'filled', 'rejected'}
 SIDES = {'BUY': 23, 'SELL': 24}
 # Names of other servers for the same.
 _STATUS_SPELLINGS = {'cancelled': 'canceled', 'partly_cancelled': 'partly_canceled', 'partly_filled': 'filling',
@@ -11224,7 +11229,8 @@ class OrderDesk:
         if order is None:
             return self._resolution(CANCEL, entry.idempotency_key, None, 'submit_unknown')
         refused = entry.state == REJECTED
-        state = 'accepted' if order.status in _CANCELED else 'rejected' if order.final or refused else 'reconciling'
+        done, over = order.status in CANCELED_STATUSES, order.final or refused
+        state = 'accepted' if done else 'rejected' if over else 'reconciling'
         row = dict(self._dress(route.key, order).to_wire(), idempotency_key=entry.idempotency_key)
         return self._resolution(CANCEL, entry.idempotency_key, row, state,
                                 cancel_outcome=_cancel_outcome(order, refused))
@@ -11308,9 +11314,10 @@ class OrderDesk:
         return row.order_remark if entry is None else entry.request.get('remark', '')
 
 
-# What other order models call the same.
-_STATUS_ALIASES = {'held': 'filled', 'partly_filled': 'filling', 'cancelled': 'canceled',
-                   'partly_cancelled': 'partly_canceled'}
+def _wanted_status(value):
+    """JoinQuant's `held` is our `filled`."""
+    value = check_choice(value, 'status', set(STATUS_RAW).union(_STATUS_SPELLINGS, ['held']))
+    return 'filled' if value == 'held' else plain_status(value)
 
 
 def _order_filter(payload, names=('order_id', 'security', 'status')):
@@ -11321,8 +11328,7 @@ def _order_filter(payload, names=('order_id', 'security', 'status')):
     if payload.get('security') is not None:
         wanted['security'] = normalize_code(payload['security'])
     if payload.get('status') is not None and 'status' in names:
-        status = check_choice(payload['status'], 'status', set(STATUS_RAW) | set(_STATUS_ALIASES))
-        wanted['status'] = _STATUS_ALIASES.get(status, status)
+        wanted['status'] = _wanted_status(payload['status'])
     only_open = 'status' in names and _flag(payload, 'open', False)
     tests = list(wanted.items())
     return lambda row: not (only_open and row.final) and all(getattr(row, name) == value for name, value in tests)
@@ -11352,7 +11358,7 @@ def _place_wire(order, entry, ticket):
 
 def _cancel_wire(order, entry):
     """value: whether it is certainly cancelled. An order that filled meanwhile, or is pending, says so."""
-    row, done = order.to_wire(), order.status in _CANCELED
+    row, done = order.to_wire(), order.status in CANCELED_STATUSES
     return {'dtype': 'dict', 'value': done, 'success': done, 'order_id': order.order_id,
             'status': order.status, 'raw_status': row['raw_status'], 'last_snapshot': row,
             'submission_state': order.status if order.final else 'reconciling',
@@ -11360,12 +11366,9 @@ def _cancel_wire(order, entry):
             'idempotency_key': entry.idempotency_key}
 
 
-_CANCELED = ('canceled', 'partly_canceled')
-
-
 def _cancel_outcome(order, refused=False):
     """In the words of other servers. refused: the broker refused to cancel it."""
-    if order.status in _CANCELED:
+    if order.status in CANCELED_STATUSES:
         return 'cancelled'
     return 'not_canceled_already_terminal' if order.final else 'rejected' if refused else 'unknown'
 
@@ -11588,7 +11591,7 @@ def open_service(settings, clock=None):
 
 
 # -- actions: handler(service, payload, caller) -> payload of the response ---------------------------------------
-# caller: the request on its way, see Job; in-process the connection itself.
+# caller: the request on its way, see Job; in-process a _LocalCaller.
 # lane: 'inline' never blocks and runs in the session's thread; the others run on the worker pool of that name.
 # quick(payload): whether it is short work where the backend never blocks, and then runs in the session's thread too.
 Action = namedtuple('Action', 'scope lane run quick')
@@ -14825,7 +14828,7 @@ def _to_panel(table):
 
 
 class RemoteQmtBroker:
-    """Trading through a remote server; synchronous, in rows (dicts) as WIRE names them.
+    """Trading through a remote server; synchronous, in rows (dicts) as RECORDS' to_wire names them.
 
     config: as of the provider, account_key, sub_account_id; or give a connection of your own. Every order
     and cancel carries an idempotency key. Raises OrderRejected (certainly not at the broker, or refused by it),
@@ -15052,7 +15055,7 @@ class RemoteQmtBroker:
         if status not in FINAL_STATUSES:
             raise OrderStateUnknown('撤单已提交，柜台还没有结果（当前状态 %s）' % brief(status), '稍后用 get_order_status 查询',
                                     idempotency_key=key)
-        return status in ('canceled', 'partly_canceled')
+        return status in CANCELED_STATUSES
 
     def resolve_submission(self, idempotency_key, write_action='broker.place_order', request_payload=None,
                            order_id=None, abandon_unseen=None):
@@ -15696,7 +15699,7 @@ def _overview_or_reason(service, key, deadline, stop):
 def safety_warnings(settings):
     """What an owner of real money should change, loudly."""
     warnings = []
-    if not _is_loopback(settings.listen) and not settings.tls_cert:
+    if not names_this_machine(settings.listen) and not settings.tls_cert:
         warnings.append('正在 %s 上明文监听，口令和委托在网络上可被窃听。请用 --tls-cert/--tls-key 启用 TLS，'
                         '或改回 --listen 127.0.0.1 并经 SSH 隧道访问' % settings.listen)
     if settings.sources.get('token') == '命令行' and settings.server_type == 'qmt':
@@ -15704,16 +15707,9 @@ def safety_warnings(settings):
     if is_guessable(settings.token):
         warnings.append('口令容易被猜中（少于 16 个字符，或是重复、连续的字符、常见的词）。为了拖住猜口令的人，输错几次的地址每 5 秒只核对'
                         '一次登录：有人在猜时，你自己也可能登不进来。请换成长的随机口令，例如 %s' % secrets.token_urlsafe(24))
-    if settings.allowlist == () and not _is_loopback(settings.listen):
+    if settings.allowlist == () and not names_this_machine(settings.listen):
         warnings.append('没有设置 --allowlist，任何地址都可以尝试登录。地址固定的客户端请列入 --allowlist')
     return warnings
-
-
-def _is_loopback(host):
-    try:
-        return plain_address(host).is_loopback
-    except ValueError:
-        return host == 'localhost'
 
 
 # -- client commands -----------------------------------------------------------------------------------------------
@@ -16057,7 +16053,7 @@ def _check_qmt(qmt, account_key):
 
 def _show_local_terminal(args, settings):
     """Where no server tells: what this machine shows of the terminals that its own settings name."""
-    specs = _local_accounts(args) if _is_loopback(settings.host) else []
+    specs = _local_accounts(args) if names_this_machine(settings.host) else []
     if not specs:
         return
     machine = QmtMachine(Clock(), open_client=qmt_client_opener())

@@ -12,8 +12,9 @@ Put this file and bullet_qmt.py side by side (on JoinQuant: into the root of the
     get_account().available_cash
     get_data_client().get_price('000001.XSHE', count=5)
 
-Needs CPython 3.6 or newer and nothing else; data come as pandas frames where pandas is installed. No threads: each
-call opens a connection of its own. Amounts in shares, prices and values in yuan, times naive Beijing time.
+Needs CPython 3.6 or newer and nothing else; data come as pandas frames where pandas is installed. No threads: a call
+opens a connection, which is kept half a minute for the next one. Amounts in shares, prices and values in yuan, times
+naive Beijing time.
 
 order() and its sisters return the order id, or None where the amount came to nothing: then nothing was sent. A
 refusal raises OrderRejected, and so does an order that ended with nothing filled. OrderStateUnknown means that an
@@ -71,20 +72,18 @@ from decimal import Decimal
 from time import monotonic
 
 from bullet_qmt import (
-    BAR_MINUTES, BEIJING, FINAL_STATUSES, BadRequest, BulletError, Clock, ConfigError, ConnectionLost, LazyModule,
-    DataUnavailable, LocalConnection, NotSupported, OrderNotFound, OrderRejected, OrderStateUnknown, ProtocolError,
-    RUNS, Interrupts, RemoteQmtBroker, RemoteQmtProvider, SecurityNotFound, ShortConnection, account_overview, as_shown,
-    bars_elapsed, brief, calendar_groups, check_span, has_panel, numbers_are_labels, sync_directory, ways,
-    check_choice, check_flag, check_moment, check_number, check_text, check_whole, combine, connect, factor_at,
-    factor_ranges, format_table, from_ms, instrument, load_settings, lot_problem, normalize_code, normalize_codes,
-    open_service, optional_import, order_style, parse_bool, parse_data_source, parse_frequency, parse_host,
-    parse_moment, parse_order_id, parse_text, parse_token, price_limits, printable, protect_price, qmt_code, real,
-    restrict_to_owner, round_lot, round_to_tick, scale, text_width, to_ms, tradable, trade_fees, whole,
-    windows_from_end, exchange_opens, inside_limits, surely_closed,
-    IdempotencyConflict, foreign, open_own)
-from bullet_qmt import (
-    cancel_status, check_write_key, dict_of, order_number, refuse_nothing_filled, refuse_rejected, plain_status,
-    rows_of, tell_warning, value_of, warning_in)
+    BAR_MINUTES, BEIJING, CANCELED_STATUSES, FINAL_STATUSES, RUNS, BadRequest, BulletError, Clock, ConfigError,
+    ConnectionLost, DataUnavailable, IdempotencyConflict, Interrupts, LazyModule, LocalConnection, NotSupported,
+    OrderNotFound, OrderRejected, OrderStateUnknown, ProtocolError, RemoteQmtBroker, RemoteQmtProvider,
+    SecurityNotFound, ShortConnection, account_overview, as_shown, bars_elapsed, brief, calendar_groups, cancel_status,
+    check_choice, check_flag, check_moment, check_number, check_span, check_text, check_whole, check_write_key,
+    combine, connect, dict_of, exchange_opens, factor_at, factor_ranges, foreign, format_table, from_ms, has_panel,
+    inside_limits, instrument, load_settings, lot_problem, normalize_code, normalize_codes, numbers_are_labels,
+    open_own, open_service, optional_import, order_number, order_style, parse_bool, parse_data_source, parse_frequency,
+    parse_host, parse_moment, parse_order_id, parse_text, parse_token, plain_status, price_limits, printable,
+    protect_price, qmt_code, real, refuse_nothing_filled, refuse_rejected, restrict_to_owner, round_lot, round_to_tick,
+    rows_of, scale, surely_closed, sync_directory, tell_warning, text_width, to_ms, tradable, trade_fees, value_of,
+    warning_in, ways, whole, windows_from_end)
 from bullet_qmt import Account as AccountRow
 from bullet_qmt import Position as PositionRow
 
@@ -464,7 +463,7 @@ class CancelResult(dict):
     """
 
     def __bool__(self):
-        return self.get('value') is True and self.get('status') in ('canceled', 'partly_canceled')
+        return self.get('value') is True and self.get('status') in CANCELED_STATUSES
 
 
 def _by_id(name, objects):
@@ -9199,7 +9198,7 @@ class JqTrading:
         if not row:
             raise _unknown('撤单之后读不到委托 %s' % order_id, None)
         order = self._shown(RemoteOrder(row))
-        if order.remote_status not in ('canceled', 'partly_canceled'):
+        if order.remote_status not in CANCELED_STATUSES:
             self.warn('委托 %s 没有撤成，状态 %s%s' % (order_id, order.status, reason))
         return order
 

@@ -403,7 +403,7 @@ def test_a_secret_that_others_can_read_is_told(tmp_path, mode, told):
 
 
 @pytest.mark.parametrize('host', ['192.0.2.2', 'evil.example.com', '::2', '128.0.0.1', '127.0.0.1.evil.example',
-                                  'localhost.evil.example', '0.0.0.0'])
+                                  'localhost.evil.example', '0.0.0.0', '127.0.0.1%.evil.example', '::1%evil'])
 @pytest.mark.parametrize('way', ['environment', 'flag', 'file'])
 def test_a_directory_of_somebody_else_gets_no_token(tmp_path, host, way):
     dotenv = written(tmp_path / '.env', 'QMT_SERVER_HOST=%s\n' % host)
