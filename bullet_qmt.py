@@ -9505,7 +9505,7 @@ class AccountBook:
 
 # -- journal ---------------------------------------------------------------------------------------------------
 PLACE, CANCEL = 'broker.place_order', 'broker.cancel_order'
-JOURNAL_SCHEMA = 3  # 1 had no events, 2 no checksums
+JOURNAL_SCHEMA = 4  # 1 had no events, 2 no checksums, 3 none of what changes
 JOURNAL_APPLICATION = 0x62716d74  # 'bqmt': marks the file as ours
 JOURNAL_DAYS = 30  # days on which something was written
 # new: in memory only, nothing is sent. submitting: on disk before the broker is called. The rest: what came of it;
@@ -9534,17 +9534,24 @@ EVENT_DAYS, EVENTS_AT_ONCE = 10, 10000  # how long they are kept, how many are t
 _JOURNAL_COLUMNS = ','.join(JournalEntry._fields)
 _JOURNAL_WRITE = 'INSERT OR REPLACE INTO writes (%s) VALUES (%s)' % (
     _JOURNAL_COLUMNS, ','.join('?' * len(JournalEntry._fields)))
-_JOURNAL_CHANGE = 'UPDATE writes SET state=?, order_id=?, answer=?, deadline_ms=?, unanswered=? WHERE tag=?'
-# What of a row never changes, and what its checksum is of.
-_JOURNAL_SEALED = [JournalEntry._fields.index(name) for name in (
-    'action', 'idempotency_key', 'account_key', 'sub_account_id', 'fingerprint', 'tag', 'request', 'day', 'number')]
+_JOURNAL_CHANGING = ('state', 'order_id', 'answer', 'deadline_ms', 'unanswered')
+_JOURNAL_CHANGE = 'UPDATE writes SET %s, checksum=? WHERE tag=?' % ', '.join(map('%s=?'.__mod__, _JOURNAL_CHANGING))
+_JOURNAL_FIXED = ('action', 'idempotency_key', 'account_key', 'sub_account_id', 'fingerprint', 'tag', 'request', 'day',
+                  'number')
+_SEAL = 8  # characters of a checksum
 # What the journal answers to copies of an order that come after it was declared never to have come.
 ANY_FINGERPRINT = ''
 
 
 def _journal_seal(row):
-    """Checksum of a row of `writes`: a disk may change a digit of an amount and leave all else in order."""
-    return '%08x' % zlib.crc32(ascii([row[place] for place in _JOURNAL_SEALED]).encode('ascii'))
+    """Checksums of a row of `writes`, of what is fixed and of what changes: a disk may change a digit of an amount or
+    of an order's id and leave all else in order."""
+    values = dict(zip(JournalEntry._fields, row))
+    return ''.join(_seal_of(values[name] for name in names) for names in (_JOURNAL_FIXED, _JOURNAL_CHANGING))
+
+
+def _seal_of(values):
+    return '%0*x' % (_SEAL, zlib.crc32(ascii(list(values)).encode('ascii')))
 
 
 def _journal_entry(row):
@@ -9555,7 +9562,8 @@ def _journal_entry(row):
     except (ValueError, TypeError):
         return None
     answered = isinstance(entry.answer, dict) or (entry.answer is None and entry.state not in (REJECTED, ABSENT))
-    sound = entry.checksum == _journal_seal(row) and entry.state in JOURNAL_STATES and isinstance(entry.request, dict)
+    seal = _journal_seal(row)  # rows of schema 3 have the first half
+    sound = entry.checksum in (seal, seal[:_SEAL]) and entry.state in JOURNAL_STATES and isinstance(entry.request, dict)
     return entry if sound and answered else None
 
 
@@ -9676,15 +9684,54 @@ class Journal:
 
     @classmethod
     def _check_pages(cls, db, path):
-        """An index alone that is damaged hides keys, which would count as new; it can be made anew."""
+        """An index alone that is damaged hides keys, which would count as new; it can be made anew. Events alone can be
+        missed. Whether the entries are whole is seen before anything is changed."""
         problem = cls._problem_of(db)
         if problem is None:
             return
-        with contextlib.suppress(sqlite3.DatabaseError):
-            db.execute('REINDEX')
-        if cls._problem_of(db) is not None:
+        whole = cls._reads_whole(db)
+        if cls._is_mended(db, cls._remake_indexes):
+            LOG.error('委托日志 %s 的索引损坏，已重建：%s', path, printable(problem))
+        elif whole and cls._is_mended(db, cls._drop_events):
+            LOG.warning('委托日志 %s 里的回报（events）损坏，已清空，委托记录完整、照常使用；客户端要补发这以前的回报会得到 '
+                        'stream_gap，用 get_orders、get_trades 核对：%s', path, printable(problem))
+        else:
             raise ConfigError('委托日志 %s 已损坏：%s' % (path, printable(problem)), _MOVE_JOURNAL)
-        LOG.error('委托日志 %s 的索引损坏，已重建：%s', path, printable(problem))
+
+    @classmethod
+    def _is_mended(cls, db, mend):
+        with contextlib.suppress(sqlite3.DatabaseError):
+            mend(db)
+        return cls._problem_of(db) is None
+
+    @staticmethod
+    def _remake_indexes(db):
+        db.execute('REINDEX')
+
+    @staticmethod
+    def _drop_events(db):
+        """A damaged table cannot be dropped, but forgotten: VACUUM copies what the list of tables names. It is made
+        anew like one that never was."""
+        db.execute('PRAGMA writable_schema=ON')
+        try:
+            db.execute("DELETE FROM sqlite_master WHERE tbl_name IN ('events', 'sqlite_sequence', 'floor')")
+        finally:
+            db.execute('PRAGMA writable_schema=OFF')
+        db.execute('VACUUM')
+
+    @staticmethod
+    def _reads_whole(db):
+        """Whether each entry is there and sound: table and both indexes, on pages of their own, name the same."""
+        try:
+            rows = db.execute('SELECT rowid, %s FROM writes NOT INDEXED' % _JOURNAL_COLUMNS).fetchall()
+            keys, tags = [sorted(db.execute('SELECT rowid, %s FROM writes INDEXED BY %s' % index)) for index in (
+                ('idempotency_key, action', 'writes_by_key'), ('tag', 'sqlite_autoindex_writes_1'))]
+        except (sqlite3.DatabaseError, TypeError):  # TypeError: a value of another kind is damage too
+            return False
+        named = {name: 1 + place for place, name in enumerate(JournalEntry._fields)}
+        return (all(_journal_entry(row[1:]) for row in rows)
+                and keys == sorted((row[0], row[named['idempotency_key']], row[named['action']]) for row in rows)
+                and tags == sorted((row[0], row[named['tag']]) for row in rows))
 
     @staticmethod
     def _problem_of(db):
@@ -9806,7 +9853,8 @@ class Journal:
         """What was being submitted may be at the broker, or still on its way: nobody has heard an answer."""
         self._prune(db)
         self._find_damage(db)
-        db.execute('UPDATE writes SET state=? WHERE state=?', (UNKNOWN, SUBMITTING))
+        for entry in self._select(db, 'state=?', (SUBMITTING,)):
+            self._change(db, entry._replace(state=UNKNOWN))
         self._load_day(db, self.today())
         self._earlier = frozenset(self._by_tag)
 
@@ -9923,8 +9971,8 @@ class Journal:
     @staticmethod
     def _change(db, entry):
         """Whether the entry was there to be changed; the disk may have failed before."""
-        return db.execute(_JOURNAL_CHANGE, (entry.state, entry.order_id, json.dumps(entry.answer), entry.deadline_ms,
-                                            entry.unanswered, entry.tag)).rowcount
+        values = entry.state, entry.order_id, json.dumps(entry.answer), entry.deadline_ms, entry.unanswered
+        return db.execute(_JOURNAL_CHANGE, values + (entry.checksum[:_SEAL] + _seal_of(values), entry.tag)).rowcount
 
     def forget(self, entry):
         """An entry of which nothing was sent after all, so that the key can be used again."""
