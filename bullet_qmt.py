@@ -6396,13 +6396,19 @@ class CallGuard(JobThreads):
 
     def __init__(self, name, limit=4):
         super().__init__(name, limit)
-        self._hung = self._running = 0
+        self._hung, self._out = 0, {}  # out: job -> when it was begun, of those that have not returned
 
     @property
     def hung(self):
         """How many begun calls nobody waits for any more."""
         with self._changed:
             return self._hung
+
+    @property
+    def waiting_s(self):
+        """For how long the oldest call that was begun has not returned."""
+        with self._changed:
+            return time.monotonic() - min(self._out.values()) if self._out else 0.0
 
     def call(self, function, *args, deadline_s):
         job = _GuardedCall(function, args)
@@ -6431,18 +6437,17 @@ class CallGuard(JobThreads):
                 self._hung += 1
                 raise VendorTimeout(getattr(job.function, '__name__', 'call'))
             self._jobs.remove(job)
-            running = self._running
+            running = len(self._out)
         raise QmtUnavailable('QMT 没有回应（%s 有 %d 个调用卡住）' % (self.name, running), '检查 QMT 是否卡死、是否已登录',
                              broker_called=False, retry_after_s=5)
 
     def _taken(self, job):
-        job.begun = True
-        self._running += 1
+        job.begun, self._out[job] = True, time.monotonic()
 
     def _carry_out(self, job):
         job.run()
         with self._changed:
-            self._running -= 1
+            del self._out[job]
             self._hung -= job.given_up
 
 
@@ -6459,6 +6464,10 @@ class CallLanes:
     @property
     def hung(self):
         return sum(guard.hung for guard in self._guards.values())
+
+    @property
+    def waiting_s(self):
+        return max(guard.waiting_s for guard in self._guards.values())
 
     def call(self, function, *args, lane='', deadline_s):
         """As CallGuard.call. lane: the vendor's name of the call."""
@@ -7020,7 +7029,8 @@ class QmtKeeper:
             after, warm = self.next_attempt, self._link is not None and self._link.warm
             return {'state': self.state, 'since': _qmt_shown(self.since), 'last_error': self.last_error,
                     'reason': self.reason, 'hint': self.hint, 'next_attempt': _qmt_shown(after),
-                    'reconnects': self.reconnects, 'hung_calls': self._guard.hung, 'traders': self.traders,
+                    'reconnects': self.reconnects, 'hung_calls': self._guard.hung,
+                    'waiting_s': int(self._guard.waiting_s), 'traders': self.traders,
                     'pushes_renewed': self.renewed,
                     'warm': self.state == 'connected' and warm, 'session_id': qmt_session_id(self.spec)}
 
@@ -8020,7 +8030,8 @@ class _QmtDataLink:
             soon = None if pause is None else self.clock.now() + timedelta(seconds=max(0.0, pause))
             hung = self._guard.hung + sum(guard.hung for guard in self._stuck)
             return {'state': self._state, 'since': self._since.isoformat(sep=' ', timespec='seconds'),
-                    'last_error': self._last_error, 'hung': hung, 'unserved': sorted(self._unserved),
+                    'last_error': self._last_error, 'hung': hung, 'waiting_s': int(self._guard.waiting_s),
+                    'unserved': sorted(self._unserved),
                     'next_attempt': soon and soon.isoformat(sep=' ', timespec='seconds')}
 
     def close(self):
@@ -8689,6 +8700,7 @@ class _QmtTickWatch:
     def __init__(self, clock):
         self._clock, self._lock = clock, threading.Lock()
         self._pushed, self._ahead, self._allowed_s, self._arrived = {}, {}, {}, set()
+        self._turn = ''  # the symbol whose turn was last
 
     def note(self, symbol, record):
         with self._lock:
@@ -8704,9 +8716,18 @@ class _QmtTickWatch:
             dry = [symbol for symbol, record in records.items() if self._is_dry(symbol, self._mark(record))]
             return dry, len(arrived.intersection(records))
 
-    def busiest(self, symbols, count):
+    def sample(self, symbols, busy, more):
+        """The busiest, what lags by now, and the next in turn: each symbol is looked at within a bounded time."""
         with self._lock:
-            return heapq.nlargest(count, symbols, key=lambda symbol: self._pushed.get(symbol, (0, 0)))
+            busiest = heapq.nlargest(busy, symbols, key=lambda symbol: self._pushed.get(symbol, (0, 0)))
+            behind = [symbol for symbol in self._ahead if symbol in symbols][:more]
+            return sorted(set(busiest + behind + self._in_turn(sorted(symbols), more)))
+
+    def _in_turn(self, symbols, count):
+        first = bisect.bisect_right(symbols, self._turn)
+        chosen = (symbols[first:] + symbols[:first])[:count]
+        self._turn = chosen[-1] if chosen else ''
+        return chosen
 
     def pushed(self):
         with self._lock:
@@ -8746,13 +8767,14 @@ class _QmtFeed:
     A terminal can stop pushing without a word: look() notices it, and whoever subscribes again is subscribed anew.
     """
 
-    SINGLES, LOOK_AT = 50, 50
+    SINGLES, LOOK_AT, IN_TURN = 50, 50, 200
+    LONE_S = 60.0  # one security that dries up alone renews what covers all of them at most as often as that
     LIQUID = ('000001.SH', '510300.SH', '600519.SH', '399001.SZ', '159915.SZ', '000001.SZ')  # until a market pushes
 
     def __init__(self, link, deliver, is_open, look_s):
         self.link, self._deliver, self._is_open, self._look_s = link, deliver, is_open, look_s
         self._watch, self._looked_s = _QmtTickWatch(link.clock), -math.inf
-        self._renewed, self._renewed_at = 0, None
+        self._renewed, self._renewed_at, self._lone_s = 0, None, -math.inf
         self._change = threading.Lock()  # one change of subscriptions at a time
         self._wanted, self._singles, self._whole, self._client = frozenset(), {}, None, None
         self._arrived, self._inbox, self._closed = threading.Condition(), OrderedDict(), False
@@ -8813,15 +8835,21 @@ class _QmtFeed:
             return []
         records = self.link.call(self.link.xtdata.get_full_tick, self._sample()) or {}
         dry, arrived = self._watch.dried({symbol: record for symbol, record in records.items() if record})
-        if self._whole is not None and len(dry) <= arrived:
+        if dry and self._whole is not None and len(dry) <= arrived and not self._may_renew_alone():
             return []  # one subscription covers them: it lives
         return [normalize_code(symbol) for symbol in dry]
+
+    def _may_renew_alone(self):
+        now_s = self.link.clock.monotonic()
+        may = now_s - self._lone_s >= self.LONE_S
+        self._lone_s = now_s if may else self._lone_s
+        return may
 
     def _sample(self):
         codes = {qmt_code(code) for code in self._wanted if code not in MARKETS}
         if not self._wanted.isdisjoint(MARKETS):
             codes.update(self.LIQUID, self._watch.pushed())
-        return self._watch.busiest(codes, self.LOOK_AT)
+        return self._watch.sample(codes, self.LOOK_AT, self.IN_TURN)
 
     def _count_renewal(self, codes):
         self._renewed, self._renewed_at = self._renewed + 1, self.link.clock.now()
@@ -14486,18 +14514,19 @@ class ShortConnection(BaseConnection):
     A connection is kept for the next call, for KEEP_S: to log in costs more bytes and time than most calls do. A
     failed attempt is repeated up to `retries` times: reads always, writes only with their key to the server whose
     journal knows it, error answers only if the server calls them retryable. patience_s: for how long, where that is
-    less than the request's own time. account_key, sub_account_id: as of RemoteQmtConnection.
+    less than the request's own time. on_silence(): called whenever nothing came for silence_s; what it raises ends
+    the request. account_key, sub_account_id: as of RemoteQmtConnection.
     """
 
     KEEP_S = 30.0  # the server gives up who is silent for twice as long
 
     def __init__(self, host, port, token, tls_cert=None, request_timeout=60.0, connect_timeout=10.0, retries=2,
                  retry_interval=0.5, compress='auto', clock=None, account_key=None, sub_account_id=None,
-                 patience_s=math.inf):
+                 patience_s=math.inf, silence_s=math.inf, on_silence=lambda: None):
         self.endpoint = Endpoint(host, port, token, tls_cert, connect_timeout, clock, account_key, sub_account_id)
         self.compress = check_compress(compress)
         self.request_timeout, self.retries, self.retry_interval = request_timeout, retries, retry_interval
-        self.patience_s = patience_s
+        self.patience_s, self._silence_s, self._on_silence = patience_s, silence_s, on_silence
         self._pause, self._lock = threading.Event(), threading.Lock()
         self._kept, self._closed = None, False  # kept: (channel, handshake_ack, until when, process) of the last call
 
@@ -14582,13 +14611,18 @@ class ShortConnection(BaseConnection):
     def _await(self, channel, call, deadline):
         frame = None
         while frame is None or not _answers(frame, call):
-            frame = _next_frame(channel, deadline - time.monotonic())
+            frame = _next_frame(channel, min(deadline - time.monotonic(), self._silence_s))
             if frame is None:
-                raise RequestTimeout('%s 没有在限定时间内回答' % self.endpoint)
-            if frame.get('event') == 'progress' and frame.get('id') == call.id:
+                self._endure(deadline)
+            elif frame.get('event') == 'progress' and frame.get('id') == call.id:
                 call.note_progress(frame.get('payload'))
                 deadline = call.later(deadline, call.timeout_s)
         call.take(frame)
+
+    def _endure(self, deadline):
+        if time.monotonic() >= deadline:
+            raise RequestTimeout('%s 没有在限定时间内回答' % self.endpoint)
+        self._on_silence()
 
 
 def _answers(frame, call):
@@ -15765,19 +15799,21 @@ def safety_warnings(settings):
 def _client(args):
     """(settings, a connection that opens on the first request). A question has the time that its --patience gives."""
     settings = settings_from(args)
-    patience_s = _patience_of(args, settings)
-    answer_s = min(settings.rpc_timeout, patience_s * ANSWER_SHARE)
+    patience = _Patience(settings, _patience_of(args, settings))
     connection = ShortConnection(settings.host, settings.port, settings.token, settings.tls_cert,
-                                 request_timeout=answer_s, compress=settings.compress, patience_s=patience_s)
+                                 request_timeout=min(settings.rpc_timeout, patience.answer_s),
+                                 compress=settings.compress, patience_s=patience.seconds,
+                                 silence_s=patience.answer_s, on_silence=patience.look)
     with contextlib.closing(connection):
         try:
             yield settings, connection
         except RequestTimeout as error:
-            raise error if patience_s == math.inf else _why_silent(settings, error, patience_s)
+            raise patience.over(error)
 
 
 PATIENCE_S = 5.0    # where neither --patience nor a time for a request was given
 ANSWER_SHARE = 0.8  # of a question's patience: the rest is for asking what keeps the server
+STANDS_STILL_S = 3  # a call into the terminal that is out for as long as that keeps a question waiting
 
 
 def _patience_of(args, settings):
@@ -15788,17 +15824,43 @@ def _patience_of(args, settings):
     return PATIENCE_S if settings.sources['rpc_timeout'] == '默认值' else settings.rpc_timeout / ANSWER_SHARE
 
 
-def _why_silent(settings, error, patience_s):
-    """The error of a question without an answer, with what the server's health says of its terminal."""
-    connection = ShortConnection(settings.host, settings.port, settings.token, settings.tls_cert, retries=0,
-                                 request_timeout=max(0.1, patience_s * (1 - ANSWER_SHARE)))
-    try:
-        with contextlib.closing(connection):
-            told = qmt_troubles(connection.request('admin.health')['value'])
-    except BulletError:
-        told = []
-    message = '%g 秒内没有回答%s' % (patience_s, '：' + '；'.join(told) if told else '')
-    return RequestTimeout(message, '等得更久：--patience 60；%s' % SILENCE_REMEDY)
+class _Patience:
+    """How long a question waits for its answer, and why it had none.
+
+    An answer that may take long, such as a history that is downloaded first, is waited for as long as the server's
+    health has nothing against it.
+    """
+
+    def __init__(self, settings, seconds):
+        self.seconds, self.answer_s = seconds, seconds * ANSWER_SHARE
+        self._settings, self._error = settings, None
+
+    def look(self):
+        """Nothing came for a while. Raises RequestTimeout where the server or its terminal stands still."""
+        told = self._troubles()
+        if told:
+            self._error = self._silent(told)
+            raise self._error
+
+    def over(self, error):
+        """The error of a question without an answer, with what is known of the reason."""
+        if self.seconds == math.inf:
+            return error
+        return self._error or self._silent(self._troubles())
+
+    def _silent(self, told):
+        message = '%g 秒内没有回答%s' % (self.seconds, '：' + '；'.join(told) if told else '')
+        return RequestTimeout(message, '等得更久：--patience 60；%s' % SILENCE_REMEDY, retryable=False)
+
+    def _troubles(self):
+        settings = self._settings
+        connection = ShortConnection(settings.host, settings.port, settings.token, settings.tls_cert, retries=0,
+                                     request_timeout=max(0.1, self.seconds * (1 - ANSWER_SHARE)))
+        try:
+            with contextlib.closing(connection):
+                return qmt_troubles(connection.request('admin.health')['value'])
+        except BulletError as error:
+            return ['服务端也没有说自己的状态（%s）' % printable(error.message)]
 
 
 def qmt_troubles(health):
@@ -15806,13 +15868,16 @@ def qmt_troubles(health):
     qmt = health.get('qmt') or {}
     parts = [('行情', qmt.get('data') or {})]
     parts += [('账户 %s' % key, account) for key, account in (qmt.get('accounts') or {}).items()]
-    return ['%s 没有连上 QMT（%s）' % (name, part.get('last_error') or part.get('state')) if part.get('state') != 'connected'
-            else '%s 有 %d 个调用卡在 QMT 里' % (name, _stuck_calls(part))
-            for name, part in parts if part and (part.get('state') != 'connected' or _stuck_calls(part))]
+    return ['%s %s' % (name, trouble) for name, part in parts for trouble in [_trouble_of(part)] if part and trouble]
 
 
-def _stuck_calls(part):
-    return part.get('hung_calls') or part.get('hung') or 0
+def _trouble_of(part):
+    stuck, waiting_s = part.get('hung_calls') or part.get('hung') or 0, part.get('waiting_s') or 0
+    if part.get('state') != 'connected':
+        return '没有连上 QMT（%s）' % (part.get('last_error') or part.get('state'))
+    if stuck:
+        return '有 %d 个调用卡在 QMT 里' % stuck
+    return '的一个调用 QMT 已经 %d 秒没有回应' % waiting_s if waiting_s >= STANDS_STILL_S else None
 
 
 @contextlib.contextmanager
@@ -15986,11 +16051,25 @@ def run_call(args):
         raise ConfigError('PAYLOAD 不是合法的 JSON：%s' % error, '例如 \'{"security": "000001.XSHE"}\'')
     if not isinstance(payload, dict):
         raise ConfigError('PAYLOAD 应为 JSON 对象', '例如 \'{"security": "000001.XSHE"}\'')
-    with _client(args) as (settings, connection):
+    with _client(_with_patience(args)) as (settings, connection):
         payload = _with_account(args.action, payload, settings)
-        answer = connection.request(args.action, payload)
+        long_s = settings.rpc_timeout if args.action in QUESTIONS and args.action != 'data.history' else None
+        answer = connection.request(args.action, payload, long_s)
         print(_json_text(answer.to_wire() if isinstance(answer, Table) else answer))
     return Exit.OK
+
+
+QUESTIONS = {'broker.account', 'broker.positions', 'broker.orders', 'broker.trades', 'broker.order_status'} | {
+    action for action in ACTIONS if action.startswith('data.')}
+
+
+def _with_patience(args):
+    """A question ends when QMT stands still; whatever else is called has the time that the server takes for it."""
+    if args.action in QUESTIONS:
+        return args
+    if args.patience is not None:
+        raise ConfigError('--patience 只用于查询，%s 不是' % brief(args.action), '它最多等 --rpc-timeout')
+    return argparse.Namespace(**dict(vars(args), patience=math.inf))
 
 
 def _json_text(value):
@@ -16339,7 +16418,7 @@ COMMANDS = OrderedDict([
         _argument('--keep-going', action='store_true', help='策略出错后继续运行（默认停止）')])),
     ('call', (run_call, '直接调用一个 action，打印 JSON', _OF_ACCOUNT, [
         _argument('action', metavar='ACTION', help='例如 data.snapshot'),
-        _argument('payload', nargs='?', default='{}', metavar='PAYLOAD', help='JSON 对象（默认 {}）')])),
+        _argument('payload', nargs='?', default='{}', metavar='PAYLOAD', help='JSON 对象（默认 {}）'), _PATIENCE])),
 ])
 
 

@@ -360,6 +360,59 @@ def test_a_question_that_is_not_answered_says_why(run, server, monkeypatch, ques
     assert '2 个调用卡在 QMT 里' in err and 'QMT 行情没有在 10 秒内回应' in err
 
 
+WELL = {'state': 'connected', 'hung': 0, 'waiting_s': 0}
+SERVED = {'backend_type': 'qmt', 'qmt': {'accounts': {'default': WELL}, 'data': WELL}}
+NOT_BACK = {'backend_type': 'qmt', 'qmt': {'accounts': {'default': WELL}, 'data': dict(WELL, waiting_s=4)}}
+LONG_QUESTIONS = [('history', CODE), ('call', 'data.history', '{"security": "000001.XSHE"}'),
+                  ('call', 'data.get_index_stocks', '{"index_symbol": "000300.XSHG"}')]
+
+
+def after(event, function):
+    def call(*args, **options):
+        event.wait(30)
+        return function(*args, **options)
+    return call
+
+
+def held_up(monkeypatch, server, health, until):
+    """What answers long questions waits; health() is what the server says meanwhile."""
+    data = server.service.backend.data
+    for name in ('history', 'index_stocks'):
+        monkeypatch.setattr(data, name, after(until, getattr(data, name)))
+    monkeypatch.setattr(type(server.service.backend), 'health', lambda self: health())
+
+
+@pytest.mark.parametrize('question', LONG_QUESTIONS)
+def test_a_long_question_ends_when_the_terminal_stands_still(run, server, monkeypatch, question):
+    """A frozen terminal is known to be down only when its calls have run out of time; one that is out tells it."""
+    held = threading.Event()
+    held_up(monkeypatch, server, lambda: NOT_BACK, held)
+    code, out, err = run(*question + ('--patience', '0.5'))
+    held.set()
+    assert code == bq.Exit.UNREACHABLE and out == ''
+    assert '0.5 秒内没有回答' in err and '行情 的一个调用 QMT 已经 4 秒没有回应' in err and '--patience' in err
+
+
+@pytest.mark.parametrize('question', LONG_QUESTIONS)
+def test_a_long_question_goes_on_while_all_is_well(run, server, monkeypatch, question):
+    """A download, or a thin line: the third look at the server's health lets the answer come."""
+    held, looks = threading.Event(), []
+
+    def health():
+        looks.append(1)
+        if len(looks) == 3:
+            held.set()
+        return SERVED
+    held_up(monkeypatch, server, health, held)
+    code, out, err = run(*question + ('--patience', '0.5'))
+    assert code == bq.Exit.OK and out and len(looks) == 3
+
+
+def test_patience_is_for_questions(run):
+    code, _, err = run('call', 'broker.cancel_order', '{"order_id": "1"}', '--patience', '3')
+    assert code == bq.Exit.USAGE and '--patience' in err
+
+
 def test_an_order_has_its_own_rules(run, capsys):
     """How long it is waited for is --wait, and what has no answer is unknown: there is no patience to run out."""
     with pytest.raises(SystemExit):

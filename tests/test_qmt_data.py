@@ -600,6 +600,29 @@ def test_one_that_dries_up_among_others_is_noticed(terminal, trading):
     assert ticks_of(trading)['renewed'] == 1
 
 
+def test_a_quiet_one_that_dries_up_among_many_is_noticed(terminal, trading, monkeypatch):
+    """One subscription covers 60; ten are busy, and of the others the next four are looked at in turn."""
+    monkeypatch.setattr(bq._QmtFeed, 'LOOK_AT', 5)
+    monkeypatch.setattr(bq._QmtFeed, 'IN_TURN', 4)
+    symbols = ['6010%02d.SH' % i for i in range(60)]
+    for symbol in symbols:
+        terminal.add_security(symbol, '测试', 10.0, first_day='20250801')
+    listener = Listener()
+    trading.set_tick_listener(listener)
+    trading.subscribe([bq.normalize_code(symbol) for symbol in symbols])
+    quiet, busy = symbols[30], symbols[:10]
+    trade_on(terminal, 30, quiet, *busy)
+    assert ticks_of(trading)['renewed'] == 0
+    terminal.forget_quote(quiet)
+    terminal.clock.advance(1)
+    terminal.push(quiet, 10.0, 100)
+    trade_on(terminal, 90, *busy)
+    assert ticks_of(trading)['renewed'] == 1
+    assert [len(item[1]) for item in terminal.market.subscriptions()] == [60]
+    terminal.push(quiet, 10.4, 100)
+    assert listener.heard(bq.normalize_code(quiet), 10.4)
+
+
 def test_what_is_not_traded_is_no_alarm(terminal, trading):
     trading.subscribe([STOCK, ETF])
     trade_on(terminal, 3, '600000.SH', '510300.SH')

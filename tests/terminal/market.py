@@ -356,6 +356,11 @@ class Market:
         for seq in [seq for seq, item in self._subscriptions.items() if item.link == link]:
             del self._subscriptions[seq]
 
+    def drop_code(self, code):
+        """No subscription covers it any more."""
+        for item in self._subscriptions.values():
+            item.codes = tuple(covered for covered in item.codes if covered != code)
+
     def push(self, code, price, volume=0, **changes):
         """A trade of `volume` shares at `price`, now: tick and running bars change, subscribers hear of it.
 

@@ -195,6 +195,11 @@ class Terminal:
             for link in self._links:
                 self._market.drop_link(link.number)
 
+    def forget_quote(self, code):
+        """The same of one security alone, whichever subscription covers it."""
+        with self._lock:
+            self._market.drop_code(code)
+
     def forget_accounts(self):
         """The same of orders and trades."""
         with self._lock:
