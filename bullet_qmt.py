@@ -2156,7 +2156,8 @@ def minute_of_day(moment):
 
 CLOSING_CALL = 14 * 60 + 57  # the closing auction begins
 FIXED_PRICE_OPEN, FIXED_PRICE_CLOSE = 15 * 60 + 5, 15 * 60 + 30  # after-hours trading at the day's close
-OPENING_NO_CANCEL = 9 * 60 + 20, 9 * 60 + 25
+OPENING_CALL_END = 9 * 60 + 25  # what came before trades at the opening price, what comes later waits for 9:30
+OPENING_NO_CANCEL = 9 * 60 + 20, OPENING_CALL_END
 # Which have a closing auction, and since when; all others trade continuously up to the close.
 _ClosingCall = namedtuple('_ClosingCall', 'market kinds since source')
 _CLOSING_CALLS = (
@@ -5829,9 +5830,10 @@ class _Depth:
 class _PaperBook:
     """Open orders of one security. fresh: id -> those that no round has tried yet, in the order of arrival; fixed: the
     same of after-hours orders. All others rest on their side by price, then time: a round looks at those that trade
-    and at one more."""
+    and at one more. closed: the closing auction is over."""
 
     def __init__(self):
+        self.closed = False
         self._sides = {'BUY': [], 'SELL': []}  # [(place, order)], ascending: the next to trade is the last
         self.fresh, self.fixed = OrderedDict(), OrderedDict()
 
@@ -5865,7 +5867,9 @@ class StubExchange:
     For the caller: open_account, start, close, match_now, open_orders; the rest is for StubBroker.
     Orders trade over all accounts against level 1 of the quote: resting ones by price, then time, new ones after them
     in the order of arrival. A quote offers its volume once; the offer is new when the level changes or the next tick
-    interval begins. An order that came after the close, where the rules have after-hours trading, trades at the close
+    interval begins. In a call auction orders rest; at its end those whose price allows it trade at its price, as many
+    shares as the first quote after it offers: at the open what came before 9:25, at the close what is left by then.
+    An order that came after the close, where the rules have after-hours trading, trades at the close
     from 15:05 to 15:30.
 
     Order and trade ids are decimal texts out of one counter that starts at the clock's Unix time in ms. As long as
@@ -6083,7 +6087,7 @@ class StubExchange:
             if self.data.market_open(now):
                 self._match(quotes, now)
             elif self._is_trade_day(now):
-                self._match_after_hours(quotes, now)
+                self._match_closed(quotes, now)
             self._woken = woken  # what this round has to tell it tells itself
 
     def _quotes_of_resting(self):
@@ -6101,22 +6105,55 @@ class StubExchange:
 
     def _match(self, quotes, now):
         for code, book, quote in self._traded(quotes):
+            if not self.data.market_open(quote.dt):
+                continue  # asked for a moment before the open
+            if not self.data.always_open and not in_continuous_trading(code, now):
+                self._rest(book, list(book.fresh.values()))
+                continue
             depth = self._depth(code, quote, now)
-            for side in SIDES:
-                self._sweep(book, side, depth, now)
+            self._open_call(book, quote, depth, now)
+            self._sweep_both(book, depth, now)
             for paper in list(book.fresh.values()):
                 self._try(paper, book, depth, now)
+
+    def _open_call(self, book, quote, depth, now):
+        """What came before 9:25 and was never tried trades at the opening price, where there was one."""
+        if self.data.always_open or not quote.open:
+            return
+        called = [paper for paper in book.fresh.values() if minute_of_day(paper.row.time) < OPENING_CALL_END]
+        if called:
+            self._rest(book, called)
+            self._sweep_both(book, depth, now, _to_mills(quote.open))
+
+    def _close_call(self, code, book, quote, now):
+        """Once a day: what came before 15:00 trades at the closing price."""
+        if book.closed or minute_of_day(quote.dt) < AFTERNOON_CLOSE:
+            return
+        book.closed = True
+        self._rest(book, list(book.fresh.values()))
+        if closing_call(code, now.date()) < AFTERNOON_CLOSE:
+            self._sweep_both(book, self._depth(code, quote, now), now, _to_mills(quote.last_price))
+
+    def _rest(self, book, papers):
+        for paper in papers:
+            book.rest(paper)
+            self._now_open(paper)
+
+    def _sweep_both(self, book, depth, now, call_price=None):
+        for side in SIDES:
+            self._sweep(book, side, depth, now, call_price)
 
     def _traded(self, quotes):
         """[(code, book, quote)]; a security whose orders came after the quotes is for the next round."""
         return [(code, self._books[code], quote) for code, quote in quotes.items()
                 if code in self._books and quote is not None and not quote.paused]
 
-    def _sweep(self, book, side, depth, now):
-        """The orders that level 1 reaches, as far as its volume goes. Costs what trades, whatever rests."""
-        while True:
-            paper, price = book.first(side), depth.price(side)
-            if paper is None or price is None or not paper.hold.accepts(price):
+    def _sweep(self, book, side, depth, now, call_price):
+        """The orders that level 1 reaches, or the price of a call, as far as the volume of level 1 goes. Costs what
+        trades, whatever rests."""
+        while depth.price(side) is not None:
+            paper, price = book.first(side), call_price or depth.price(side)
+            if paper is None or not paper.hold.accepts(price):
                 return
             self._fill(paper, depth.take(side, paper.hold.left), price, now)
 
@@ -6130,18 +6167,24 @@ class StubExchange:
         if paper.row.style == 'market':
             self._finish(paper, '最优价即时成交，剩余撤销')
         else:
-            book.rest(paper)
-            self._now_open(paper)
+            self._rest(book, [paper])
 
     def _now_open(self, paper):
         if paper.row.status == 'submitted':
             paper.update('open')
             self._tell_later(paper.account, 'order', paper.row)
 
-    def _match_after_hours(self, quotes, now):
-        """At the close, against what the last level 1 offers, from 15:05 on, in the order of arrival."""
-        if not FIXED_PRICE_OPEN <= minute_of_day(now) < FIXED_PRICE_CLOSE:
+    def _match_closed(self, quotes, now):
+        """From 15:00 on: the closing auction, then after-hours trading. Before the open and at noon: nothing."""
+        if minute_of_day(now) < AFTERNOON_CLOSE:
             return
+        for code, book, quote in self._traded(quotes):
+            self._close_call(code, book, quote, now)
+        if FIXED_PRICE_OPEN <= minute_of_day(now) < FIXED_PRICE_CLOSE:
+            self._match_after_hours(quotes, now)
+
+    def _match_after_hours(self, quotes, now):
+        """At the close, against what the last level 1 offers, in the order of arrival."""
         for code, book, quote in self._traded(quotes):
             depth, close = self._depth(code, quote, now), _to_mills(quote.last_price)
             for paper in list(book.fixed.values()):

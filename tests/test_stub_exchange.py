@@ -2,7 +2,7 @@
 import queue
 import threading
 from collections import defaultdict
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 
 import pytest
@@ -599,11 +599,107 @@ def test_an_order_after_hours_whose_price_does_not_allow_the_close_is_refused():
 
 def test_an_order_of_the_day_is_not_one_of_after_hours():
     bench = Bench(always_open=False, start=datetime(2026, 7, 6, 14, 59))
-    bench.market.set(STOCK, bid=10.4, ask=10.5, last_price=10.0)
-    order = bench.trade('BUY', 100, 10.2)
-    bench.clock.set(datetime(2026, 7, 6, 15, 10))
+    bench.market.set(STOCK, bid=10.4, ask=10.5, ask_volume=100, last_price=10.0)
+    order = bench.trade('BUY', 300, 10.2)
+    for minute in (0, 10, 20):
+        bench.clock.set(datetime(2026, 7, 6, 15, minute))
+        bench.exchange.match_now()
+        assert bench.broker.order(order.order_id).filled == 100, 'what the closing auction gave'
+
+
+# -- call auctions ---------------------------------------------------------------------------------------------------
+# SSE trading rules 3.1.2, 3.5 and 3.6, those of SZSE and BSE alike: in a call auction orders are collected and trade
+# at its end at one price, the opening or the closing price of the day.
+def at(bench, *clock):
+    bench.clock.set(datetime.combine(bench.clock.now().date(), time(*clock)))
     bench.exchange.match_now()
-    assert bench.broker.order(order.order_id).filled == 0
+
+
+def deals(bench):
+    return [(trade.side, trade.amount, trade.price) for trade in bench.broker.trades()]
+
+
+@pytest.mark.parametrize('code, day, called', [
+    ('600036.XSHG', (2024, 3, 5), True), ('600036.XSHG', (2018, 8, 20), True), ('600036.XSHG', (2018, 8, 17), False),
+    ('000001.XSHE', (2018, 8, 17), True), ('688001.XSHG', (2024, 3, 5), True), ('300750.XSHE', (2024, 3, 5), True),
+    ('920002.BJ', (2024, 3, 5), True), ('510300.XSHG', (2026, 7, 3), False), ('510300.XSHG', (2026, 7, 6), True),
+    ('159915.XSHE', (2024, 3, 5), True), ('113050.XSHG', (2026, 7, 6), False), ('123001.XSHE', (2024, 3, 5), True)])
+def test_orders_of_the_closing_auction_trade_at_the_close(code, day, called):
+    bench = Bench(always_open=False, start=datetime(*day + (14, 58)))
+    bench.market.set(code, bid=9.99, ask=10.01, last_price=10.0)
+    order = bench.trade('BUY', 200, 10.2, code)
+    if not called:
+        assert (order.status, order.avg_price) == ('filled', 10.01)
+        return
+    assert (order.status, order.filled) == ('open', 0), 'rests until 15:00'
+    at(bench, 14, 59, 59)
+    assert deals(bench) == []
+    bench.market.set(code, bid=10.09, ask=10.11, last_price=10.1)
+    at(bench, 15, 0)
+    assert deals(bench) == [('BUY', 200, 10.1)]
+
+
+def test_a_resting_order_is_part_of_the_closing_auction_and_only_then():
+    bench = Bench(always_open=False, start=datetime(2024, 3, 4, 10, 0))
+    bench.hold_shares()
+    buy, sale = bench.trade('BUY', 100, 9.5), bench.trade('SELL', 100, 10.5)
+    at(bench, 14, 57)
+    bench.market.set(STOCK, bid=9.3, ask=9.4, last_price=9.35)
+    at(bench, 14, 58)
+    assert (bench.broker.order(buy.order_id).filled, bench.broker.order(sale.order_id).filled) == (0, 0)
+    at(bench, 15, 0)
+    assert deals(bench) == [('BUY', 100, 9.35)]
+    bench.market.set(STOCK, bid=10.5, ask=10.6, last_price=10.55)
+    at(bench, 15, 1)
+    assert deals(bench) == [('BUY', 100, 9.35)], 'there is one closing auction'
+
+
+@pytest.mark.parametrize('side, price, traded', [('BUY', 10.0, True), ('BUY', 9.99, False), ('BUY', 10.5, True),
+                                                 ('SELL', 10.0, True), ('SELL', 10.01, False), ('SELL', 9.5, True)])
+@pytest.mark.parametrize('entered, end', [((9, 16), (9, 30)), ((9, 24, 59), (9, 30)), ((14, 57), (15, 0)),
+                                          ((14, 59, 59), (15, 0))])
+def test_an_auction_has_one_price_and_a_limit_worse_than_it_rests(side, price, traded, entered, end):
+    bench = Bench(always_open=False, start=datetime(2024, 3, 4, 10, 0))
+    bench.hold_shares()
+    bench.clock.set(datetime(2024, 3, 5, *entered))
+    bench.market.set(STOCK, bid=9.98, ask=10.02, last_price=10.0, open=10.0)
+    order = bench.trade(side, 100, price)
+    assert order.filled == 0
+    at(bench, *end)
+    assert deals(bench) == ([(side, 100, 10.0)] if traded else [])
+    assert bench.broker.order(order.order_id).status == ('filled' if traded else 'open')
+
+
+@pytest.mark.parametrize('clock, price', [((8, 30), 10.0), ((9, 15), 10.0), ((9, 24, 59), 10.0), ((9, 25), 10.4),
+                                          ((9, 29, 59), 10.4), ((9, 30), 10.4), ((12, 0), 10.4)])
+def test_orders_before_0925_trade_at_the_opening_price_and_later_ones_in_continuous_trading(clock, price):
+    bench = Bench(always_open=False, start=datetime(2024, 3, 5, *clock))
+    bench.market.set(STOCK, bid=10.3, ask=10.4, last_price=10.35, open=10.0)
+    assert bench.trade('BUY', 100, 10.5).filled == (100 if clock == (9, 30) else 0)
+    at(bench, *((13, 0) if clock == (12, 0) else (9, 30)))
+    assert deals(bench) == [('BUY', 100, price)]
+
+
+def test_the_better_price_goes_first_in_an_auction_and_nothing_trades_against_an_empty_side():
+    bench = Bench(always_open=False, start=datetime(2024, 3, 5, 14, 58))
+    bench.market.set(STOCK, bid=9.99, ask=10.01, ask_volume=300, last_price=10.0)
+    first, second, third = [bench.send('BUY', 200, price) for price in (10.0, 10.1, 10.2)]
+    bench.market.set(OTHER, bid=11.0, ask=0.0, ask_volume=0, last_price=11.0, high_limit=11.0)
+    at_the_limit = bench.send('BUY', 200, 11.0, OTHER)
+    at(bench, 15, 0)
+    filled = [bench.broker.order(order_id).filled for order_id in (first, second, third, at_the_limit)]
+    assert filled == [0, 100, 200, 0]
+
+
+def test_a_quote_from_before_the_end_of_an_auction_ends_none(monkeypatch):
+    bench = Bench(always_open=False, start=datetime(2024, 3, 5, 14, 58))
+    bench.trade('BUY', 100, 10.2)
+    quote, late = bench.market.quote, timedelta(seconds=2)
+    monkeypatch.setattr(bench.market, 'quote', lambda code: quote(code).replace(dt=bench.clock.now() - late))
+    at(bench, 15, 0)
+    assert deals(bench) == []
+    at(bench, 15, 0, 2)
+    assert deals(bench) == [('BUY', 100, 10.0)]
 
 
 def test_what_after_hours_has_not_filled_can_be_cancelled():
