@@ -552,6 +552,7 @@ class BrokerCalls:
     def __init__(self, connection, account_key=None, sub_account_id=None, rpc_timeout=60.0, margin=30.0, debug=True):
         self._connection, self._rpc_timeout, self._margin, self._debug = connection, rpc_timeout, margin, debug
         self._account = _given(account_key=account_key, sub_account_id=sub_account_id)
+        self._lines = threading.local()  # kept: those of this thread that wait for the end of what they tell of
 
     def _ask(self, action, timeout=None, **payload):
         self._connection.check_account(**self._account)
@@ -559,9 +560,23 @@ class BrokerCalls:
 
     def _say(self, line, *values):
         """The one place that prints. An order must not look failed because the console lacks a character."""
-        if self._debug:
+        text, kept = line % tuple(map(printable, values)), getattr(self._lines, 'kept', None)
+        if kept is not None:
+            kept.append(text)
+        elif self._debug:
             with contextlib.suppress(OSError, ValueError):  # a closed console
-                print(as_shown(line % tuple(map(printable, values))))
+                print(as_shown(text))
+
+    @contextlib.contextmanager
+    def _lines_after(self):
+        """A console that stands still holds up nothing between the first step and the last: the lines come after."""
+        self._lines.kept = []
+        try:
+            yield
+        finally:
+            lines, self._lines.kept = self._lines.kept, None
+            for line in lines:
+                self._say('%s', line)
 
     # -- views ---------------------------------------------------------------------------------------------------
     def get_account(self):
@@ -725,13 +740,14 @@ class RemoteBrokerClient(BrokerCalls):
     # -- targets -------------------------------------------------------------------------------------------------
     def _send_target(self, code, target, terms):
         """The order that is left once nothing else is under way and the position is known."""
-        self._clear(code)
-        held, closeable = self._holding(code)
-        if target >= held:
-            return self._send(code, 'BUY', target - held, terms)
-        if held - target > closeable:
-            self._say('[下单] %s 要卖 %s 股，现在可卖 %s 股，只卖可卖的', code, held - target, closeable)
-        return self._send(code, 'SELL', min(held - target, closeable), terms)
+        with self._lines_after():
+            self._clear(code)
+            held, closeable = self._holding(code)
+            if target >= held:
+                return self._send(code, 'BUY', target - held, terms)
+            if held - target > closeable:
+                self._say('[下单] %s 要卖 %s 股，现在可卖 %s 股，只卖可卖的', code, held - target, closeable)
+            return self._send(code, 'SELL', min(held - target, closeable), terms)
 
     def _clear(self, code):
         """Cancels the account's open orders of this security. Raises OrderStateUnknown unless all of them ended."""

@@ -746,6 +746,25 @@ def test_a_console_that_cannot_show_it_does_not_lose_the_order(wire, monkeypatch
     assert jq.order(CODE, 100) == 'o3'
 
 
+@pytest.mark.parametrize('call', [
+    lambda: jq.order_target(CODE, 700), lambda: jq.order_target(CODE, 100), lambda: jq.order_target_value(CODE, 7000),
+    lambda: jq.order_target_percent(CODE, 0.05), lambda: jq.order(CODE, 100), lambda: jq.order_value(CODE, 5000)])
+def test_nothing_is_printed_before_the_order_is_answered(wire, monkeypatch, call):
+    """A console that stands still would hold it up between the cancels and the order."""
+    wire.answers['broker.positions'] = [position_row(amount=300, closeable=100)]
+    wire.answers['broker.orders'] = [order_row('5')]
+    printed = []
+
+    class Console:
+        encoding = 'utf-8'
+
+        def write(self, text):
+            printed.append((text, wire.sent[-1][0]))
+    monkeypatch.setattr(jq.sys, 'stdout', Console())
+    call()
+    assert any('下单' in text for text, _ in printed) and {last for _, last in printed} == {'broker.place_order'}
+
+
 def test_a_forged_status_is_shown_not_obeyed(wire, capsys):
     wire.answers['broker.cancel_order'] = {'status': 'open\n[下单] 假', 'value': False}
     jq.cancel_order('5')
