@@ -10637,11 +10637,19 @@ class OrderStream:
         news."""
         self._day, self._told = self._journal.today(), {}
         self._let_go()
-        for event in self._journal.events_after(self._journal.newest_after(0), today=True):
+        for event in self._kept_today():
             try:
                 self._is_change(event.account_key, event.event, event.payload)
             except (KeyError, TypeError) as error:  # a row that lacks something: what it told may be told again
                 LOG.error('委托日志里的回报 %s 缺少内容：%s', event.seq, printable(error))
+
+    def _kept_today(self):
+        """A disk that cannot be read has something told twice, rather than the news of the moment not at all."""
+        try:
+            return self._journal.events_after(self._journal.newest_after(0), today=True)
+        except JournalError as error:
+            LOG.error('%s', printable(error))
+            return []
 
     def _work(self, jobs):
         found = []

@@ -522,6 +522,18 @@ def test_a_new_day_begins_with_nothing_told(shop):
     assert heard.get(timeout=20).payload['status'] == 'open'
 
 
+def test_a_journal_that_cannot_be_read_as_the_day_begins_costs_no_news(shop, monkeypatch):
+    heard = hear(shop)
+    order_id = shop.place(idempotency_key='k')['order_id']
+    shop.clock.advance(86400)
+
+    def unreadable(seq):
+        raise bq.JournalError('disk I/O error')
+    monkeypatch.setattr(shop.journal, 'newest_after', unreadable)
+    shop.main.become(order_id, 'open')
+    assert heard.get(timeout=20).payload['status'] == 'open'
+
+
 def test_a_clock_that_goes_astray_and_comes_back_tells_nothing_twice(shop):
     heard = hear(shop)
     order_id = shop.place(idempotency_key='k')['order_id']
