@@ -14960,6 +14960,26 @@ def _to_panel(table):
         return pandas.Panel(OrderedDict((field, frame[field]) for field in fields))
 
 
+def listed_rows(connection, ask, action, payload, told, **extension):
+    """Order or trade rows of ask(action, payload). extension: what goes along to a server that knows it.
+
+    What a server knows it says when it is first met: a list that is too long for that question is asked for again.
+    """
+    def knows():
+        return ORDERS_FEATURE in getattr(connection, 'ack', {}).get('features', ())
+
+    def rows(known):
+        answer = ask(action, dict(payload, table=True, **extension) if known else payload)
+        return table_rows(answer) if isinstance(answer, Table) else rows_of(answer, told)
+    known = knows()
+    try:
+        return rows(known)
+    except FrameTooLarge:
+        if known or not knows():
+            raise
+        return rows(True)
+
+
 class RemoteQmtBroker:
     """Trading through a remote server; synchronous, in rows (dicts) as RECORDS' to_wire names them.
 
@@ -15076,18 +15096,14 @@ class RemoteQmtBroker:
         return self._rows('broker.orders', _given_values(**payload), '委托')
 
     def _rows(self, action, payload, told, **extension):
-        """extension: what goes along to a server that knows it."""
-        if ORDERS_FEATURE in getattr(self._connection, 'ack', {}).get('features', ()):
-            payload = dict(payload, table=True, **extension)
-        answer = self._ask(action, payload)
-        return table_rows(answer) if isinstance(answer, Table) else rows_of(answer, told)
+        return listed_rows(self._ready(), self._ask, action, payload, told, **extension)
 
     def sync_orders(self):
         return self.get_orders(from_broker=True)
 
-    def get_open_orders(self):
+    def get_open_orders(self, security=None):
         """Order rows that may still fill."""
-        return [row for row in self._rows('broker.orders', {}, '委托', open=True)
+        return [row for row in self._rows('broker.orders', _given_values(security=security), '委托', open=True)
                 if plain_status(row.get('status')) not in FINAL_STATUSES]
 
     def get_trades(self, order_id=None, security=None):
@@ -15993,8 +16009,8 @@ def _clock_text(seconds):
 
 def run_orders(args):
     with _broker(args) as broker:
-        rows = broker.get_orders(security=args.security)
-    _print_rows([row for row in rows if not args.open or row['status'] not in FINAL_STATUSES], _ORDER_COLUMNS)
+        rows = (broker.get_open_orders if args.open else broker.get_orders)(security=args.security)
+    _print_rows(rows, _ORDER_COLUMNS)
     return Exit.OK
 
 

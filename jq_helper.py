@@ -78,12 +78,12 @@ from bullet_qmt import (
     SecurityNotFound, ShortConnection, account_overview, as_shown, bars_elapsed, brief, calendar_groups, cancel_status,
     check_choice, check_flag, check_moment, check_number, check_span, check_text, check_whole, check_write_key,
     combine, connect, dict_of, exchange_opens, factor_at, factor_ranges, foreign, format_table, from_ms, has_panel,
-    inside_limits, instrument, load_settings, lot_problem, normalize_code, normalize_codes, numbers_are_labels,
-    open_own, open_service, optional_import, order_number, order_style, parse_bool, parse_data_source, parse_frequency,
-    parse_host, parse_moment, parse_order_id, parse_text, parse_token, plain_status, price_limits, printable,
-    protect_price, qmt_code, real, refuse_nothing_filled, refuse_rejected, restrict_to_owner, round_lot, round_to_tick,
-    rows_of, scale, surely_closed, sync_directory, tell_warning, text_width, to_ms, tradable, trade_fees, value_of,
-    warning_in, ways, whole, windows_from_end)
+    inside_limits, instrument, listed_rows, load_settings, lot_problem, normalize_code, normalize_codes,
+    numbers_are_labels, open_own, open_service, optional_import, order_number, order_style, parse_bool,
+    parse_data_source, parse_frequency, parse_host, parse_moment, parse_order_id, parse_text, parse_token,
+    plain_status, price_limits, printable, protect_price, qmt_code, real, refuse_nothing_filled, refuse_rejected,
+    restrict_to_owner, round_lot, round_to_tick, rows_of, scale, surely_closed, sync_directory, tell_warning,
+    text_width, to_ms, tradable, trade_fees, value_of, warning_in, ways, whole, windows_from_end)
 from bullet_qmt import Account as AccountRow
 from bullet_qmt import Position as PositionRow
 
@@ -589,20 +589,26 @@ class BrokerCalls:
     def get_orders(self, order_id=None, security=None, status=None, from_broker=False):
         """OrderedDict order id -> RemoteOrder of today."""
         order_id = None if order_id is None else _order_id(order_id)
-        rows = self._ask('broker.orders', order_id=order_id, security=security, status=status,
-                         from_broker=from_broker or None)
-        return _by_id('order_id', map(RemoteOrder, rows_of(rows, '委托')))
+        return self._orders(_given(order_id=order_id, security=security, status=status,
+                                   from_broker=from_broker or None))
+
+    def _orders(self, payload, **extension):
+        return _by_id('order_id', map(RemoteOrder, self._rows('broker.orders', payload, '委托', **extension)))
+
+    def _rows(self, action, payload, told, **extension):
+        return listed_rows(self._connection, lambda action, payload: self._ask(action, **payload), action, payload,
+                           told, **extension)
 
     def get_open_orders(self, security=None):
         """Those of get_orders that may still change."""
-        orders = self.get_orders(security=security)
+        orders = self._orders(_given(security=security), open=True)
         return OrderedDict((key, item) for key, item in orders.items() if not item.final)
 
     def get_trades(self, order_id=None, security=None):
         """OrderedDict trade id -> RemoteTrade of today."""
         order_id = None if order_id is None else _order_id(order_id)
-        rows = self._ask('broker.trades', order_id=order_id, security=security)
-        return _by_id('trade_id', map(RemoteTrade, rows_of(rows, '成交')))
+        rows = self._rows('broker.trades', _given(order_id=order_id, security=security), '成交')
+        return _by_id('trade_id', map(RemoteTrade, rows))
 
     def get_order_status(self, order_id):
         """The order's row as a dict, {} if the account has none of that id."""

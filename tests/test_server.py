@@ -11,6 +11,7 @@ from datetime import datetime
 import pytest
 
 import bullet_qmt as bq
+import jq_helper
 
 from .base import TOKEN, ask_raw, login_raw, long_client, raw_socket, read_raw, send_raw, serving
 from .fakes import FakeClock
@@ -480,16 +481,22 @@ def test_orders_that_wait_keep_no_cancel_and_no_question_about_them_out(server, 
         assert sorted(read_raw(sock)['id'] for _ in range(3)) == [0, 1, 2]
 
 
-def test_a_hundred_thousand_orders_and_trades_are_listed(server, monkeypatch):
-    """A frame of JSON holds some 75,000: old clients get a part or a clear error, the product's own all of them."""
+def many_orders(server, monkeypatch, count=100000):
+    """The stub's orders, one in a thousand open, and half as many more trades."""
     stub, moment = server.service.desk.accounts.brokers['default'], datetime(2024, 5, 15, 10, 0, 1)
     orders = [bq.Order(order_id=str(number), security=CODE, amount=100, filled=number % 3, order_price=10.5,
                        time=moment, order_remark='手工 %d' % number, status='canceled' if number % 1000 else 'open')
-              for number in range(100000)]
+              for number in range(count)]
     trades = [bq.Trade(trade_id='t%d' % number, order_id=str(number), security=CODE, amount=100, price=10.5,
-                       time=moment) for number in range(150000)]
+                       time=moment) for number in range(count * 3 // 2)]
     monkeypatch.setattr(stub, 'orders', lambda: orders)
     monkeypatch.setattr(stub, 'trades', lambda: trades)
+    return orders, trades
+
+
+def test_a_hundred_thousand_orders_and_trades_are_listed(server, monkeypatch):
+    """A frame of JSON holds some 75,000: old clients get a part or a clear error, the product's own all of them."""
+    orders, trades = many_orders(server, monkeypatch)
     with session(server) as sock, long_client(server) as client:
         broker = bq.RemoteQmtBroker(connection=client)
         listed = broker.get_orders()
@@ -502,6 +509,27 @@ def test_a_hundred_thousand_orders_and_trades_are_listed(server, monkeypatch):
         assert ask_raw(sock, 'broker.orders', {'status': 'open'})['payload'] == listed[::1000]
         assert ask_raw(sock, 'broker.orders', {'open': True})['payload'] == listed[::1000]
         assert ask_error(sock, 'broker.orders', {'open': 'yes'})['code'] == 'BAD_REQUEST'
+
+
+def test_scripts_and_commands_list_more_orders_than_a_frame_of_json_holds(server, monkeypatch, capsys):
+    """Their connections know nothing of the server before the first answer."""
+    orders, trades = many_orders(server, monkeypatch, 3000)
+    monkeypatch.setattr(bq, 'FRAME_LIMIT', 500000)
+    for asked, expected in (('get_orders', orders), ('get_open_orders', orders[::1000])):
+        with contextlib.closing(bq.ShortConnection(*server.address[:2], token=TOKEN)) as connection:
+            client = jq_helper.RemoteBrokerClient(connection, None, debug=False)
+            found = getattr(client, asked)()
+            assert list(found) == [order.order_id for order in expected]
+            assert found['2000'].status == 'open' and found['2000'].amount == 100
+            assert not client.get_open_orders('000002.XSHE') and len(client.get_open_orders(CODE)) == 3
+    with contextlib.closing(bq.ShortConnection(*server.address[:2], token=TOKEN)) as connection:
+        assert len(jq_helper.RemoteBrokerClient(connection, None, debug=False).get_trades()) == len(trades)
+    way = ['--host', server.address[0], '--port', str(server.address[1]), '--token', TOKEN]
+    shown = []
+    for command in (['orders', '--open'], ['orders']):
+        assert bq.main(command + way) == bq.Exit.OK
+        shown.append(len(capsys.readouterr().out.splitlines()))
+    assert shown[1] - shown[0] == len(orders) - 3
 
 
 def test_rows_in_a_table_are_the_rows_of_a_list():
