@@ -3837,9 +3837,7 @@ class BrokerAdapter:
     or None.
     set_listener(listener): listener(kind, record) for each change, kind 'order', 'trade' or 'account', in their order,
     from a thread that holds no lock of the adapter. orders_known() -> (today's orders, whether these certainly are all
-    of them); on_connected(hook): hook() after each connect, from a thread of the adapter. renewed_at(): when, by the
-    clock's monotonic seconds, it connected to a terminal that had gone away, with all that it may have held back; None:
-    that has not happened.
+    of them); on_connected(hook): hook() after each connect, from a thread of the adapter.
     """
 
     spec = None  # AccountSpec
@@ -3877,9 +3875,6 @@ class BrokerAdapter:
 
     def on_connected(self, hook):
         """An adapter that never loses its broker never calls it."""
-
-    def renewed_at(self):
-        return None
 
     def find(self, tag):
         return next((order for order in self.orders() if order.order_remark[:TAG_BYTES] == tag[:TAG_BYTES]), None)
@@ -7011,7 +7006,6 @@ class QmtKeeper:
         self._lock, self._wake = threading.Lock(), threading.Event()
         self._link, self._closing, self._failures, self._connects = None, False, 0, 0
         self._hangs, self._given_up, self.traders, self._connected_at_s = 0, 0, 0, -math.inf
-        self._left, self.renewed_at = False, None  # whether the terminal went away by itself; monotonic seconds
         self.state, self.since, self.last_error, self.next_attempt = 'connecting', clock.now(), '', None
         self.hint, self.reason = '', ''
         self.on_connected, self.on_probed, self.renewed = [], [], 0
@@ -7172,8 +7166,6 @@ class QmtKeeper:
             if not self._alive(link):
                 return False
             self._connects, self._connected_at_s = self._connects + 1, self._clock.monotonic()
-            if self._left:
-                self._left, self.renewed_at = False, self._clock.monotonic()
             self._enter_state('connected')
             self.last_error = self.reason = self.hint = ''
         _qmt_log.info('账户 %s 已连接 QMT', self.spec.key)
@@ -7228,7 +7220,6 @@ class QmtKeeper:
             link = self._link if self._link is not None and self._link.trader is trader else None
         if kind == 'disconnected':
             if link is not None and trader.gone:
-                self._left = self._left or not trader.abandoned  # not where we have hung up ourselves
                 self.lost(link, *self.DISCONNECTED)
         elif row['account_id'] in (None, '', self.spec.account_id):
             if kind not in ('account_status', 'asset'):
@@ -7371,7 +7362,7 @@ def _qmt_same_order(known, order):
 
 def _qmt_essence(order):
     """What makes a change of an order worth telling."""
-    return order.status, order.raw_status, order.filled, order.avg_price
+    return order.status, order.raw_status, order.filled, order.avg_price, order.order_remark
 
 
 _QMT_STAGES = {'submit_unknown': 0, 'new': 1, 'submitted': 2}  # open, filling and canceling may follow each other
@@ -7482,9 +7473,6 @@ class QmtBroker(BrokerAdapter):
 
     def on_connected(self, hook):
         self.keeper.on_connected.append(hook)
-
-    def renewed_at(self):
-        return self.keeper.renewed_at
 
     # -- queries -----------------------------------------------------------------------------------------------------
     def account(self):
@@ -9603,7 +9591,7 @@ _EVENT_TABLE = '''CREATE TABLE IF NOT EXISTS events (
 JournalEvent = namedtuple('JournalEvent', 'seq account_key sub_account_id event payload')
 EVENT_DAYS, EVENTS_AT_ONCE = 10, 10000  # how long they are kept, how many are told again: what is beyond is a gap
 _JOURNAL_COLUMNS = ','.join(JournalEntry._fields)
-_JOURNAL_WRITE = 'INSERT OR REPLACE INTO writes (%s) VALUES (%s)' % (
+_JOURNAL_WRITE = 'INSERT INTO writes (%s) VALUES (%s)' % (
     _JOURNAL_COLUMNS, ','.join('?' * len(JournalEntry._fields)))
 _JOURNAL_CHANGING = ('state', 'order_id', 'answer', 'deadline_ms', 'unanswered')
 _JOURNAL_CHANGE = 'UPDATE writes SET %s, checksum=? WHERE tag=?' % ', '.join(map('%s=?'.__mod__, _JOURNAL_CHANGING))
@@ -10009,11 +9997,23 @@ class Journal:
         changed = entry._replace(state=state, order_id=order_id or entry.order_id, answer=answer or entry.answer,
                                  deadline_ms=deadline_ms or entry.deadline_ms)
         with self._database(sync) as db:
+            self._check_tag(db, entry)
             if entry.action == PLACE and entry.day == self.today():  # whose order it is holds even if the disk fails
                 self._index_today(db, changed)
             if entry.state == NEW or not self._change(db, changed):
                 changed = self._insert(db, changed, sync)
         return changed
+
+    @staticmethod
+    def _check_tag(db, entry):
+        """Earlier versions gave some keys of an account and of a sub-account one tag: the first that came has it."""
+        with contextlib.suppress(sqlite3.Error):  # on a failing disk an order ends below, and a cancel goes on
+            first = entry.tag[:TAG_BYTES]
+            rows = db.execute('SELECT idempotency_key FROM writes WHERE tag>=? AND tag<?',
+                              (first, first + 'g')).fetchall()
+            if any(key != entry.idempotency_key for key, in rows):
+                raise IdempotencyConflict('idempotency_key %s 的标记已属于另一个 key' % brief(entry.idempotency_key),
+                                          '没有提交；换一个 key', broker_called=False)
 
     def _index_today(self, db, entry):
         if self._indexed_day != entry.day:
@@ -10197,13 +10197,17 @@ def make_tag(action, key, sub=None):
 
     Earlier versions' were four longer and no different up to there, so the first TAG_BYTES alone are compared.
     """
-    text = '%s %s' % (action, key) + ('' if sub is None else ' %s' % sub)
+    return _tag('%s %s' % (action, key) + ('' if sub is None else '\0%s' % sub))  # no key has a NUL in it
+
+
+def _tag(text):
     return 'bq' + hashlib.sha256(text.encode('utf-8', 'backslashreplace')).hexdigest()[:TAG_BYTES - 2]
 
 
 def tags_of(action, key, sub):
-    """The tags that an order of this key may carry; earlier versions did not tell sub-accounts apart."""
-    return tuple(OrderedDict.fromkeys((make_tag(action, key, sub), make_tag(action, key))))
+    """The tags that an order of this key may carry; earlier versions told sub-accounts apart by a space, or not."""
+    earlier = make_tag(action, key) if sub is None else _tag('%s %s %s' % (action, key, sub))
+    return tuple(OrderedDict.fromkeys((make_tag(action, key, sub), earlier, make_tag(action, key))))
 
 
 def is_tag(remark):
@@ -10807,7 +10811,18 @@ CANCEL_WAIT_S = 5.0
 SETTLE_MARGIN_S = 30.0  # how much longer than its deadline a submission may have been on its way
 
 
-_TAG_REMEDY = '这个终端或柜台不保留完整的 20 字节备注：请券商打开备注（投资备注），或换一个终端；重启服务端后再试一笔'
+_TAG_REMEDY = ('这个终端或柜台没有带回完整的 20 字节备注：备注晚些到了会自动恢复；否则请券商打开备注（投资备注）或换一个终端，'
+               '撤掉没有备注的委托（已成交的，重启服务端）后再试一笔')
+
+
+class _SeenRemarks:
+    """Of a day: number of the newest order that came back with its tag; number -> id of those that came back without.
+
+    What came back whole once counts as whole.
+    """
+
+    def __init__(self, day):
+        self.day, self.whole, self.missing = day, -1, {}
 
 
 def _ticket_of(entry):
@@ -10831,15 +10846,18 @@ class OrderDesk:
         self._watch, self._keys = OrderWatch(), KeyLocks()
         self._settler = Settler(self.settle_open)
         self.stream = OrderStream(journal, self._event_of, self._snapshot)
-        # When each submission of this run began, by a clock that nobody can set; earlier ones began before the desk.
-        self._started, self._begun = clock.monotonic(), {}
+        # When each submission of this run began, by _moment; earlier ones began before the desk.
+        self._started, self._begun = self._moment(), {}
         self._strangers = {}  # account key -> tag -> order: what it held when this run first looked at all of it
         self._doubled, self.alarms = set(), deque(maxlen=100)
-        # Accounts of which an order came back with its tag; account key -> ids of those that came back without.
-        self._tagged, self._untagged = set(), {}
+        self._remarks = {}  # account key -> _SeenRemarks
         self.publish = lambda event, payload: None  # the server sends it to whoever wants to hear of it
         for key, broker in accounts.brokers.items():
             broker.set_listener(self._listener(key))
+
+    def _moment(self):
+        """Now, by the clock that nobody can set, in seconds, and by the wall's, in ms."""
+        return self.clock.monotonic(), to_ms(self.clock.now())
 
     def _listener(self, account_key):
         def listen(kind, record):
@@ -10883,7 +10901,7 @@ class OrderDesk:
         return {'alarms': [] if sub_account_id else list(self.alarms), 'journal': {
             'id': self.journal.id, 'losses': list(self.journal.losses),
             'damaged_rows': [place for place, _ in self.journal.damaged[:100]]},
-            'stopped_accounts': sorted(key for key, orders in list(self._untagged.items()) if orders)}
+            'stopped_accounts': sorted(filter(self._untagged, list(self._remarks)))}
 
     def stop_waiting(self):
         """Ends every wait for an outcome, so that the server can stop; the answers say that the order goes on."""
@@ -10909,22 +10927,42 @@ class OrderDesk:
         return _place_wire(self._outcome(entry, route, ticket.wait_s), entry, ticket)
 
     def _place_new(self, entry, route, ticket, floor_lots):
-        untagged = self._untagged.get(route.key)
+        if self._untagged(route.key):
+            with _nothing_sent():
+                self._listed(route)  # a remark may come later than the order
+        untagged = self._untagged(route.key)
         if untagged:
             raise OrderTagLost('账户 %s 已停止下单：委托 %s 的备注没有完整返回，收不到回答的委托将无法核对' % (
-                route.key, '、'.join(sorted(untagged)[:5])), _TAG_REMEDY)
+                route.key, '、'.join(untagged[:5])), _TAG_REMEDY)
         return self._submit(entry, self._approve(entry, ticket, route, floor_lots), route, ticket.valid_until)
 
+    def _seen_today(self, account_key):
+        seen = self._remarks.get(account_key)
+        if seen is None or seen.day != self.journal.today():
+            seen = self._remarks[account_key] = _SeenRemarks(self.journal.today())
+        return seen
+
+    def _untagged(self, account_key):
+        """Ids of the orders that came back without their tags after the newest that came back with it. They stop all
+        others: only the remark shows later whether an order arrived."""
+        seen = self._seen_today(account_key)
+        return [order_id for number, order_id in sorted(list(seen.missing.items())) if number > seen.whole]
+
     def _compare_tag(self, entry, order):
-        """Only the remark shows later whether an order arrived: where it does not come back whole nothing is sent."""
+        """Takes down whether the remark came back whole. What is over and came to nothing, or is over since an earlier
+        run, does not count against: the next order shows how it is now."""
         if order is None or order.order_id != entry.order_id or not _is_order_of(order, _ticket_of(entry)):
             return
-        untagged = self._untagged.setdefault(entry.account_key, set())
+        seen = self._seen_today(entry.account_key)
+        if entry.day != seen.day:
+            return
         if order.order_remark[:TAG_BYTES] == entry.tag[:TAG_BYTES]:
-            self._tagged.add(entry.account_key)
-            untagged.discard(order.order_id)
-        elif order.order_id not in untagged:
-            untagged.add(order.order_id)
+            seen.whole = max(seen.whole, entry.number)
+            seen.missing.pop(entry.number, None)
+        elif order.final and (not order.filled or self.journal.is_earlier(entry)):
+            seen.missing.pop(entry.number, None)
+        elif entry.number > seen.whole and entry.number not in seen.missing:
+            seen.missing[entry.number] = order.order_id
             self._alarm(OrderTagLost.code, entry.account_key, '委托 %s 的备注是 %s，报出时是 %s；停止下单，撤单照常' % (
                 order.order_id, brief(order.order_remark), entry.tag), _TAG_REMEDY)
 
@@ -10956,7 +10994,7 @@ class OrderDesk:
         """
         with _nothing_sent():
             strange, complete = self._strange_orders(route)
-            order = next(filter(None, map(strange.get, tags_of(PLACE, entry.idempotency_key, _sub_name(route)))), None)
+            order = self._under_tag(entry, strange)
             if order is None and not complete:
                 raise QmtUnavailable('当日委托还没有到齐，不能确定这个 key 是否已经用过，没有提交', '几秒后用同一 key 重试',
                                      retry_after_s=2)
@@ -10967,6 +11005,15 @@ class OrderDesk:
         if not _is_order_of(order, ticket):
             raise IdempotencyConflict('idempotency_key %s 已用于另一笔委托' % brief(entry.idempotency_key), '每笔新委托用新的 key')
         return self.journal.record(entry, ACCEPTED, order.order_id)
+
+    def _under_tag(self, entry, orders):
+        """The one of {tag: order} that a tag of the entry's key marks, or None; an earlier tag may be another key's."""
+        for tag in tags_of(PLACE, entry.idempotency_key, entry.sub_account_id):
+            order = orders.get(tag)
+            known = order and self.journal.of_order(entry.account_key, order)
+            if order and (known is None or known.idempotency_key == entry.idempotency_key):
+                return order
+        return None
 
     def _strange_orders(self, route):
         """(tag -> order of what the account held when this run first looked, whether that is certainly all).
@@ -10997,16 +11044,21 @@ class OrderDesk:
     def _listed(self, route):
         """orders_known of the broker. Two orders under one tag are an alarm: one of them was sent twice."""
         orders, complete = route.broker.orders_known()
+        self._compare_tags(route, orders)
         seen = {}
         for order in orders:
-            entry = self.journal.of_order(route.key, order)
-            if entry is not None:
-                self._compare_tag(entry, order)
             if is_tag(order.order_remark):
                 first = seen.setdefault(order.order_remark[:TAG_BYTES], order.order_id)
                 if first != order.order_id:
                     self._tell_doubled(route.key, order, first)
         return orders, complete
+
+    def _compare_tags(self, route, orders):
+        for order in orders:
+            entry = self.journal.of_order(route.key, order)
+            if entry is not None:
+                self._compare_tag(entry, order)
+        return orders
 
     def _tell_doubled(self, account_key, order, first):
         if (account_key, order.order_id) not in self._doubled:
@@ -11039,7 +11091,7 @@ class OrderDesk:
         now = self.clock.now()
         deadline_s = self._time_left(entry, now, valid_until)
         over = to_ms(now) + int((deadline_s + SETTLE_MARGIN_S) * 1000)
-        self._begun[entry.tag] = self.clock.monotonic()
+        self._begun[entry.tag] = self._moment()
         entry = self.journal.record(entry._replace(unanswered=1), SUBMITTING, deadline_ms=over, sync=True)
         try:
             order_id = route.broker.submit(request, deadline_s)
@@ -11090,7 +11142,7 @@ class OrderDesk:
             entry = self._looked_up(entry, route)
         if entry.state in OPEN_STATES:
             raise self._unknown(entry.idempotency_key, '委托的结果仍然未知' + (
-                '：终端没有回答，它可能还会报出；QMT 重新启动并登录之后、或收盘（15:35）之后才能确定' if entry.unanswered else ''))
+                '：终端没有回答，它可能还会报出；收盘（15:35）之后才能确定' if entry.unanswered else ''))
         if entry.state in (REJECTED, ABSENT):
             raise error_from_wire(entry.answer)
         return entry
@@ -11118,36 +11170,40 @@ class OrderDesk:
         return self._note(entry, ABSENT, answer=error.to_wire())
 
     def _may_be_among(self, entry, orders):
-        """Whether one of the orders could be this one without its tag. Not where tags are known to come back."""
-        if entry.account_key in self._tagged and not self._untagged.get(entry.account_key):
-            return False
+        """Whether one of the orders could be this one without its tag, whatever others came back with."""
         ticket = _ticket_of(entry)
+        sure = self._seen_today(entry.account_key).whole >= 0 and not self._untagged(entry.account_key)
         return any(_is_order_of(order, ticket) and self.journal.of_order(entry.account_key, order) is None
-                   for order in orders)
+                   and (not sure or entry.tag.startswith(order.order_remark)) for order in orders)
 
     def _is_over(self, entry):
         """By both clocks: the wall clock may have been set, and the other one only counts within a run.
 
-        What nobody answered may be passed on however late, until its terminal is gone or the day is.
+        What nobody answered may be passed on however late, until the day is over: a terminal that was away and is back
+        may be the same one, with all that it held back.
         """
-        now, begun, least = self.clock.now(), self._begun.get(entry.tag, self._started), self._longest()
-        waited = self.clock.monotonic() - begun > least and entry.day == now.date().isoformat()
+        now, least = self.clock.now(), self._longest()
+        waited = self._since_begun(entry)[0] > least and entry.day == now.date().isoformat()
         if not waited or entry.deadline_ms is None or to_ms(now) <= entry.deadline_ms:
             return False
-        return not entry.unanswered or self._is_after_close(entry, now) or self._is_renewed(entry, begun)
+        return not entry.unanswered or self._is_after_close(entry, now)
 
     def _longest(self):
         return self.deadline_s + SETTLE_MARGIN_S
 
-    @staticmethod
-    def _is_after_close(entry, now):
-        """The last way to trade, at the closing price, ends at 15:30. What is sent after that is of no day yet."""
-        closed_ms = to_ms(now.replace(hour=15, minute=35, second=0, microsecond=0))
-        return entry.deadline_ms <= closed_ms <= to_ms(now)
+    def _since_begun(self, entry):
+        """(seconds since it was submitted, or else since this run began; what the wall clock was then, in ms)."""
+        begun, wall_ms = self._begun.get(entry.tag, self._started)
+        return self.clock.monotonic() - begun, wall_ms
 
-    def _is_renewed(self, entry, begun):
-        renewed = self.accounts.brokers[entry.account_key].renewed_at()
-        return renewed is not None and renewed > begun and self.clock.monotonic() - renewed > self._longest()
+    def _is_after_close(self, entry, now):
+        """The last way to trade, at the closing price, ends at 15:30. What is sent after that is of no day yet.
+
+        By both clocks: one glance at a wall clock that was set hours ahead proves nothing.
+        """
+        closed_ms = to_ms(now.replace(hour=15, minute=35, second=0, microsecond=0))
+        passed_s, wall_ms = self._since_begun(entry)
+        return entry.deadline_ms <= closed_ms <= min(to_ms(now), wall_ms + passed_s * 1000)
 
     # -- settling in the background --------------------------------------------------------------------------------
     def start(self):
@@ -11325,8 +11381,7 @@ class OrderDesk:
         absent = False
         if action == PLACE:
             orders, absent = self._listed(route)
-            tags = tags_of(PLACE, key, _sub_name(route))
-            order = next((order for order in orders if order.order_remark[:TAG_BYTES] in tags), None)
+            order = self._under_tag(entry, {order.order_remark[:TAG_BYTES]: order for order in orders})
             if order is not None:  # the tag follows from the key: who has the key may know
                 return self._resolution(PLACE, key, order.replace(order_remark='').to_wire(), 'accepted')
             if self.journal.has_lost(entry):
@@ -11386,7 +11441,8 @@ class OrderDesk:
         route = self._route(payload)
         wanted, order_id = _order_filter(payload), payload.get('order_id')
         orders = route.broker.orders() if order_id is None else self._one_order(route, parse_order_id(order_id))
-        return [self._row(route.key, order) for order in orders if wanted(order) and self._visible(route, order)]
+        return [self._row(route.key, order) for order in self._compare_tags(route, orders)
+                if wanted(order) and self._visible(route, order)]
 
     @staticmethod
     def _one_order(route, order_id):
@@ -11402,7 +11458,7 @@ class OrderDesk:
     def order_status(self, payload):
         """The order's row, or {} if this account (or sub-account) has none of that id."""
         route, order_id = self._route(payload), parse_order_id(payload.get('order_id'))
-        order = route.broker.order(order_id)
+        order = next(iter(self._compare_tags(route, self._one_order(route, order_id))), None)
         return self._dress(route.key, order).to_wire() if order and self._visible(route, order) else {}
 
     def overview(self, payload):

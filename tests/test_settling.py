@@ -6,7 +6,7 @@ import pytest
 
 import bullet_qmt as bq
 from tests.resources import becomes
-from tests.test_desk import CODE, Shop, ticket
+from tests.test_desk import CODE, OPEN_HOUR, Shop, ticket
 
 
 @pytest.fixture
@@ -33,10 +33,9 @@ def over(shop):
     shop.clock.advance(shop.desk.deadline_s + bq.SETTLE_MARGIN_S + 1)
 
 
-def renew(shop):
-    """The terminal went away by itself and was connected again."""
-    moment = shop.clock.monotonic()
-    shop.main.renewed_at = lambda: moment
+def after_close(shop):
+    """It is after 15:35, and the time until then has gone by."""
+    shop.clock.advance((OPEN_HOUR.replace(hour=15, minute=36) - shop.clock.now()).total_seconds())
 
 
 def state(shop, key):
@@ -95,24 +94,38 @@ def test_a_wall_clock_that_jumps_proves_nothing(shop):
     assert shop.desk.settle_open() is False and state(shop, 'k') == bq.ABSENT
 
 
-@pytest.mark.parametrize('before', [True, False])
-def test_what_nobody_answered_is_on_its_way_until_its_terminal_has_gone(shop, before):
-    """A terminal that stands still may pass an order on minutes later; who was told 'rejected' has sent another."""
+def test_what_nobody_answered_is_on_its_way_until_its_day_is_over(shop):
+    """A terminal that stands still may pass an order on minutes later, and a connection that was lost and is back says
+    nothing of it; who was told 'rejected' has sent another."""
     vouch(shop)
-    if before:
-        renew(shop)
-        shop.clock.advance(1)
+    hooks = []
+    shop.main.on_connected = hooks.append
+    shop.desk.start()
     lose(shop, 'k', arrived=False, answered=False)
     for _ in range(20):
         over(shop)
+        for hook in hooks:
+            hook()
         assert shop.desk.settle_open() is True and state(shop, 'k') == bq.UNKNOWN
-        with pytest.raises(bq.OrderStateUnknown):
+        with pytest.raises(bq.OrderStateUnknown) as caught:
             shop.place(idempotency_key='k')
-    renew(shop)
-    assert shop.desk.settle_open() is True and state(shop, 'k') == bq.UNKNOWN, 'it has to arrive first'
-    over(shop)
+        assert '15:35' in caught.value.message and '重新启动' not in caught.value.message
+    after_close(shop)
     assert shop.desk.settle_open() is False and state(shop, 'k') == bq.ABSENT
     assert len(shop.main.submits) == 1
+
+
+@pytest.mark.parametrize('ahead_h', [5.7, 6, 13])
+def test_a_wall_clock_hours_ahead_does_not_end_the_day(shop, ahead_h):
+    vouch(shop)
+    lose(shop, 'k', arrived=False, answered=False)
+    over(shop)
+    shop.clock.step(ahead_h * 3600)
+    assert shop.desk.settle_open() is True and state(shop, 'k') == bq.UNKNOWN
+    shop.clock.step(-ahead_h * 3600)
+    assert shop.desk.settle_open() is True and state(shop, 'k') == bq.UNKNOWN
+    after_close(shop)
+    assert shop.desk.settle_open() is False and state(shop, 'k') == bq.ABSENT
 
 
 @pytest.mark.parametrize('hour, minute, settled', [(15, 34, False), (15, 36, True)])
@@ -131,7 +144,19 @@ def test_what_could_be_the_order_without_its_tag_leaves_it_unknown(shop):
     foreign(shop, 'o7', '')
     over(shop)
     assert shop.desk.settle_open() is True and state(shop, 'k') == bq.UNKNOWN
-    shop.place(idempotency_key='other', security='000002.XSHE')  # comes back whole: remarks are kept, o7 is another's
+    shop.place(idempotency_key='other', security='000002.XSHE')
+    assert shop.desk.settle_open() is True and state(shop, 'k') == bq.UNKNOWN, 'one that is whole vouches for no other'
+    foreign(shop, 'o7', 'grid-7')
+    assert shop.desk.settle_open() is False and state(shop, 'k') == bq.ABSENT, 'remarks are kept, and it has another'
+
+
+@pytest.mark.parametrize('change', [dict(side='SELL'), dict(amount=200), dict(order_price=10.01),
+                                    dict(security='000002.XSHE')])
+def test_an_untagged_order_that_differs_is_not_the_lost_one(shop, change):
+    lose(shop, 'k', arrived=False)
+    vouch(shop)
+    shop.main.rows['o7'] = foreign(shop, 'o7', '').replace(**change)
+    over(shop)
     assert shop.desk.settle_open() is False and state(shop, 'k') == bq.ABSENT
 
 
@@ -167,17 +192,80 @@ def test_a_remark_that_does_not_come_back_whole_stops_the_account(shop, kept, fi
     assert shop.place(idempotency_key='k2', sub_account_id='free', amount=200)['order_id'] == mine
     assert shop.place(account_key='hedge', idempotency_key='h')['status'] == 'open', 'the other account goes on'
     assert [row['order_id'] for row in shop.desk.orders({'sub_account_id': 'free'})] == [mine]
+    with pytest.raises(bq.OrderTagLost):
+        shop.place(idempotency_key='k3', amount=300)
     assert shop.desk.cancel({'sub_account_id': 'free', 'order_id': mine})['value'] is True
 
 
-def test_a_remark_that_is_whole_after_all_lets_the_account_go_on(shop):
-    order_id = shop.place(idempotency_key='k')['order_id']
-    whole = shop.main.rows[order_id]
-    shop.main.listener('order', whole.replace(order_remark=''))
+@pytest.mark.parametrize('how', ['pushed', 'listed', 'asked for', 'nobody asked'])
+def test_a_remark_that_is_whole_after_all_lets_the_account_go_on(shop, how):
+    order_id = without_remark(shop, 'k')
+    whole = shop.main.rows[order_id].replace(order_remark=shop.journal.find(bq.PLACE, 'k').tag)
     with pytest.raises(bq.OrderTagLost):
         shop.place(idempotency_key='k2')
-    shop.main.listener('order', whole)
+    if how == 'pushed':
+        shop.main.listener('order', whole)
+        assert shop.desk.health()['stopped_accounts'] == []
+    shop.main.rows[order_id] = whole
+    if how == 'listed':
+        shop.desk.orders({'account_key': 'main'})
+        assert shop.desk.health()['stopped_accounts'] == []
+    elif how == 'asked for':
+        shop.desk.order_status({'account_key': 'main', 'order_id': order_id})
+        assert shop.desk.health()['stopped_accounts'] == []
     assert shop.place(idempotency_key='k2')['status'] == 'open'
+
+
+def without_remark(shop, key, **changes):
+    """An order whose remark the broker drops."""
+    submit = shop.main.submit
+    shop.main.submit = lambda request, deadline_s: submit(request.replace(tag=''), deadline_s)
+    try:
+        return shop.place(idempotency_key=key, **changes)['order_id']
+    finally:
+        shop.main.submit = submit
+
+
+def is_stopped(shop, key='next'):
+    try:
+        shop.place(idempotency_key=key)
+    except bq.OrderTagLost:
+        return True
+    return False
+
+
+def test_what_the_stop_tells_to_do_ends_it(tmp_path):
+    """Remarks are switched on: the order without one is cancelled, or it was filled and the server is started again."""
+    shop = Shop(path=str(tmp_path / 'j.sqlite'))
+    order_id = without_remark(shop, 'one', amount=200)
+    assert is_stopped(shop) and '撤掉' in shop.desk.alarms[-1]['hint']
+    shop.desk.cancel({'account_key': 'main', 'order_id': order_id})
+    assert not is_stopped(shop)
+    order_id = without_remark(shop, 'two', amount=200)
+    assert is_stopped(shop, 'next2')
+    shop.main.become(order_id, 'filled')
+    assert is_stopped(shop, 'next2'), 'it was sent, and nobody could have found it'
+    shop.restart()
+    assert not is_stopped(shop, 'next2')
+    shop.desk.close()
+
+
+def test_the_newest_order_shows_whether_remarks_are_kept(shop):
+    shop.place(idempotency_key='whole')
+    without_remark(shop, 'one', amount=200)
+    assert is_stopped(shop)
+    shop.main.rows['o1'] = shop.main.rows['o1'].replace(order_remark='')
+    shop.desk.orders({'account_key': 'main'})
+    assert is_stopped(shop)
+
+
+def test_a_stop_ends_with_its_day(shop):
+    without_remark(shop, 'one', amount=200)
+    assert is_stopped(shop)
+    shop.clock.advance(24 * 3600)
+    shop.main.rows.clear()
+    assert not is_stopped(shop)
+
 
 
 def test_a_tag_of_an_earlier_version_is_known_by_its_beginning(shop):
@@ -187,6 +275,53 @@ def test_a_tag_of_an_earlier_version_is_known_by_its_beginning(shop):
         foreign(shop, 'o9', remark)
         shop.open()
         assert shop.place(idempotency_key='k')['order_id'] == 'o9' and not shop.main.submits
+
+
+SPACED = ('k free', None), ('k', 'free')  # as text with a space between, one and the same
+
+
+@pytest.mark.parametrize('first, second', [SPACED, SPACED[::-1]])
+@pytest.mark.parametrize('amount', [100, 200])
+def test_a_key_and_that_of_a_sub_account_never_share_a_tag(tmp_path, first, second, amount):
+    shop = Shop(path=str(tmp_path / 'j.sqlite'))
+
+    def place(name, amount):
+        return shop.place(idempotency_key=name[0], sub_account_id=name[1], amount=amount)['order_id']
+    for _ in range(2):
+        assert (place(first, 100), place(second, amount)) == ('o1', 'o2')
+        shop.restart()
+    assert len(shop.main.submits) == 2 and len({request.tag for request in shop.main.submits}) == 2
+    assert [row['order_id'] for row in shop.desk.orders({'sub_account_id': 'free'})] == [
+        {first: 'o1', second: 'o2'}[SPACED[1]]]
+    shop.desk.close()
+
+
+def test_an_earlier_versions_tag_of_a_sub_account_stays_its_own(tmp_path, monkeypatch):
+    """It is read on, its key is not new, and the key of the account that would get the same is refused."""
+    shop = Shop(path=str(tmp_path / 'j.sqlite'))
+    with monkeypatch.context() as patch:
+        patch.setattr(bq, 'make_tag', lambda action, key, sub=None: 'bq' + hashlib.sha256(
+            ' '.join(filter(None, [action, key, sub])).encode()).hexdigest()[:18])
+        assert shop.place(idempotency_key='k', sub_account_id='free')['order_id'] == 'o1'
+    shop.restart()
+    assert shop.place(idempotency_key='k', sub_account_id='free')['order_id'] == 'o1'
+    for amount in (100, 200):
+        with pytest.raises(bq.IdempotencyConflict):
+            shop.place(idempotency_key='k free', amount=amount)
+    assert shop.resolve('k free')['submission_state'] == 'submit_unknown'
+    assert shop.place(idempotency_key='k', sub_account_id='free')['order_id'] == 'o1' and len(shop.main.submits) == 1
+    shop.desk.close()
+
+
+def test_an_order_under_an_earlier_versions_tag_is_found_without_the_journal(shop):
+    foreign(shop, 'o9', 'bq' + hashlib.sha256(b'broker.place_order k free').hexdigest()[:18])
+    assert shop.place(idempotency_key='k', sub_account_id='free')['order_id'] == 'o9' and not shop.main.submits
+
+
+@pytest.mark.parametrize('key', ['k\0free', 'k\nfree', 'k\x1ffree', ' ', 'k\ud800'])
+def test_a_key_is_visible_text(shop, key):
+    with pytest.raises(bq.BadRequest):
+        shop.place(idempotency_key=key)
 
 
 @pytest.mark.parametrize('how', ['told', 'asked', 'looked at'])
@@ -267,8 +402,7 @@ def test_a_killed_server_leaves_an_entry_that_the_next_one_settles(tmp_path):
     vouch(shop)
     over(shop)
     assert shop.desk.settle_open() is True and state(shop, 'k') == bq.UNKNOWN, 'the call may have begun'
-    renew(shop)
-    over(shop)
+    after_close(shop)
     assert shop.desk.settle_open() is False and state(shop, 'k') == bq.ABSENT
     shop.desk.close()
 
