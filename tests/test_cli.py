@@ -354,9 +354,10 @@ def test_a_question_that_is_not_answered_says_why(run, server, monkeypatch, ques
     monkeypatch.setattr(type(backend), 'health', lambda self: {'backend_type': 'qmt', 'qmt': {
         'accounts': {'default': {'state': 'connected', 'hung_calls': 2}},
         'data': {'state': 'disconnected', 'last_error': 'QMT 行情没有在 10 秒内回应'}}})
-    code, out, err = run(*question + ('--patience', '0.5'))
+    monkeypatch.setattr(bq, 'ANSWER_SHARE', 0.05)  # a slow machine has time to ask for the health
+    code, out, err = run(*question + ('--patience', '10'))
     held.set()
-    assert code == bq.Exit.UNREACHABLE and '0.5 秒内没有回答' in err and '--patience' in err
+    assert code == bq.Exit.UNREACHABLE and '10 秒内没有回答' in err and '--patience' in err
     assert '2 个调用卡在 QMT 里' in err and 'QMT 行情没有在 10 秒内回应' in err
 
 
