@@ -146,6 +146,7 @@ hmac = LazyModule('hmac', globals())
 ipaddress = LazyModule('ipaddress', globals())
 random = LazyModule('random', globals())
 secrets = LazyModule('secrets', globals())
+shlex = LazyModule('shlex', globals())
 sqlite3 = LazyModule('sqlite3', globals())
 ssl = LazyModule('ssl', globals())
 uuid = LazyModule('uuid', globals())
@@ -336,6 +337,13 @@ def make_console_safe():
         elif hasattr(stream, 'buffer'):
             setattr(sys, name, io.TextIOWrapper(stream.buffer, stream.encoding, 'backslashreplace',
                                                 line_buffering=True))
+
+
+def shell_line(words):
+    """The words as the shell of this system takes them."""
+    if os.name == 'nt':
+        return ' '.join('"%s"' % word if re.search(r'[^\w.:\\/=@-]', word) else word for word in words)
+    return ' '.join(map(shlex.quote, words))
 
 
 def input_waiter(sock):
@@ -15530,34 +15538,105 @@ def main(argv=None):
         args = build_parser().parse_args(argv)
         with console_beside() if args.run in UNHINDERED else contextlib.ExitStack():
             return _run(args)
-    except BrokenPipeError:  # whoever read it has seen enough; nothing more can be said there
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # else: whoever read it has seen enough
+            if _can_print():
+                raise
+            _say('错误：标准输出写不下：%s' % error)
+        _silence('stdout')
         return Exit.FAILED
 
 
 def _run(args):
     try:
         outcome = args.run(args)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return outcome
     except BulletError as error:
-        _show_error(error)
+        _show_error(error, args)
         return next(code for cls, code in _EXIT_OF if isinstance(error, cls))
     except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)
+        _say(INTERRUPTED)
         return Exit.INTERRUPTED
 
 
-def _show_error(error):
-    print('错误 [%s] %s' % (error.code, error.message), file=sys.stderr)
+def _show_error(error, args=None):
+    _say('错误 [%s] %s' % (error.code, error.message))
     if error.hint:
-        print('建议：%s' % error.hint, file=sys.stderr)
+        _say('建议：%s' % error.hint)
     if isinstance(error, OrderStateUnknown) and error.idempotency_key:
-        print(_how_to_ask(error.idempotency_key), file=sys.stderr)
+        _say(_how_to_ask(error.idempotency_key, args))
 
 
-def _how_to_ask(key):
-    return '查询这笔委托或撤单的结果：python bullet_qmt.py resolve %s' % printable(key)
+def _how_to_ask(key, args):
+    """The command that asks the same server for the same account; the token is given again by whoever has it."""
+    words = ['--cancel'] * _is_about_cancel(args) + _connection_words(args)
+    words = words + ['--', key] if key.startswith('-') else [key] + words
+    return '查询这笔%s的结果%s：python bullet_qmt.py resolve %s' % (
+        '撤单' if _is_about_cancel(args) else '委托', '（口令照旧给出）' if args.token is not None else '',
+        printable(shell_line(words)))
+
+
+def _is_about_cancel(args):
+    return args.run is run_cancel or getattr(args, 'cancel', False) or getattr(args, 'action', None) == CANCEL
+
+
+def _connection_words(args):
+    """What the command line said of server and account, as it is said to another command; no secret."""
+    words = []
+    for option in [None] + offered_options(_OF_ACCOUNT):
+        name, flags = ('env_file', ('--env-file',)) if option is None else (option.name, option.flags)
+        value = getattr(args, name, None)
+        if value is None or (option is not None and option.secret):
+            continue
+        words += ['%s=%s' % (flags[0], value)] if value.startswith('-') else [flags[0], value]
+    return words
+
+
+# -- what can be told, and what where it cannot ----------------------------------------------------------------------
+def _say(text):
+    """A line on stderr. Where that takes nothing there is nobody left to tell."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        _silence('stderr')
+
+
+def _can_print():
+    """Whether stdout takes anything."""
+    try:
+        print(flush=True)
+    except OSError:
+        return False
+    return True
+
+
+def _silence(name):
+    """Nothing more goes to this stream: the interpreter's end would fail with what is left in it."""
+    with contextlib.suppress(OSError), open(os.devnull, 'wb') as nothing:  # what has no descriptor has no such end
+        os.dup2(nothing.fileno(), getattr(sys, name).fileno())
+
+
+def _tell_before_sending(text):
+    """Who does not get the key could not ask for the order later. Raises ConfigError: nothing was sent."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        _silence('stdout')
+        raise ConfigError('标准输出写不下（%s），没有发出任何委托' % error, '让它写得下（磁盘、管道）再下单')
+
+
+@contextlib.contextmanager
+def _telling_what_came(known):
+    """What was sent is sent, whatever becomes of the printing: known, and why the rest is not shown, go to stderr."""
+    try:
+        yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except Exception as error:
+        _silence('stdout')
+        _say('请求已经完成，结果没有能打印出来（%s）：%s' % (brief(error), known))
 
 
 # -- parser --------------------------------------------------------------------------------------------------------
@@ -15715,7 +15794,7 @@ def settings_from(args):
     names = [option.name for option in options_of(*args.groups)] + ['env_file']
     settings = load_settings(args.groups, {name: getattr(args, name, None) for name in names})
     for warning in settings.warnings:
-        print('警告：%s' % warning, file=sys.stderr)
+        _say('警告：%s' % warning)
     return settings
 
 
@@ -15771,10 +15850,16 @@ def told_options(settings, args):
     for option in known:
         value, source = getattr(settings, option.name), settings.sources.get(option.name)
         if option.secret:
-            told.append('%s=（%s）' % (option.name, '随机生成' if source == '默认值' else '来自' + printable(source)))
+            told.append('%s=（%s）' % (option.name, '随机生成' if source == '默认值' else '来自%s%s' % (
+                printable(source), '给出的文件' if _is_token_from_file(settings) else '')))
         elif source != '默认值':
             told.append('%s=%s' % (option.name, printable(_option_text(value))))
     return '选项（其余为默认）：' + ' '.join(told)
+
+
+def _is_token_from_file(settings):
+    """Both in one place is an error; so where their sources are one it was the file."""
+    return settings.sources['token'] == settings.sources['token_file'] != '默认值'
 
 
 def _option_text(value):
@@ -15907,7 +15992,7 @@ def safety_warnings(settings):
     if not names_this_machine(settings.listen) and not settings.tls_cert:
         warnings.append('正在 %s 上明文监听，口令和委托在网络上可被窃听。请用 --tls-cert/--tls-key 启用 TLS，'
                         '或改回 --listen 127.0.0.1 并经 SSH 隧道访问' % settings.listen)
-    if settings.sources.get('token') == '命令行' and settings.server_type == 'qmt':
+    if settings.sources.get('token') == '命令行' != settings.sources.get('token_file') and settings.server_type == 'qmt':
         warnings.append('口令写在命令行上，本机别的用户看得到（ps、任务管理器）。请改用 --token-file、环境变量或 .env')
     if is_guessable(settings.token):
         warnings.append('口令容易被猜中（少于 16 个字符，或是重复、连续的字符、常见的词）。为了拖住猜口令的人，输错几次的地址每 5 秒只核对'
@@ -16055,8 +16140,11 @@ _ORDER_COLUMNS = [
     ('委托号', 'order_id', '<'), ('时间', lambda row: _clock_text(row.get('order_time')), '<'), ('股票代码', 'security', '<'),
     ('方向', lambda row: _SIDE_NAMES.get(row.get('side'), row.get('side')), '<'), ('数量', 'amount', '>'),
     ('委托价', 'order_price', '>'), ('成交', 'filled', '>'), ('均价', 'avg_price', '>'),
-    ('状态', lambda row: _STATUS_NAMES.get(row.get('status'), row.get('status')), '<'), ('备注', 'order_remark', '<'),
-    ('说明', 'status_msg', '<')]
+    ('状态', lambda row: _status_name(row), '<'), ('备注', 'order_remark', '<'), ('说明', 'status_msg', '<')]
+
+
+def _status_name(row):
+    return _STATUS_NAMES.get(row.get('status'), row.get('status'))
 
 
 def _clock_text(seconds):
@@ -16109,33 +16197,36 @@ def run_order(args):
         raise ConfigError('--protect-price 只用于市价委托', '限价委托的最差价格就是 --price')
     style = order_style(args.protect_price if args.market else args.price, args.market)
     key = new_key('cli') if args.key is None else args.key
-    with _broker(args) as broker, _key_in_mind(key):
-        print('提交委托，idempotency_key=%s' % key, flush=True)
+    with _broker(args) as broker, _key_in_mind(key, args):
+        _tell_before_sending('提交委托，idempotency_key=%s' % key)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', ServerWarning)  # told below
             answer = broker.place_order(args.security, args.side.upper(), args.amount, style, args.wait, args.remark,
                                         key)
-    _print_rows([answer], _ORDER_COLUMNS)
+    with _telling_what_came('委托 %s，%s' % (answer.get('order_id'), _status_name(answer))):
+        _print_rows([answer], _ORDER_COLUMNS)
     if warning_in(answer):
-        print('服务端警告：%s' % warning_in(answer), file=sys.stderr)
+        _say('服务端警告：%s' % warning_in(answer))
     return Exit.FAILED if came_to_nothing(answer) else Exit.OK
 
 
 @contextlib.contextmanager
-def _key_in_mind(key):
+def _key_in_mind(key, args):
     """Ctrl-C ends the waiting, not the order."""
     try:
         yield
     except KeyboardInterrupt:
-        print('不再等待，但委托可能已经提交。%s' % _how_to_ask(key), file=sys.stderr)
+        _say('不再等待，但%s可能已经提交。%s' % ('撤单' if _is_about_cancel(args) else '委托', _how_to_ask(key, args)))
         raise
 
 
 def run_cancel(args):
     key = new_key('cli') if args.key is None else args.key
-    with _broker(args) as broker, _key_in_mind(key):
+    with _broker(args) as broker, _key_in_mind(key, args):
         canceled = broker.cancel_order(args.order_id, idempotency_key=key)
-    print('已撤单 %s' % args.order_id if canceled else '没有撤成：委托 %s 已经是最终状态，用 orders 命令查看' % args.order_id)
+    outcome = ('已撤单 %s' if canceled else '没有撤成：委托 %s 已经是最终状态，用 orders 命令查看') % args.order_id
+    with _telling_what_came(outcome):
+        print(outcome)
     return Exit.OK if canceled else Exit.FAILED
 
 
@@ -16147,15 +16238,30 @@ def run_resolve(args):
     if args.cancel and args.abandon:
         raise ConfigError('撤单的 key 不能作废', '去掉 --cancel 或 --abandon；撤单用同一个 key 重发不会撤两次')
     with _broker(args) as broker:
-        answer = broker.resolve_submission(args.key, CANCEL if args.cancel else PLACE,
-                                           abandon_unseen=args.abandon or None)
+        answer, is_cancel = _find_submission(broker, args)
     state, message = answer.get('submission_state'), answer.get('status_msg')
-    print('%s%s' % (_OUTCOMES.get(state, state), '：%s' % message if message else ''))
-    if answer.get('resolved_result'):
-        _print_rows([answer['resolved_result']], _ORDER_COLUMNS)
+    outcome = '%s%s%s' % ('这个 key 是撤单的。' if is_cancel and not args.cancel else '', _OUTCOMES.get(state, state),
+                          '：%s' % message if message else '')
+    with _telling_what_came(outcome):
+        print(outcome)
+        if answer.get('resolved_result'):
+            _print_rows([answer['resolved_result']], _ORDER_COLUMNS)
     if answer.get('seen') is False:
-        print('建议：%s' % _about_unseen(args), file=sys.stderr)
+        _say('建议：%s' % _about_unseen(args))
     return {'accepted': Exit.OK, 'rejected': Exit.FAILED}.get(state, Exit.UNKNOWN)
+
+
+def _find_submission(broker, args):
+    """(the server's answer, whether it is about a cancel): a key that no order came with may be a cancel's."""
+    placed = None if args.cancel else broker.resolve_submission(args.key, PLACE)
+    if placed is not None and placed.get('seen') is not False:
+        return placed, False
+    canceled = broker.resolve_submission(args.key, CANCEL)
+    if args.cancel or canceled.get('seen') is not False:
+        if args.abandon:
+            raise ConfigError('这个 key 是撤单的，不能作废', '去掉 --abandon；撤单用同一个 key 重发不会撤两次')
+        return canceled, True
+    return (broker.resolve_submission(args.key, PLACE, abandon_unseen=True) if args.abandon else placed), False
 
 
 def _about_unseen(args):
@@ -16178,6 +16284,7 @@ def run_call(args):
         payload = _with_account(args.action, payload, settings)
         long_s = settings.rpc_timeout if args.action in QUESTIONS and args.action != 'data.history' else None
         answer = connection.request(args.action, payload, long_s)
+    with _telling_what_came(args.action):
         print(_json_text(answer.to_wire() if isinstance(answer, Table) else answer))
     return Exit.OK
 

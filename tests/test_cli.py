@@ -1,8 +1,10 @@
 """The command line: what it prints, what it returns, and the server command as a process of its own."""
 import contextlib
+import io
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -210,6 +212,131 @@ def test_an_unknown_outcome_has_an_exit_code_of_its_own(run, monkeypatch):
     monkeypatch.setattr(bq.ShortConnection, 'request', lost)
     code, _, err = run('order', CODE, 'buy', '100', '--market')
     assert code == bq.Exit.UNKNOWN and '建议：查询' in err
+
+
+# -- what was sent and what could be printed --------------------------------------------------------------------------
+def piped(server, out, *arguments):
+    """(exit code, stderr) of a command as a process of its own, whose stdout is this file."""
+    env = dict(os.environ, PYTHONIOENCODING='utf-8')
+    env.pop('PYTHONUNBUFFERED', None)
+    done = subprocess.run([sys.executable, bq.__file__] + list(arguments) + [
+        '--port', str(server.address[1]), '--token', TOKEN], stdout=out, stderr=subprocess.PIPE, env=env, timeout=60)
+    return done.returncode, done.stderr.decode('utf-8')
+
+
+class NobodyReads(io.StringIO):
+    """A stdout whose reader has gone, from its `after`th write on."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.after = after
+
+    def write(self, text):
+        self.after -= 1
+        if self.after < 0:
+            raise BrokenPipeError(32, 'Broken pipe')
+        return super().write(text)
+
+
+def order_of(server, key):
+    return [order for order in server.service.desk.orders({}) if order['idempotency_key'] == key]
+
+
+@pytest.mark.parametrize('arguments, code', [
+    (['order', CODE, 'buy', '100', '--market', '--key', 'unread'], bq.Exit.OK), (['resolve', 'unread'], bq.Exit.OK),
+    (['resolve', 'unread-unseen'], bq.Exit.UNKNOWN), (['call', 'admin.health'], bq.Exit.OK)])
+def test_trouble_with_printing_is_no_failure_of_what_was_sent(run, monkeypatch, arguments, code):
+    run('order', CODE, 'buy', '100', '--market', '--key', 'unread')
+    monkeypatch.setattr(sys, 'stdout', NobodyReads(2 if arguments[0] == 'order' else 0))  # the key has been read
+    found, _, err = run(*arguments)
+    assert found == code and '没有能打印出来' in err and 'Traceback' not in err
+
+
+def test_a_cancel_that_cannot_be_printed_has_its_exit_code(run, server, monkeypatch):
+    low = server.service.backend.data.quote(CODE).low_limit
+    order_id = run('order', CODE, 'buy', '100', '--price', str(low), '--wait', '0')[1].splitlines()[-1].split()[0]
+    monkeypatch.setattr(sys, 'stdout', NobodyReads(0))
+    code, _, err = run('cancel', order_id)
+    assert code == bq.Exit.OK and '已撤单 %s' % order_id in err
+
+
+def test_an_unknown_order_is_unknown_though_nobody_reads_about_it(run, monkeypatch):
+    def lost(self, action, payload=None, timeout=None):
+        raise bq.OrderStateUnknown('未知', '查询', idempotency_key='k')
+    monkeypatch.setattr(bq.ShortConnection, 'request', lost)
+    monkeypatch.setattr(sys, 'stderr', NobodyReads(0))
+    assert run('order', CODE, 'buy', '100', '--market')[0] == bq.Exit.UNKNOWN
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='a device of Linux')
+def test_an_order_whose_key_cannot_be_printed_is_not_sent(server):
+    with open('/dev/full', 'wb') as full:
+        code, err = piped(server, full, 'order', CODE, 'buy', '100', '--market', '--key', 'untold')
+        assert code == bq.Exit.USAGE and '没有发出任何委托' in err and 'Traceback' not in err
+        assert not order_of(server, 'untold')
+        code, err = piped(server, full, 'orders')
+        assert code == bq.Exit.FAILED and len(err.splitlines()) == 1 and '写不下' in err
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='Windows closes no standard stream before a program begins')
+def test_an_order_without_a_stdout_is_an_order(server):
+    """As a service manager may start it."""
+    env = {name: value for name, value in os.environ.items() if name != 'PYTHONUNBUFFERED'}
+    code = subprocess.call(['sh', '-c', 'exec "$0" "$@" >&-', sys.executable, bq.__file__, 'order', CODE, 'buy', '100',
+                            '--market', '--key', 'silent', '--port', str(server.address[1]), '--token', TOKEN], env=env)
+    assert code == bq.Exit.OK and len(order_of(server, 'silent')) == 1
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='a pipe without a reader is another error there')
+def test_a_question_whose_reader_has_gone_ends_quietly(server):
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, 'wb') as out:
+        assert piped(server, out, 'orders') == (bq.Exit.FAILED, '')
+        code, err = piped(server, out, 'order', CODE, 'buy', '100', '--market', '--key', 'gone')
+    assert code == bq.Exit.USAGE and '没有发出任何委托' in err and not order_of(server, 'gone')
+
+
+# -- the command that asks again --------------------------------------------------------------------------------------
+def test_who_asks_again_asks_the_same_server_for_the_same_account(run, server, monkeypatch, tmp_path):
+    """The printed command, run as it stands with the token; it shows no token."""
+    def lost(self, action, payload=None, timeout=None):
+        raise bq.OrderStateUnknown('未知', '查询', idempotency_key='k 1')
+    where = {'sub-account': 'demo', 'account-key': 'default', 'rpc-timeout': '7'}
+    with monkeypatch.context() as patch:
+        patch.setattr(bq.ShortConnection, 'request', lost)
+        for command in (['order', CODE, 'buy', '100', '--market'], ['cancel', '7'],
+                        ['call', 'broker.cancel_order', '{}'], ['resolve', 'k', '--cancel']):
+            code, _, err = run(*command, **where)
+            line = next(line for line in err.splitlines() if 'bullet_qmt.py resolve' in line)
+            words = shlex.split(line.partition('：python ')[2])
+            assert code == bq.Exit.UNKNOWN and TOKEN not in err and '口令照旧' in line
+            assert ('--cancel' in words) == (command[0] != 'order') and words[1:3] == ['resolve', 'k 1']
+            flags = [word for word in words[3:] if word != '--cancel']
+            flags = dict(zip(flags[::2], flags[1::2]))
+            assert flags == {'--host': '127.0.0.1', '--port': str(server.address[1]), '--sub-account': 'demo',
+                             '--account-key': 'default', '--rpc-timeout': '7'}
+
+
+def test_a_token_file_is_named_again(run, monkeypatch, tmp_path):
+    (tmp_path / 'my token').write_text(TOKEN)
+    monkeypatch.setattr(bq.RemoteQmtBroker, 'place_order', lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    err = run('order', CODE, 'buy', '100', '--market', '--key=-1', token=None, **{'token-file': 'my token'})[2]
+    line = next(line for line in err.splitlines() if 'bullet_qmt.py resolve' in line)
+    words = shlex.split(line.partition('：python ')[2])
+    assert words[words.index('--token-file') + 1] == 'my token' and words[-2:] == ['--', '-1']
+    assert '口令照旧' not in line
+
+
+def test_a_cancel_s_key_is_known_for_one(run, server):
+    """Not taken for an order that never came, for which a new one would be the advice."""
+    low = server.service.backend.data.quote(CODE).low_limit
+    order_id = run('order', CODE, 'buy', '100', '--price', str(low), '--wait', '0')[1].splitlines()[-1].split()[0]
+    assert run('cancel', order_id, '--key', 'of-a-cancel')[0] == bq.Exit.OK
+    code, out, err = run('resolve', 'of-a-cancel')
+    assert code == bq.Exit.OK and '撤单' in out and order_id in out and '--abandon' not in err
+    code, out, err = run('resolve', 'of-a-cancel', '--abandon')
+    assert code == bq.Exit.USAGE and '撤单' in err and '作废' not in out
 
 
 def test_call(run):
