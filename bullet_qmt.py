@@ -1936,6 +1936,17 @@ def _bands_of_kind(security, day):
     return sorted({row.band for row in rows if row is not None and row.band})
 
 
+def may_be_wider(security):
+    """A fund that no list has: its limits by rule are those of most funds, perhaps not its own."""
+    kind, _, group = _band_key(security)
+    return kind == 'fund' and not group
+
+
+def widest_limits(security, pre_close, day):
+    """(high_limit, low_limit) of the widest band that anything of its kind may have."""
+    return _limits_of_band(security, pre_close, _bands_of_kind(security, day)[-1])
+
+
 def limit_ratio(security, day, is_st=False):
     """Largest rise of an ordinary day as a fraction of the previous close; None where the exchange sets none."""
     band = limit_band(security, day, is_st)
@@ -3798,8 +3809,8 @@ SECURITY_TYPES = ('stock', 'fund', 'etf', 'lof', 'index', 'bond')
 
 
 # What an order has to know of the market at this moment. continuous: continuous trading, where the price cage holds.
-# unlimited: a first day without price limits.
-MarketState = namedtuple('MarketState', 'continuous unlimited')
+# unlimited: a first day without price limits. told: the quote's limits are the source's own, not derived by rule.
+MarketState = namedtuple('MarketState', 'continuous unlimited told')
 
 
 # Kinds of market orders that an exchange knows, by the ending of its codes: to the other side's or the own side's best
@@ -4294,7 +4305,11 @@ class DataAdapter:
 
     def market_state(self, code):
         now = self.clock.now()
-        return MarketState(self._is_continuous(code, now), self._is_unlimited(code, now.date()))
+        return MarketState(self._is_continuous(code, now), self._is_unlimited(code, now.date()),
+                           self._tells_limits(code))
+
+    def _tells_limits(self, code):
+        return True
 
     def _is_continuous(self, code, moment):
         return in_continuous_trading(code, moment)
@@ -9428,13 +9443,20 @@ class QmtData(DataAdapter):
 
         seen: the day's lowest and highest trade.
         """
-        high, low = _qmt_finite(detail.get('UpStopPrice')), _qmt_finite(detail.get('DownStopPrice'))
+        high, low = self._told_limits(detail)
         before = _qmt_finite(detail.get('PreClose'))
         if high > 0 and low > 0 and (not before or not pre_close or abs(before - pre_close) < 1e-6):
             return high, low
         is_st = _qmt_is_st(str(detail.get('InstrumentName') or ''))
         listed, number = self._listing(code, detail)
         return price_limits(code, pre_close, self.clock.now().date(), is_st, listed, number, seen)
+
+    @staticmethod
+    def _told_limits(detail):
+        return _qmt_finite(detail.get('UpStopPrice')), _qmt_finite(detail.get('DownStopPrice'))
+
+    def _tells_limits(self, code):
+        return min(self._told_limits(self._detail(code, self.DETAIL_S))) > 0
 
     def _listing(self, code, detail):
         """_trade_day_number, or (None, None) where it cannot be told: then limits are those of an ordinary day."""
@@ -10364,7 +10386,7 @@ def parse_order_id(value):
 
 
 # -- market rules on a ticket ------------------------------------------------------------------------------------
-def approve_order(ticket, route, quote, closeable, now, state=MarketState(True, False)):
+def approve_order(ticket, route, quote, closeable, now, state=MarketState(True, False, True)):
     """OrderTicket -> OrderRequest within every rule, or OrderRejected with the reason. Nothing was sent yet.
 
     quote: Tick; closeable: shares that can be sold now; state: MarketState. What cannot be computed does not pass.
@@ -10398,7 +10420,7 @@ def _refuse_if(problem, message):
 def _limit_price(ticket, quote, now, state):
     price, tick = ticket.price, instrument(ticket.security).tick
     _refuse_if(not on_tick(price, tick), '价格 %s 不是最小变动价位 %s 的整数倍' % (price, tick))
-    high, low = _day_limits(ticket.security, quote, now, state)
+    high, low = _outer_limits(ticket.security, quote, now, state)
     _refuse_if(high and price > high, '价格 %s 高于涨停价 %s' % (price, high))
     _refuse_if(low and price < low, '价格 %s 低于跌停价 %s' % (price, low))
     cage = price_cage(ticket.security, ticket.side, _reference(ticket, quote), now.date()) if state.continuous else None
@@ -10418,6 +10440,16 @@ def _day_limits(security, quote, now, state):
             return price_limits(security, quote.pre_close, now.date(), seen=(quote.low, quote.high))
     _refuse_if(not (_is_price(high) and _is_price(low)), '%s 的涨跌停价未知' % security)
     return high, low
+
+
+def _outer_limits(security, quote, now, state):
+    """As _day_limits, but of a fund the widest that its kind may have, where its own are only derived: the newest
+    funds with 20 % are missing in any list. Orders between the two are for the exchange to judge."""
+    high, low = _day_limits(security, quote, now, state)
+    derived = not state.told or not (_is_price(quote.high_limit) and _is_price(quote.low_limit))
+    if high is None or not derived or not may_be_wider(security):
+        return high, low
+    return widest_limits(security, quote.pre_close, now.date())
 
 
 def _is_price(value):

@@ -31,7 +31,7 @@ class FakeData:
         self.changes, self.error, self.state = {}, None, None
 
     def market_state(self, code):
-        return self.state or bq.MarketState(bq.in_continuous_trading(code, self.clock.now()), False)
+        return self.state or bq.MarketState(bq.in_continuous_trading(code, self.clock.now()), False, True)
 
     def quote(self, code):
         if self.error is not None:
@@ -276,11 +276,11 @@ def test_no_account_named_means_default_or_the_only_one_or_an_error_that_lists_t
 
 # -- rules, computed by hand ------------------------------------------------------------------------------------
 def approve(security=CODE, side='BUY', amount=100, price=None, style='limit', closeable=0, sub=None, now=OPEN_HOUR,
-            unlimited=False, **quote):
+            unlimited=False, told=True, **quote):
     data = FakeData()
     data.changes = quote
     asked = bq.OrderTicket(security=security, side=side, amount=amount, style=style, price=price)
-    state = bq.MarketState(bq.in_continuous_trading(security, now), unlimited)
+    state = bq.MarketState(bq.in_continuous_trading(security, now), unlimited, told)
     return bq.approve_order(asked, bq.Route('main', None, sub), data.quote(security), closeable, now, state)
 
 
@@ -357,6 +357,22 @@ def test_trades_beyond_derived_limits_prove_them_wrong():
     assert approve(price=11.9, **fund).price == 11.9 and '涨停价 12.0' in refused(price=12.1, **fund)
     request = approve(style='market', high=11.6, low=10.0, **none)
     assert request.protect_price == 11.73  # the cage alone: 11.5 * 1.02
+
+
+@pytest.mark.parametrize('code, told, price, passes', [
+    ('159999.XSHE', False, 11.5, True), ('159999.XSHE', False, 12.0, True), ('159999.XSHE', False, 12.001, False),
+    ('159999.XSHE', False, 8.0, True), ('159999.XSHE', False, 7.999, False), ('159999.XSHE', True, 11.001, False),
+    ('159999.XSHE', True, 8.999, False), ('159915.XSHE', False, 12.001, False), ('508000.XSHG', False, 11.001, False),
+    ('600000.XSHG', False, 11.01, False)])
+def test_no_order_of_a_fund_is_refused_on_a_limit_that_is_only_derived(code, told, price, passes):
+    """Funds have 10 % or 20 %, and which of them 20 % no rule tells by its code; infrastructure funds have 10 %."""
+    top, bottom = (12.0, 8.0) if code == '159915.XSHE' else (11.0, 9.0)
+    order = dict(security=code, price=price, now=NIGHT, told=told, high=10.0, low=10.0, pre_close=10.0)
+    for quoted in [(top, bottom)] + ([] if told else [(None, None)]):
+        if passes:
+            assert approve(high_limit=quoted[0], low_limit=quoted[1], **order).price == price
+        else:
+            refused(high_limit=quoted[0], low_limit=quoted[1], **order)
 
 
 def test_limits_come_from_the_previous_close_where_the_quote_has_none():

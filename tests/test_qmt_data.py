@@ -921,6 +921,12 @@ def test_limits_that_the_detail_lacks(fake, faked, opened, limits):
     assert faked.market_state(STOCK).unlimited is (limits == (None, None))
 
 
+@pytest.mark.parametrize('high, low, told', [(0.0, 0.0, False), (11.0, 9.0, True), (11.0, 0.0, False)])
+def test_whether_limits_are_the_terminals_own(fake, faked, high, low, told):
+    fake.detail.update(UpStopPrice=high, DownStopPrice=low, OpenDate=20000103)
+    assert faked.market_state(STOCK).told is told
+
+
 @pytest.mark.parametrize('high, limits', [(10.9, (11.0, 9.0)), (11.01, (None, None))])
 def test_a_trade_beyond_derived_limits_widens_those_of_the_quote(fake, faked, high, limits):
     fake.detail['OpenDate'] = 20000103
