@@ -52,6 +52,14 @@ def day_of(text):
     # Beijing never gives more than its 30 %: 84.63 * 1.3 = 110.019, 2.85 * 1.3 = 3.705, 2.85 * 0.7 = 1.995
     ('920002.BJ', 84.63, '2026-08-05', False, 110.01, 59.25), ('920090.BJ', 2.85, '2026-08-05', False, 3.70, 2.00),
     ('920006.BJ', 17.09, '2026-08-05', False, 22.21, 11.97), ('920083.BJ', 31.46, '2026-08-05', False, 40.89, 22.03),
+    # below one yuan: half up, and at least one step of the price away from the previous close
+    ('600000.XSHG', 0.95, '2024-05-06', False, 1.05, 0.86), ('600000.XSHG', 0.95, '2024-05-06', True, 1.00, 0.90),
+    ('600000.XSHG', 0.09, '2024-05-06', True, 0.10, 0.08), ('000004.XSHE', 1.50, '2024-05-06', True, 1.58, 1.43),
+    ('600000.XSHG', 0.02, '2024-05-06', False, 0.03, 0.01), ('510300.XSHG', 0.005, '2024-05-06', False, 0.006, 0.004),
+    # ChiNext has 302 too, STAR 689; older numbers of Beijing; exchangeable bonds are no convertible ones
+    ('302132.XSHE', 10.00, '2025-05-06', False, 12.00, 8.00), ('689009.XSHG', 33.33, '2024-05-06', False, 40.00, 26.66),
+    ('430047.BJ', 10.01, '2024-05-06', False, 13.01, 7.01), ('871981.BJ', 10.01, '2024-05-06', False, 13.01, 7.01),
+    ('132018.XSHG', 100.0, '2024-05-06', False, None, None),
     ('600000.XSHG', 10.00, '1996-12-13', False, None, None),
     ('600000.XSHG', 10.00, '1996-12-16', False, 11.00, 9.00)])
 def test_limits_of_an_ordinary_day(code, pre_close, day, is_st, high, low):
