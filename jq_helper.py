@@ -149,6 +149,14 @@ def _is_security(text, code):
     return isinstance(text, str) and text.strip().upper() in (code, qmt_code(code))
 
 
+def _canonical(security):
+    """The code as it is known here; what is none stays, and the broker says so."""
+    try:
+        return normalize_code(security)
+    except SecurityNotFound:
+        return security
+
+
 def _order_id(order_or_id):
     return parse_order_id(getattr(order_or_id, 'order_id', order_or_id))
 
@@ -979,6 +987,7 @@ class OrderStatus(enum.Enum):
         return self.name
 
 
+_ORDER_STATUSES = tuple(OrderStatus.__members__)
 ALIVE = (OrderStatus.new, OrderStatus.open, OrderStatus.filled)
 _STATUS_NAMES = {'new': 'new', 'submitted': 'open', 'open': 'open', 'filling': 'open', 'canceling': 'open',
                  'submit_unknown': 'open', 'partly_canceled': 'canceled', 'canceled': 'canceled', 'filled': 'held',
@@ -1099,7 +1108,8 @@ class Position:
 class Positions(dict):
     """Dict security -> Position of what is held. Another security gives an empty Position and a warning.
 
-    A loop over it goes over what was held when it began: strategies sell in it.
+    Found by any spelling of a code: who asks by another one is not told that nothing is held. A loop over it goes over
+    what was held when it began: strategies sell in it.
     """
 
     def __init__(self, quote, warn):
@@ -1118,9 +1128,18 @@ class Positions(dict):
     def items(self):
         return dict(super().items()).items()
 
+    def __contains__(self, security):
+        return super().__contains__(security) or super().__contains__(_canonical(security))
+
+    def get(self, security, default=None):
+        return super().get(security if super().__contains__(security) else _canonical(security), default)
+
     def __missing__(self, security):
+        code = _canonical(security)
+        if super().__contains__(code):
+            return super().__getitem__(code)
         self._warn('没有持有 %s，给出的是空仓位' % printable(str(security)))
-        return Position(security, self._quote)
+        return Position(code, self._quote)
 
 
 UnsellPosition = namedtuple('UnsellPosition', 'security amount avg_cost price side')
@@ -2358,9 +2377,10 @@ class DataView:
 
     def get_all_securities(self, types=(), date=None):
         """Frame by code. What is listed only after T is not in it; an end after T is not known yet."""
-        if not isinstance(types, (str, list, tuple, set, type(None))):
+        kinds = [] if types is None else _listed_values(types)
+        if isinstance(types, dict) or not all(isinstance(kind, str) for kind in kinds):
             raise BadRequest('types 应为类型名或它们的列表，收到 %s' % brief(types), "例如 types=['stock', 'etf']")
-        kinds = [types] if isinstance(types, str) else list(types or ['stock'])
+        kinds = list(map(str, kinds)) or ['stock']
         frame = self.store.provider.get_all_securities(kinds, None if date is None else self._known_day(date))
         now = self.pandas.Timestamp(self.now)
         frame = frame[frame['start_date'] <= now].copy()
@@ -2528,6 +2548,15 @@ def listing_date(ms):
     return ListingDate(day.year, day.month, day.day)
 
 
+def _holds_at_once(data, code):
+    """Whether data[code] would give something: what is looked up when it is asked is in there before, too."""
+    try:
+        data._view.store.info(normalize_code(code))
+    except SecurityNotFound:
+        return False
+    return True
+
+
 class CurrentData(dict):
     """get_current_data(): code -> what is known of it now, looked up when it is asked."""
 
@@ -2538,6 +2567,12 @@ class CurrentData(dict):
     def __missing__(self, code):
         self[code] = unit = CurrentUnit(self._view, normalize_code(code))
         return unit
+
+    def __contains__(self, code):
+        return _holds_at_once(self, code)
+
+    def get(self, code, default=None):
+        return self[code] if code in self else default
 
 
 class CurrentUnit:
@@ -2592,6 +2627,12 @@ class BarData(dict):
         self[code] = bar = SecurityUnitData(self._view, normalize_code(code), self._unit)
         return bar
 
+    def __contains__(self, code):
+        return _holds_at_once(self, code)
+
+    def get(self, code, default=None):
+        return self[code] if code in self else default
+
 
 class SecurityUnitData:
     """The last bar of a security, its fields as attributes; mavg, stddev, vwap of the last n days that traded."""
@@ -2602,12 +2643,12 @@ class SecurityUnitData:
     def __getattr__(self, name):
         if name.startswith('_') or name not in _FIELDS:
             raise AttributeError(name)
-        return ([math.nan] + list(self._values(1, name, False)))[-1]
+        return float(([math.nan] + list(self._values(1, name, False)))[-1])
 
     @property
     def returns(self):
         closes = self._values(2, 'close', False)
-        return closes[-1] / closes[0] - 1 if len(closes) == 2 else math.nan
+        return float(closes[-1] / closes[0] - 1) if len(closes) == 2 else math.nan
 
     def isnan(self):
         return math.isnan(self.close)
@@ -2622,7 +2663,7 @@ class SecurityUnitData:
         if math.isnan(self._over(n, 'money', lambda values: values.sum())):
             return math.nan
         money, volume = (self._of_days(n, name).sum() for name in ('money', 'volume'))
-        return money / volume if volume else math.nan
+        return float(money / volume) if volume else math.nan
 
     def _over(self, n, field, figure):
         """NaN where there are less than n days."""
@@ -2894,13 +2935,19 @@ class SimulatedBroker(BrokerInterface):
         """Sets aside what the rest of an order needs."""
         if order.is_buy:
             value = order.remaining * self._reference(order.security, order.style)
-            cost = self.costs.cost(order.security)
-            order.locked_cash = value + cost.commission(True, value) + cost.tax(True, value)
+            order.locked_cash = value + self._commission_of(order, value) + self.costs.cost(order.security).tax(
+                True, value)
             self.portfolio.available_cash -= order.locked_cash
             self.portfolio.locked_cash += order.locked_cash
         else:
             order.locked_amount = order.remaining
             self.portfolio.positions[order.security].locked_amount += order.locked_amount
+
+    def _commission_of(self, order, value):
+        """What a further fill of so many yuan adds: the minimum counts once an order."""
+        cost, before = self.costs.cost(order.security), order.filled * order.price
+        paid = cost.commission(order.is_buy, before) if order.filled else 0.0
+        return cost.commission(order.is_buy, before + value) - paid
 
     def _unlock(self, order):
         self.portfolio.available_cash += order.locked_cash
@@ -2914,9 +2961,7 @@ class SimulatedBroker(BrokerInterface):
         self._unlock(order)
         cost, value = self.costs.cost(order.security), amount * price
         total = order.filled * order.price + value
-        tax = cost.tax(order.is_buy, value)
-        paid = cost.commission(order.is_buy, order.filled * order.price) if order.filled else 0.0
-        commission = cost.commission(order.is_buy, total) - paid
+        tax, commission = cost.tax(order.is_buy, value), self._commission_of(order, value)
         order.filled += amount
         order.price, order.commission = total / order.filled, order.commission + commission + tax
         self._book(order, amount, price, commission, tax, moment)
@@ -3804,8 +3849,7 @@ class Session:
 
     def batch_submit_orders(self, orders):
         """[dict of order()'s arguments]: all or none, if it is known beforehand. List of Orders, or of Nones."""
-        if not isinstance(orders, (list, tuple)):
-            raise BadRequest('batch_submit_orders 的参数应为委托的列表，收到 %s' % brief(orders), _BATCH_HINT)
+        _refuse_no_list(orders, 'batch_submit_orders', _BATCH_HINT)
         self._check_run()
         checked = [_batch_element(number, each) for number, each in enumerate(orders, 1)]
         return self.broker.place_all([(code, amount, self._style_for(code, style)) for code, amount, style in checked])
@@ -3817,21 +3861,22 @@ class Session:
 
     def batch_cancel_orders(self, orders):
         """cancel_order() of each; a list of what it gave."""
-        if not isinstance(orders, (list, tuple)):
-            raise BadRequest('batch_cancel_orders 的参数应为委托的列表，收到 %s' % brief(orders),
-                             '例如 batch_cancel_orders(list(get_open_orders().values()))')
-        return [self.cancel_order(order) for order in orders]
+        _refuse_no_list(orders, 'batch_cancel_orders', '例如 batch_cancel_orders(get_open_orders().values())')
+        return [self.cancel_order(order) for order in list(orders)]
 
     def get_open_orders(self):
         return self.broker.open_orders()
 
     def get_orders(self, order_id=None, security=None, status=None):
-        """OrderedDict order id -> Order of today."""
+        """OrderedDict order id -> Order of today. status: a member of OrderStatus, or its name."""
+        order_id, security = getattr(order_id, 'order_id', order_id), _asked_code(security)
+        name = None if status is None else check_choice(getattr(status, 'name', status), 'status', _ORDER_STATUSES)
         return OrderedDict((key, item) for key, item in self.broker.orders().items()
                            if order_id in (None, key) and security in (None, item.security)
-                           and status in (None, item.status))
+                           and name in (None, item.status.name))
 
     def get_trades(self, order_id=None, security=None):
+        order_id, security = getattr(order_id, 'order_id', order_id), _asked_code(security)
         return OrderedDict((key, item) for key, item in self.broker.trades().items()
                            if order_id in (None, item.order_id) and security in (None, item.security))
 
@@ -3882,8 +3927,20 @@ class Session:
         return self._place(code, shares - held, style)
 
 
+def _asked_code(security):
+    return None if security is None else normalize_code(security)
+
+
+def _refuse_no_list(orders, name, hint):
+    if isinstance(orders, (str, bytes, dict)) or not hasattr(orders, '__iter__'):
+        raise BadRequest('%s 的参数应为委托的列表，收到 %s' % (name, brief(orders)), hint)
+
+
 def benchmark_weights(security):
     """OrderedDict code -> weight of a code, or of a dict of them; without those of weight 0: empty for no benchmark."""
+    if not isinstance(security, (str, dict)):
+        raise BadRequest('基准应为一个代码，或代码和权重的 dict，收到 %s' % brief(security),
+                         "例如 '000300.XSHG'；不要基准写 {'000300.XSHG': 0}")
     given = security if isinstance(security, dict) else {security: 1.0}
     if not given:
         raise BadRequest('基准里没有证券', "例如 {'000300.XSHG': 0.5, '000905.XSHG': 0.5}；不要基准写 {'000300.XSHG': 0}")
@@ -3970,14 +4027,6 @@ def _batch_element(number, each):
     except (BadRequest, TypeError) as error:  # of another argument than order() has, or of one too few
         text = str(getattr(error, 'message', error)).replace(_order_arguments.__name__, 'order')
         raise BadRequest('批量委托的第 %d 笔：%s' % (number, text), _BATCH_HINT)
-
-
-def _canonical(security):
-    """The code as it is known here; what is none stays, and the broker says so."""
-    try:
-        return normalize_code(security)
-    except SecurityNotFound:
-        return security
 
 
 def _whole_shares(value):

@@ -577,3 +577,28 @@ def test_days_of_a_factor_of_zero_are_refused(real):
     view = view_at(Zeros(real, lambda security, given: None), '2018-05-31 10:00')
     with pytest.raises(bq.DataUnavailable):
         view.last_price(MOUTAI)
+
+
+def test_what_is_looked_up_when_it_is_asked_is_there_before(real):
+    view = view_at(real, '2015-07-24 10:00')
+    for data in (view.get_current_data(), jq.BarData(view, '1d')):
+        assert MOUTAI in data and '600519.SH' in data and '999999.XSHG' not in data and None not in data
+        assert data.get('999999.XSHG') is None and data.get('999999.XSHG', 1) == 1
+        assert data.get(MOUTAI) is data[MOUTAI]
+    bar = jq.BarData(view, '1d')[MOUTAI]
+    assert {type(figure) for figure in (bar.close, bar.returns, bar.vwap(2), bar.mavg(2), bar.stddev(2))} == {float}
+
+
+@pytest.mark.parametrize('kind', [list, tuple, set, iter, pandas.Index, numpy.array, pandas.Series])
+def test_kinds_of_securities_come_in_any_container(paper, kind):
+    view = view_at(paper, '2026-03-02 10:00')
+    funds, stocks = view.get_all_securities('etf'), view.get_all_securities()
+    assert list(view.get_all_securities(kind(['etf'])).index) == list(funds.index) != []
+    empty = pandas.Series([], dtype=object) if kind is pandas.Series else kind([])
+    assert list(view.get_all_securities(empty).index) == list(stocks.index)
+
+
+@pytest.mark.parametrize('benchmark', [None, [], ['000300.XSHG'], ('000300.XSHG',), 1, pandas.Series({MOUTAI: 1.0})])
+def test_a_benchmark_is_a_code_or_a_dict(benchmark):
+    with pytest.raises(bq.BadRequest, match='基准'):
+        jq.benchmark_weights(benchmark)

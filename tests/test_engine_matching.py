@@ -809,3 +809,109 @@ def test_without_real_prices_the_account_lives_on_adjusted_ones(market, tmp_path
     ''' % B, market.source, DAYS[0], DAYS[2])
     assert only(result.trades)['price'] == 5.0 and result.dividends == []
     assert result.equity == pytest.approx([1000000 - 5] * 3) and not math.isnan(result.equity[0])
+
+
+def test_a_rest_locks_no_minimum_commission_again(market, tmp_path):
+    """5000 at 10: of 100000 a day 1000 fill at once for 5.00. All 5000 together cost 15.00, so 10.00 are left to pay.
+
+    The bars of 10:00, 10:01 and 14:00 give 3, 10 and 20 more, their hundredth; the cash comes back at 16:00.
+    """
+    for code in (A, B):
+        market.daily(code, [day_row(day, 10.0, 10.0, 10.3, 9.7, volume=100000) for day in DAYS])
+    result, lines = play(market, tmp_path, '''
+    def begin(context):
+        set_option('order_volume_ratio', 0.01)
+        set_slippage(FixedSlippage(0))
+        run_daily(buy, '9:30')
+        run_daily(look, '15:10')
+        run_daily(night, '16:30')
+
+    def money(context):
+        return context.portfolio.available_cash, context.portfolio.locked_cash
+
+    def buy(context):
+        g.placed = order_value('%s', 50000, LimitOrderStyle(10))
+        assert (g.placed.amount, g.placed.filled, g.placed.commission) == (5000, 1000, 5)
+        assert g.placed.status == OrderStatus.filled and list(get_open_orders()) == [g.placed.order_id]
+        assert money(context) == (1000000 - 10005 - 40010, 40010)
+
+    def look(context):
+        assert (g.placed.filled, g.placed.commission) == (1033, 5)
+        assert [round(each, 6) for each in money(context)] == [949985, 39680]
+        g.seen.append(1)
+
+    def night(context):
+        assert g.placed.status == OrderStatus.canceled and get_open_orders() == {}
+        assert [round(each, 6) for each in money(context)] == [1000000 - 10335, 0]
+        g.seen.append(2)
+        log.info('seen %%s' %% g.seen)
+    ''' % A, days=1)
+    assert [row['amount'] for row in result.trades] == [1000, 3, 10, 20]
+    assert any('seen [1, 2]' in line for line in lines)
+
+
+def test_a_sale_beyond_the_days_share_leaves_the_rest_closeable(market, tmp_path):
+    """1100 of B: a ratio of 0.01 of 100000 sells 1000 of them; the odd rest of 100 goes the next time."""
+    market.daily(B, [day_row(day, 10.0, 10.0, 10.3, 9.7, volume=100000) for day in DAYS])
+    result, _ = play(market, tmp_path, '''
+    def begin(context):
+        set_slippage(FixedSlippage(0))
+        run_daily(trade, '9:30')
+
+    def trade(context):
+        if not g.seen:
+            g.seen.append(order('%s', 1100))
+            return
+        set_option('order_volume_ratio', 0.01)
+        sale = order_target('%s', 0)
+        position = context.portfolio.positions['%s']
+        assert (str(sale.status), sale.amount, sale.filled, sale.price) == ('canceled', 1100, 1000, 10.0)
+        assert sale.commission == 5 + 10 and sale.avg_cost == g.seen[0].price + 5 / 1100
+        assert (position.total_amount, position.closeable_amount, position.locked_amount) == (100, 100, 0)
+        assert str(order_target('%s', 0).status) == 'held' and '%s' not in context.portfolio.positions
+    ''' % ((B,) * 5))
+    assert [row['amount'] for row in result.trades] == [1100, 1000, 100]
+
+
+def test_every_spelling_of_a_code_finds_the_holding_and_its_orders(market, tmp_path):
+    """A holding that is not found by another spelling is bought once more."""
+    result, lines = play(market, tmp_path, '''
+    def begin(context):
+        run_daily(buy, '9:30')
+
+    def buy(context):
+        placed, positions = order('600000.SH', 100), context.portfolio.positions
+        for code in ('600000.SH', '600000.XSHG'):
+            assert code in positions and positions[code].total_amount == 100
+            assert positions.get(code) is positions[code]
+            assert len(get_orders(security=code)) == len(get_trades(security=code)) == 1
+        assert '000002.SZ' not in positions and positions.get('000002.SZ') is None
+        assert positions['000002.SZ'].total_amount == 0 and positions.get(None, 1) == 1
+        assert len(get_orders(placed)) == len(get_trades(placed)) == len(get_orders(status='held')) == 1
+        for status in (OrderStatus.open, 'open', OrderStatus.canceled):
+            assert not get_orders(status=status)
+        for status in (4, 'done', [], True):
+            try:
+                get_orders(status=status)
+            except Exception as error:
+                assert 'status' in str(error)
+            else:
+                assert False, status
+        log.info('to the end')
+    ''', days=1)
+    assert any('to the end' in line for line in lines)
+    assert sum('没有持有' in line for line in lines) == 1
+
+
+def test_open_orders_are_cancelled_as_they_come(market, tmp_path):
+    result, _ = play(market, tmp_path, '''
+    def begin(context):
+        run_daily(buy, '9:30')
+
+    def buy(context):
+        for _ in range(2):
+            order('%s', 100, LimitOrderStyle(9.1))
+        assert [str(each.status) for each in batch_cancel_orders(get_open_orders().values())] == ['canceled'] * 2
+        assert batch_cancel_orders(set()) == batch_submit_orders(()) == []
+    ''' % A, days=1)
+    assert [row['status'] for row in result.orders] == ['canceled'] * 2 and not result.trades
