@@ -3856,7 +3856,8 @@ class BrokerAdapter:
     or None.
     set_listener(listener): listener(kind, record) for each change, kind 'order', 'trade' or 'account', in their order,
     from a thread that holds no lock of the adapter. orders_known() -> (today's orders, whether these certainly are all
-    of them); on_connected(hook): hook() after each connect, from a thread of the adapter.
+    of them); on_connected(hook): hook() after each connect, from a thread of the adapter. expects_orders(ask): ask()
+    tells whether an order of today is known of, for an adapter whose broker says "none" and "failed" in the same way.
     """
 
     spec = None  # AccountSpec
@@ -3891,6 +3892,9 @@ class BrokerAdapter:
 
     def orders_known(self):
         return self.orders(), False
+
+    def expects_orders(self, ask):
+        """An adapter that can tell none from failed never asks it."""
 
     def on_connected(self, hook):
         """An adapter that never loses its broker never calls it."""
@@ -6593,16 +6597,38 @@ def _qmt_plain(kind, record):
     return {names[0]: native(record, *names) for names in _QMT_FIELDS[kind]}
 
 
+_QMT_ODD = '不是有效数字'  # key of what a plain row holds that is none
+
+
 def _qmt_number(row, name, default=None):
     """A finite float. Raises QmtUnavailable for NaN, infinity and what stands for "not set" (1.8e308)."""
     value = row[name] if row[name] is not None else default
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not abs(float(value)) < 1e15:
-        raise QmtUnavailable('QMT 给出的 %s 不是有效数字：%s' % (name, brief(value)), retry_after_s=3)
+    if not _qmt_is_finite(value):
+        raise QmtUnavailable('QMT 给出的 %s %s：%s' % (name, _QMT_ODD, brief(value)), retry_after_s=3)
     return float(value)
+
+
+def _qmt_is_finite(value):
+    """Below 1e15; a whole number may be too long for a float."""
+    return not isinstance(value, bool) and isinstance(value, numbers.Real) and abs(value) < 1e15
 
 
 def _qmt_whole(row, name, default=None):
     return int(_qmt_number(row, name, default))
+
+
+def _qmt_figure(row, name, default=0.0):
+    """As _qmt_number, for what a row is worth listing without: an odd one is the default, and noted in the row."""
+    if row[name] is not None and not _qmt_is_finite(row[name]):
+        row.setdefault(_QMT_ODD, OrderedDict())[name] = row[name]
+        return default
+    return float(default if row[name] is None else row[name])
+
+
+def _qmt_odd_told(row):
+    """What _qmt_figure noted, or ''."""
+    return '、'.join('QMT 给出的 %s %s：%s' % (name, _QMT_ODD, brief(value))
+                    for name, value in row.get(_QMT_ODD, {}).items())
 
 
 def _qmt_text(row, name):
@@ -6611,45 +6637,53 @@ def _qmt_text(row, name):
 
 def _qmt_moment(seconds):
     """Unix time -> naive Beijing datetime, whatever the machine's zone; None where there is none yet."""
-    return from_ms(int(seconds) * 1000 + 8 * 3600000) if seconds and seconds > 0 else None
+    return from_ms(int(seconds) * 1000 + 8 * 3600000) if _qmt_is_finite(seconds) and 0 < seconds < 1e10 else None
 
 
 def qmt_account_row(row, spec):
     """Plain asset -> Account. Old versions do not tell what can be transferred: what is free to use, then."""
-    cash = _qmt_number(row, 'cash')
+    cash = _qmt_number(row, 'cash')  # this and the totals are what orders are made of: odd ones are no answer
     return Account(account_id=spec.account_id, account_type=spec.account_type, available_cash=cash,
-                   transferable_cash=_qmt_number(row, 'fetch_balance', cash),
-                   frozen_cash=_qmt_number(row, 'frozen_cash'), market_value=_qmt_number(row, 'market_value'),
+                   transferable_cash=_qmt_figure(row, 'fetch_balance', cash),
+                   frozen_cash=_qmt_figure(row, 'frozen_cash'), market_value=_qmt_number(row, 'market_value'),
                    total_value=_qmt_number(row, 'total_asset'))
 
 
 def qmt_position_row(row):
     """Plain position -> Position. Raises SecurityNotFound for a market that we do not know."""
-    amount, value = _qmt_whole(row, 'volume'), _qmt_number(row, 'market_value')
+    if not isinstance(row['stock_code'], str) or not row['stock_code'].strip():
+        raise QmtUnavailable('QMT 给出的一笔持仓没有证券代码', retry_after_s=3)
+    amount = _qmt_whole(row, 'volume')
+    value = _qmt_figure(row, 'market_value', amount * _qmt_figure(row, 'last_price'))
     return Position(security=normalize_code(row['stock_code']), name=_qmt_text(row, 'instrument_name'), amount=amount,
-                    closeable_amount=_qmt_whole(row, 'can_use_volume'),
-                    frozen_volume=_qmt_whole(row, 'frozen_volume', 0),
-                    avg_cost=_qmt_number(row, 'avg_price', _qmt_number(row, 'open_price', 0.0)),
-                    last_price=_qmt_number(row, 'last_price', value / amount if amount else 0.0), market_value=value)
+                    closeable_amount=int(_qmt_figure(row, 'can_use_volume')),
+                    frozen_volume=int(_qmt_figure(row, 'frozen_volume')),
+                    avg_cost=_qmt_figure(row, 'avg_price', _qmt_figure(row, 'open_price')),
+                    last_price=_qmt_figure(row, 'last_price', value / amount if amount else 0.0), market_value=value)
 
 
 def qmt_order_row(row):
-    """Plain order -> Order. Raises SecurityNotFound for what is no buy or sale on a market that we know."""
-    filled = _qmt_whole(row, 'traded_volume')
-    average = _qmt_number(row, 'traded_price') if filled else 0.0
-    status = _qmt_whole(row, 'order_status')
+    """Plain order -> Order. Raises SecurityNotFound for what is no buy or sale on a market that we know.
+
+    Id and remark tell whose it is: an odd figure beside them is 0, and the order then is not known to be over.
+    """
+    amount, filled, status = (int(_qmt_figure(row, name)) for name in ('order_volume', 'traded_volume', 'order_status'))
+    unknown = _QMT_ODD in row or None in (row['order_volume'], row['traded_volume'], row['order_status'])
+    kind = int(_qmt_figure(row, 'price_type', 50))
+    average = _qmt_figure(row, 'traded_price') if filled else 0.0
     return Order(order_id=str(_qmt_whole(row, 'order_id')), security=normalize_code(row['stock_code']),
-                 side=_qmt_side(row), amount=_qmt_whole(row, 'order_volume'), filled=filled,
-                 order_price=_qmt_number(row, 'price', 0.0), avg_price=average, deal_balance=round(average * filled, 3),
-                 status=RAW_STATUS.get(status, 'submit_unknown'), raw_status=status,
-                 style='market' if row['price_type'] in _QMT_MARKET_KINDS else 'limit',
-                 price_type=_qmt_whole(row, 'price_type', 50), time=_qmt_moment(row['order_time']),
+                 side=_qmt_side(row), amount=amount, filled=filled, order_price=_qmt_figure(row, 'price'),
+                 avg_price=average, deal_balance=round(average * filled, 3),
+                 status='submit_unknown' if unknown else RAW_STATUS.get(status, 'submit_unknown'), raw_status=status,
+                 style='market' if kind in _QMT_MARKET_KINDS else 'limit', price_type=kind,
+                 time=_qmt_moment(row['order_time']),
                  order_remark=_qmt_text(row, 'order_remark'), strategy_name=_qmt_text(row, 'strategy_name'),
-                 order_sysid=_qmt_text(row, 'order_sysid'), status_msg=_qmt_text(row, 'status_msg'))
+                 order_sysid=_qmt_text(row, 'order_sysid'),
+                 status_msg='；'.join(filter(None, (_qmt_text(row, 'status_msg'), _qmt_odd_told(row)))))
 
 
 def _qmt_side(row):
-    if row['order_type'] not in _QMT_SIDES:
+    if not _qmt_is_finite(row['order_type']) or row['order_type'] not in _QMT_SIDES:
         raise SecurityNotFound('委托类型 %s 不是买卖' % brief(row['order_type']))
     return _QMT_SIDES[row['order_type']]
 
@@ -6659,8 +6693,8 @@ def qmt_trade_row(row):
     amount, price = _qmt_whole(row, 'traded_volume'), _qmt_number(row, 'traded_price')
     return Trade(trade_id=_qmt_text(row, 'traded_id'), order_id=str(_qmt_whole(row, 'order_id')), amount=amount,
                  security=normalize_code(row['stock_code']), side=_qmt_side(row), price=price,
-                 time=_qmt_moment(row['traded_time']), commission=_qmt_number(row, 'commission', 0.0),
-                 deal_balance=_qmt_number(row, 'traded_amount', round(amount * price, 3)),
+                 time=_qmt_moment(row['traded_time']), commission=_qmt_figure(row, 'commission'),
+                 deal_balance=_qmt_figure(row, 'traded_amount', round(amount * price, 3)),
                  order_remark=_qmt_text(row, 'order_remark'))
 
 
@@ -7378,7 +7412,8 @@ class _QmtPushWatch:
 
 
 def _qmt_same_order(known, order):
-    same = (known.security, known.side, known.amount) == (order.security, order.side, order.amount)
+    same = (known.security, known.side) == (order.security, order.side) and (
+        known.amount == order.amount or not (known.amount and order.amount))  # 0: it could not be read
     remarks = {known.order_remark, order.order_remark} - {''}
     return same and len(remarks) < 2
 
@@ -7460,6 +7495,12 @@ class _QmtFaults:
 
 
 # -- the broker -----------------------------------------------------------------------------------------------------
+def _qmt_unreadable(error):
+    if isinstance(error, BulletError):
+        return error
+    return QmtUnavailable('QMT 给出的一行读不懂：%s: %s' % (type(error).__name__, error), retry_after_s=3)
+
+
 class QmtBroker(BrokerAdapter):
     """One account of a QMT terminal. start() begins to connect and returns at once; close() ends every thread.
 
@@ -7476,6 +7517,7 @@ class QmtBroker(BrokerAdapter):
         self.keeper = QmtKeeper(vendor, spec, clock, self._mailbox.put, timing, jitter, pause)
         self.timing = self.keeper.timing
         self._pushes, self._last_asset = _QmtPushWatch(clock), None
+        self._expects = lambda: True
         self.keeper.on_connected.append(self._catch_up)
         self.keeper.on_probed.append(self._watch_pushes)
 
@@ -7529,7 +7571,7 @@ class QmtBroker(BrokerAdapter):
         held = [row for row in rows if _qmt_whole(row, 'volume') > 0]
         if not held:
             self._check_empty(link, warm)
-        return self._converted(held, qmt_position_row)
+        return self._converted(held, qmt_position_row, odd=False)
 
     def _check_empty(self, link, warm):
         """That there are no positions needs a good asset query beside it that says the same."""
@@ -7553,12 +7595,31 @@ class QmtBroker(BrokerAdapter):
         orders, complete = self._list_orders()
         return self._list_orders() if complete and not orders else (orders, complete)  # "none" has to be said twice
 
+    def expects_orders(self, ask):
+        self._expects = ask
+
     def _list_orders(self):
         link = self.keeper.link()
         warm, records = link.warm, self._ask(link, 'query_stock_orders')
         orders = self._known(records)
-        complete = warm and records is not None and link.lost is None and not self._book.missing_from(orders)
-        return orders, complete
+        complete = (warm and link.lost is None and not self._book.missing_from(orders)
+                    and not self._hides_tagged(records, orders))
+        return orders, complete and (records is not None or self._is_idle(link))
+
+    def _hides_tagged(self, records, orders):
+        """Whether a row that cannot be listed may be an order of this toolkit."""
+        if len(records or ()) == len(orders):
+            return False
+        shown = {order.order_remark for order in orders}
+        return any(remark.startswith('bq') and len(remark) >= TAG_BYTES and remark not in shown
+                   for remark in (_qmt_text(row, 'order_remark') for row in self._rows('order', records, '委托')))
+
+    def _is_idle(self, link):
+        """Whether no orders is what None means: nobody knows of one today, and all else is answered."""
+        if self._expects():
+            return False
+        self._sure_asset(link)
+        return not self._ask(link, 'query_stock_trades') and link.lost is None
 
     def trades(self):
         link = self.keeper.link()
@@ -7605,19 +7666,31 @@ class QmtBroker(BrokerAdapter):
         rows = [_qmt_plain(kind, record) for record in records or ()]
         return [row for row in rows if row['account_id'] in (None, '', self.spec.account_id)]
 
-    def _converted(self, rows, convert):
-        converted = [self._convert(row, convert) for row in rows]
+    def _converted(self, rows, convert, odd=True):
+        converted = [self._convert(row, convert, odd) for row in rows]
         return [record for record in converted if record is not None]
 
-    def _convert(self, row, convert):
-        """None for a security or a business that this toolkit does not know; each is logged once."""
+    def _convert(self, row, convert, odd=True):
+        """None for a security or a business that this toolkit does not know; each is logged once.
+
+        odd: whether a row that cannot be read may be left out as well. Not where that would be a holding less.
+        """
         try:
-            return convert(row)
+            record = convert(row)
         except SecurityNotFound as error:
-            if error.message not in self._skipped:
-                self._skipped.add(error.message)
-                _qmt_log.warning('账户 %s 有一行没有列出：%s', self.spec.key, printable(error.message))
-            return None
+            return self._say_once('有一行没有列出：%s' % error.message)
+        except Exception as error:  # the vendor's fields hold anything
+            if not odd:
+                raise _qmt_unreadable(error) from error
+            return self._say_once('有一行读不懂，没有列出：%s' % (_qmt_unreadable(error).message))
+        if _QMT_ODD in row:
+            self._say_once('%s 的一行不全：%s' % (record.security, _qmt_odd_told(row)))
+        return record
+
+    def _say_once(self, text):
+        if text not in self._skipped:
+            self._skipped.add(text)
+            _qmt_log.warning('账户 %s %s', self.spec.key, printable(text))
 
     def _known(self, records, tell=True):
         """Orders of a query, each as far on as anything has told; what they bring is told to the listener.
@@ -10108,6 +10181,13 @@ class Journal:
             rows = db.execute('SELECT tag FROM writes WHERE action=?', (PLACE,)).fetchall()
         return {tag[:TAG_BYTES] for tag, in rows}
 
+    def has_places(self, account_key):
+        """Whether an order of today reached the broker of this account, or may have."""
+        with self._database() as db:
+            found = db.execute('SELECT count(*) FROM writes WHERE action=? AND day=? AND account_key=? '
+                               'AND state NOT IN (?, ?)', (PLACE, self.today(), account_key, REJECTED, ABSENT))
+            return found.fetchone()[0] > 0
+
     def open_places(self, states=OPEN_STATES):
         """Today's orders in these states. Brokers list a day's orders: of an earlier day nothing can be learnt."""
         with self._database() as db:
@@ -10836,6 +10916,12 @@ def _is_order_of(order, ticket):
             and 0 <= ticket.amount - order.amount < instrument(ticket.security).lot)
 
 
+def _could_be(order, ticket):
+    """As _is_order_of, where a figure that could not be read (0) may be any."""
+    return _is_order_of(order.replace(amount=order.amount or ticket.amount,
+                                      order_price=order.order_price or ticket.price or 0.0), ticket)
+
+
 def _as_not_sent(error):
     """The error under a code that no client reads as 'may have reached the broker'."""
     if not isinstance(error, BulletError):
@@ -10851,6 +10937,7 @@ CANCEL_WAIT_S = 5.0
 SETTLE_MARGIN_S = 30.0  # how much longer than its deadline a submission may have been on its way
 
 
+_INCOMPLETE_REMEDY = '几秒后用同一 key 重试；一直如此时，看 QMT 的当日委托是否列得出来，空着就手工报一笔远离市价的委托再撤掉'
 _TAG_REMEDY = ('这个终端或柜台没有带回完整的 20 字节备注：备注晚些到了会自动恢复；否则请券商打开备注（投资备注）或换一个终端，'
                '撤掉没有备注的委托（已成交的，重启服务端）后再试一笔')
 
@@ -10894,6 +10981,7 @@ class OrderDesk:
         self.publish = lambda event, payload: None  # the server sends it to whoever wants to hear of it
         for key, broker in accounts.brokers.items():
             broker.set_listener(self._listener(key))
+            broker.expects_orders(lambda key=key: self.journal.has_places(key))
 
     def _moment(self):
         """Now, by the clock that nobody can set, in seconds, and by the wall's, in ms."""
@@ -11036,7 +11124,7 @@ class OrderDesk:
             strange, complete = self._strange_orders(route)
             order = self._under_tag(entry, strange)
             if order is None and not complete:
-                raise QmtUnavailable('当日委托还没有到齐，不能确定这个 key 是否已经用过，没有提交', '几秒后用同一 key 重试',
+                raise QmtUnavailable('当日委托还没有到齐，不能确定这个 key 是否已经用过，没有提交', _INCOMPLETE_REMEDY,
                                      retry_after_s=2)
         if order is None:
             if self.journal.has_lost(entry):
@@ -11213,7 +11301,7 @@ class OrderDesk:
         """Whether one of the orders could be this one without its tag, whatever others came back with."""
         ticket = _ticket_of(entry)
         sure = self._seen_today(entry.account_key).whole >= 0 and not self._untagged(entry.account_key)
-        return any(_is_order_of(order, ticket) and self.journal.of_order(entry.account_key, order) is None
+        return any(_could_be(order, ticket) and self.journal.of_order(entry.account_key, order) is None
                    and (not sure or entry.tag.startswith(order.order_remark)) for order in orders)
 
     def _is_over(self, entry):

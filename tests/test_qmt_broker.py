@@ -457,7 +457,7 @@ def test_orders_that_stand_still_hold_up_no_cancel_and_no_look():
         for thread in threads:
             thread.start()
         busy = bench.keeper._guard._guards['order']
-        assert becomes(lambda: busy._running == 8)
+        assert becomes(lambda: len(busy._out) == 8)
         error = unavailable(bench.broker.submit, request(), 0.05)
         assert '8 个调用卡住' in error.message and error.broker_called is False
         bench.broker.cancel('77', PATIENCE_S)
@@ -503,7 +503,7 @@ def test_figures_that_are_no_numbers_are_an_error(bad):
     with running() as bench:
         bench.terminal.asset.total_asset = bad
         unavailable(bench.broker.account)
-        bench.terminal.rows['positions'] = [position_record(market_value=bad)]
+        bench.terminal.rows['positions'] = [position_record(volume=bad)]
         unavailable(bench.broker.positions)
 
 
@@ -597,6 +597,101 @@ def test_none_for_orders_is_no_proof_that_there_are_none():
         bench.terminal.asset = None
         for ask in (bench.broker.orders, bench.broker.trades):
             unavailable(ask)
+
+
+def test_none_twice_is_an_empty_day_where_nobody_knows_of_an_order():
+    """The vendor answers None for "none" as well as for "failed": the day's first order must be possible."""
+    with running(warm=False) as bench:
+        bench.terminal.rows['orders'] = bench.terminal.rows['trades'] = None
+        known = []
+        bench.broker.expects_orders(lambda: bool(known))
+        assert bench.broker.orders_known() == ([], False)
+        bench.pauses.go()
+        assert bench.broker.orders_known() == ([], True)
+        bench.terminal.answers['query_stock_orders'] = iter([None, [order_record()]]).__next__
+        assert [order.order_id for order in bench.broker.orders_known()[0]] == ['77']
+    with running() as bench:
+        bench.terminal.rows['orders'] = bench.terminal.rows['trades'] = None
+        bench.broker.expects_orders(lambda: bool(known))
+        known.append('k')
+        assert bench.broker.orders_known() == ([], False), 'the journal knows of one'
+        known.clear()
+        bench.terminal.rows['trades'] = [trade_record()]
+        assert bench.broker.orders_known() == ([], False), 'something was filled'
+        bench.terminal.rows['trades'] = None
+        bench.terminal.asset = None
+        unavailable(bench.broker.orders_known)
+
+
+ODD = [1.7976931348623157e308, float('nan'), float('inf'), 1e15, 10 ** 400, 'x', [], {}, object(), True]
+
+
+@pytest.mark.parametrize('odd', ODD, ids=[brief[:12] for brief in map(repr, ODD)])
+@pytest.mark.parametrize('name', ['price', 'traded_price', 'order_volume', 'traded_volume', 'order_status',
+                                  'price_type', 'order_time', 'order_type', 'stock_code', 'order_id'])
+def test_one_odd_row_costs_the_other_orders_nothing(name, odd):
+    with running() as bench:
+        row = order_record(78, 55, 100, order_remark='')
+        setattr(row, name, odd)
+        bench.terminal.rows['orders'] = [row, order_record()]
+        orders, complete = bench.broker.orders_known()
+        assert orders[-1].order_id == '77' and orders[-1].amount == 1000 and complete
+        assert bench.broker.order('77').order_price == 10.5 and len(bench.broker.orders()) == len(orders)
+        if len(orders) == 2 and name in ('order_volume', 'traded_volume', 'order_status'):
+            assert orders[0].status == 'submit_unknown' and name in orders[0].status_msg
+        if name != 'order_time':
+            assert len(bench.broker.health()['skipped']) == 1
+
+
+@pytest.mark.parametrize('name', ['order_id', 'stock_code'])
+def test_a_tagged_row_that_cannot_be_listed_leaves_the_list_incomplete(name):
+    with running() as bench:
+        bench.terminal.rows['orders'] = [order_record(**{name: float('nan'), 'order_remark': 'bq' + '0' * 18})]
+        assert bench.broker.orders_known() == ([], False)
+
+
+@pytest.mark.parametrize('odd', ODD, ids=[brief[:12] for brief in map(repr, ODD)])
+@pytest.mark.parametrize('name', ['traded_price', 'traded_volume', 'traded_amount', 'commission', 'traded_time',
+                                  'order_id', 'order_type', 'stock_code'])
+def test_one_odd_row_costs_the_other_trades_nothing(name, odd):
+    with running() as bench:
+        bench.terminal.rows['trades'] = [trade_record(**dict({'traded_id': 'T0'}, **{name: odd})), trade_record()]
+        assert [(trade.trade_id, trade.amount, trade.price) for trade in bench.broker.trades()][-1] == ('T1', 100, 10.0)
+
+
+@pytest.mark.parametrize('odd', ODD, ids=[brief[:12] for brief in map(repr, ODD)])
+@pytest.mark.parametrize('name, shown', [('can_use_volume', 'closeable_amount'), ('frozen_volume', 'frozen_volume'),
+                                         ('avg_price', 'avg_cost'), ('last_price', 'last_price'),
+                                         ('market_value', 'market_value')])
+def test_an_odd_figure_of_a_holding_is_never_a_holding_less(name, shown, odd):
+    expected = {'closeable_amount': 0, 'frozen_volume': 0, 'avg_cost': 9.0, 'last_price': 10.0, 'market_value': 3000.0}
+    with running() as bench:
+        bench.terminal.rows['positions'] = [position_record(**{name: odd})]
+        row, = bench.broker.positions()
+        assert (row.amount, getattr(row, shown)) == (300, expected[shown])
+        assert name in bench.broker.health()['skipped'][0]
+        bench.terminal.rows['positions'].append(position_record(volume=odd))
+        unavailable(bench.broker.positions)
+        bench.terminal.rows['positions'] = [position_record(), position_record(stock_code=None)]
+        unavailable(bench.broker.positions)
+
+
+def test_an_order_whose_figures_could_not_be_read_is_the_same_order_when_they_can():
+    with running() as bench:
+        bench.terminal.rows['orders'] = [order_record(status=55, filled=300)]
+        assert bench.broker.orders()[0].filled == 300
+        bench.terminal.rows['orders'] = [order_record(order_volume=float('nan'), filled=float('nan'), status=55)]
+        order, = bench.broker.orders()
+        assert (order.amount, order.filled, order.status) == (1000, 300, 'filling')
+        bench.terminal.rows['orders'] = [order_record(status=56, filled=1000)]
+        assert bench.broker.orders()[0].status == 'filled'
+
+
+def test_a_push_that_brings_the_remark_alone_is_told():
+    with running() as bench:
+        bench.terminal.callback.on_stock_order(order_record(order_remark=''))
+        bench.terminal.callback.on_stock_order(order_record())
+        assert [order.order_remark for _, order in bench.flush()] == ['', TAG]
 
 
 def test_a_list_that_lacks_a_known_order_is_not_complete():
