@@ -10378,9 +10378,14 @@ def parse_ticket(payload):
 def _agreed(payload, *names):
     """The one value under any of these names; two different ones are refused."""
     values = [payload[name] for name in names if payload.get(name) is not None]
-    if any(value != values[0] for value in values):
+    if any(_differ(value, values[0]) for value in values):
         raise BadRequest('%s 互相矛盾' % '、'.join(names))
     return values[0] if values else None
+
+
+def _differ(one, other):
+    """NaN does not differ from NaN: what is wrong with it is for the check of its range to say."""
+    return one != other and (one == one or other == other)
 
 
 def _instant(value, name):
@@ -10438,7 +10443,7 @@ def _style_price(kind, style, payload):
     price = _agreed({'style.price': inner, 'price': payload.get('price')}, 'style.price', 'price')
     if price is None and kind == 'market':
         return None
-    price = check_number(price, 'price', 0, 1e6)
+    price = round(check_number(price, 'price', 0, 1e6), 6)  # what binary fractions add goes: 10.8 - 0.2 is 10.6
     if price <= 0:
         raise BadRequest('price 应大于 0')
     return price

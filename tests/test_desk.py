@@ -181,6 +181,24 @@ def test_limit_price_must_be_a_positive_finite_number(price):
         bq.parse_ticket(ticket(style={'type': 'limit', 'price': price}))
 
 
+@pytest.mark.parametrize('asked, meant', [(10.8 - 0.2, 10.6), (13.26 - 0.05, 13.21), (0.1 + 0.2, 0.3),
+                                          (round(1.113 / 0.001) * 0.001, 1.113), (13.1274, 13.1274)])
+def test_a_limit_price_is_without_what_binary_fractions_add(asked, meant):
+    for given in (dict(style={'type': 'limit', 'price': asked}), dict(style=NotImplemented, price=asked)):
+        assert bq.parse_ticket(ticket(**given)).price == meant
+    assert bq.parse_ticket(ticket(style={'type': 'market', 'protect_price': asked})).price == meant
+
+
+@pytest.mark.parametrize('changes', [dict(style={'type': 'limit', 'price': float('nan')}), dict(amount=float('nan'))])
+def test_no_number_is_told_as_what_it_is(changes):
+    with pytest.raises(bq.BadRequest) as caught:
+        bq.parse_ticket(ticket(**changes))
+    assert '互相矛盾' not in caught.value.message and 'nan' in caught.value.message
+    for other in (dict(changes, price=10.0, volume=100), dict(changes, price=float('nan'), volume=float('nan'))):
+        with pytest.raises(bq.BadRequest):
+            bq.parse_ticket(ticket(**other))
+
+
 @pytest.mark.parametrize('price', NOT_NUMBERS + [0, -1, 1e7])
 def test_protection_price_must_be_positive_if_given(price):
     with pytest.raises(bq.BadRequest):
@@ -752,7 +770,8 @@ def test_a_mark_that_is_written_in_part_keeps_the_order_back(on_disk):
 
 @pytest.mark.parametrize('change, loss', [
     (lambda text: b'', False), (lambda text: b'x' * len(text), True), (lambda text: text[:-1], False),
-    (lambda text: b'journal 0' + text[9:], True), (lambda text: text[:-20] + b'#' + text[-19:], True),
+    (lambda text: b'journal %d' % (text[8:9] == b'0') + text[9:], True),
+    (lambda text: text[:-20] + b'#' + text[-19:], True),
     (lambda text: text[:-40] + b'#' + text[-39:], True)])
 def test_a_mark_that_is_odd_or_of_another_journal_is_a_loss(tmp_path, change, loss):
     path = str(tmp_path / 'orders.sqlite')

@@ -56,6 +56,23 @@ def helper(tmp_path, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
+def no_connection_stays(monkeypatch):
+    opened = []
+    for kind in (bq.RemoteQmtConnection, bq.LocalConnection):
+        monkeypatch.setattr(kind, '__init__', noting(kind.__init__, opened))
+    yield
+    for connection in opened:
+        connection.close()
+
+
+def noting(init, opened):
+    def noted(self, *arguments, **named):
+        init(self, *arguments, **named)
+        opened.append(self)
+    return noted
+
+
+@pytest.fixture(autouse=True)
 def no_copy_stays():
     yield
     sys.modules.pop('copied', None)
