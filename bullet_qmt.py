@@ -14947,6 +14947,24 @@ def client_settings(config=None, **given):
 
 
 _CONFIG_NAMES = {'sub_account_id': 'sub_account'}
+_CHOICES = ('data_provider', 'broker')  # which object is made: decided where it is made
+
+
+def _refuse_idle_config(config, names, why):
+    """What a config says must have an effect: an order for another server would go where nobody meant it to."""
+    idle = sorted(name for name in names if (config or {}).get(name) is not None)
+    if idle:
+        raise ConfigError('config 的 %s 没有作用：%s' % ('、'.join(idle), why), '去掉它')
+
+
+def _refuse_other_server(config, connection):
+    """A config beside a connection may say again what the connection is, and nothing else of it. (Its token is its own.)"""
+    endpoint = getattr(connection, 'endpoint', None)
+    made_of = dict({name: getattr(endpoint, name, None) for name in ('host', 'port', 'tls_cert')},
+                   rpc_timeout=getattr(connection, 'request_timeout', None),
+                   compress=getattr(connection, 'compress', None), env_file=None)
+    others = [name for name, value in made_of.items() if str((config or {}).get(name)) != str(value)]
+    _refuse_idle_config(config, others, '用的是给出的 connection，它不是这样的')
 
 
 def connect(host=None, port=None, token=None, tls_cert=None, rpc_timeout=None, compress=None, **options):
@@ -14984,6 +15002,9 @@ class RemoteQmtProvider:
 
     def __init__(self, config=None, connection=None):
         self._owned = connection is None
+        if not self._owned:
+            _refuse_other_server(config, connection)
+        _refuse_idle_config(config, _CHOICES, '行情来源已经是 qmt-remote')
         self._connection = _connected(client_settings(config)) if connection is None else connection
         self._tick_callback, self._tick_context, self._listening = None, None, False
 
@@ -15180,11 +15201,14 @@ class RemoteQmtBroker:
     """
 
     def __init__(self, account_id=None, account_type='stock', config=None, connection=None, on_warning=None):
-        self.account_id, self.account_type, self._on_warning = account_id, account_type, on_warning
+        if connection is not None:
+            _refuse_other_server(config, connection)
+        _refuse_idle_config(config, _CHOICES, '交易通道已经是 qmt-remote')
+        self.account_id, self.account_type, self._on_warning = account_id, _type_asked(account_type), on_warning
         self._settings = client_settings(config)
         self.account_key, self.sub_account_id = self._settings.account_key, self._settings.sub_account
         self._connection, self._owned = connection, connection is None
-        self._connecting, self._checked = threading.Lock(), account_id in (None, '')
+        self._connecting, self._checked = threading.Lock(), False
         self._sent = _SentOrders()
         self._disconnected = False
 
@@ -15204,7 +15228,7 @@ class RemoteQmtBroker:
         if self._connection is None:
             self._connection = _connected(self._settings, **self._account())
         if not self._checked:
-            self._check_account_id()
+            self._check_account()
         return self._connection
 
     def _ready(self):
@@ -15220,22 +15244,35 @@ class RemoteQmtBroker:
         """The one that its calls go through."""
         return self._ready()
 
+    def _check_account(self):
+        if self.account_type != 'stock':  # which is also what stands there where nobody thought of it
+            self._check_account_type()
+        if self.account_id not in (None, ''):
+            self._check_account_id()
+        self._checked = True
+
+    def _check_account_type(self):
+        served = self._asked_for(self._account()).get('account_type')
+        if str(served).lower() != self.account_type:
+            raise AccountNotFound('服务端的账户是 %s 类型，不是 %s' % (brief(served), self.account_type),
+                                  '核对 account_type、account_key 和服务端的 ' + ways('accounts'))
+
     def _check_account_id(self):
         given = str(self.account_id)
         wanted = self._named_account(given)
         if wanted is None and not _is_account_number(given):
-            self._checked = True
             return
         served = self._served(self._account())
         if served != (wanted or given) and served != given:
             raise AccountNotFound('服务端的账户是 %s，不是 %s' % (brief(served), brief(self.account_id)),
                                   '核对 account_id、account_key 和服务端的 ' + ways('accounts'))
-        self._checked = True
 
     def _served(self, named):
         """The number of the account that the server trades for under these names."""
-        answer = self._connection.request('broker.account', named)
-        return str(value_of(answer, '账户资金').get('account_id'))
+        return str(self._asked_for(named).get('account_id'))
+
+    def _asked_for(self, named):
+        return value_of(self._connection.request('broker.account', named), '账户资金')
 
     def _named_account(self, name):
         """The number of the account whose key or sub-account this is; None if it is none of either.
@@ -15557,6 +15594,13 @@ def cancel_status(answer, order_id, key):
         raise OrderRejected('柜台拒绝撤单%s，委托还是原来的样子' % _told(answer), '用 get_order_status 查看', order_id=str(order_id),
                             broker_called=True, idempotency_key=key)
     return '' if answer.get('cancel_outcome') == 'unknown' else plain_status(answer.get('status'))
+
+
+def _type_asked(account_type):
+    try:
+        return 'stock' if account_type is None else parse_account_type(str(account_type))
+    except ValueError as error:
+        raise ConfigError('account_type=%s 无效：%s' % (brief(account_type), error))
 
 
 def _is_account_number(account_id):

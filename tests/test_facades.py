@@ -488,6 +488,41 @@ def test_a_name_that_means_another_account_is_refused():
         assert connection.request('broker.orders', {'account_key': 'main'}) == []
 
 
+@pytest.mark.parametrize('asked', ['credit', 'CREDIT', 'future'])
+def test_an_account_of_another_type_is_refused(connection, asked):
+    with pytest.raises(bq.AccountNotFound) as caught:
+        bq.RemoteQmtBroker('10000001', asked, connection=connection).buy(CODE, 100)
+    assert asked.lower() in caught.value.message and 'stock' in caught.value.message
+    assert bq.RemoteQmtBroker('10000001', 'STOCK', connection=connection).connect()
+
+
+def test_a_type_that_no_account_has_is_refused():
+    with pytest.raises(bq.ConfigError) as caught:
+        bq.RemoteQmtBroker('10000001', 'stok', config={'host': '127.0.0.1', 'token': TOKEN})
+    assert 'account_type' in caught.value.message
+
+
+@pytest.mark.parametrize('make', [bq.RemoteQmtBroker, bq.RemoteQmtProvider])
+@pytest.mark.parametrize('idle', [{'host': 'other'}, {'port': 1}, {'compress': 'always'},
+                                  {'rpc_timeout': 3}, {'tls_cert': 'x.pem'}, {'env_file': 'x.env'}])
+def test_a_config_beside_a_connection_names_no_server(connection, make, idle):
+    """It would have no effect: orders go where the connection leads."""
+    with pytest.raises(bq.ConfigError) as caught:
+        make(config=idle, connection=connection)
+    assert list(idle)[0] in caught.value.message
+    endpoint = connection.endpoint
+    assert make(config={'host': endpoint.host, 'port': endpoint.port, 'token': TOKEN}, connection=connection)
+
+
+@pytest.mark.parametrize('make', [bq.RemoteQmtBroker, bq.RemoteQmtProvider,
+                                  lambda config: bq.set_data_provider('qmt-remote', **config)])
+@pytest.mark.parametrize('name', ['data_provider', 'broker'])
+def test_a_config_chooses_nothing_that_is_chosen_already(make, name):
+    with pytest.raises(bq.ConfigError) as caught:
+        make(config={'host': '127.0.0.1', 'token': TOKEN, name: 'qmt-remote'})
+    assert name in caught.value.message
+
+
 @pytest.mark.parametrize('key', ['', '  '])
 def test_an_empty_key_is_refused_before_anything_is_sent(broker, key):
     before = len(broker.get_orders())
