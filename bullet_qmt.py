@@ -486,6 +486,20 @@ def _process_entry(ctypes):
     return type('ProcessEntry', (ctypes.Structure,), {'_fields_': fields + [('name', ctypes.c_wchar * 260)]})
 
 
+def file_name(text):
+    """A path that stands in a file: in the C locale 3.6 knows names of files in ASCII and escapes alone."""
+    try:
+        os.fsencode(text)
+        return text
+    except UnicodeEncodeError:
+        return os.fsdecode(text.encode('utf-8', 'surrogateescape'))
+
+
+def sqlite_name(path):
+    """The path as sqlite takes it: before 3.7 in UTF-8, whatever the locale says of names."""
+    return path if sys.version_info >= (3, 7) else os.fsencode(path).decode('utf-8', 'surrogateescape')
+
+
 def is_listening(port, timeout_s=0.5):
     """Whether a program of this machine takes connections on the port; Windows would take 2 s to say that none does."""
     try:
@@ -1304,6 +1318,10 @@ def parse_text(text):
     return text.strip()
 
 
+def parse_path(text):
+    return file_name(parse_text(text))
+
+
 def one_of(*allowed):
     def parse(text):
         if text.strip() not in allowed:
@@ -1427,7 +1445,7 @@ OPTIONS = [
            'server client', metavar='PORT'),
     Option('token', 'QMT_SERVER_TOKEN', None, parse_token,
            '口令，至少 16 个字符；服务端没有给出时随机生成并显示一次', 'server client', metavar='TOKEN', secret=True),
-    Option('token_file', 'QMT_SERVER_TOKEN_FILE', None, parse_text, '口令文件（只有一行）；命令行上的口令本机别人看得到，文件里的看不到',
+    Option('token_file', 'QMT_SERVER_TOKEN_FILE', None, parse_path, '口令文件（只有一行）；命令行上的口令本机别人看得到，文件里的看不到',
            'server client', metavar='FILE'),
     Option('enable_data', 'QMT_SERVER_ENABLE_DATA', '1', parse_bool, '是否提供行情服务', 'server',
            ('--enable-data', '--disable-data')),
@@ -1435,9 +1453,9 @@ OPTIONS = [
            ('--enable-broker', '--disable-broker')),
     Option('allowlist', 'QMT_SERVER_ALLOWLIST', '', parse_allowlist,
            '允许连接的地址与网段（IPv4/IPv6，逗号分隔）；空 = 不限', 'server', metavar='NET,...'),
-    Option('tls_cert', 'QMT_SERVER_TLS_CERT', None, parse_text,
+    Option('tls_cert', 'QMT_SERVER_TLS_CERT', None, parse_path,
            'TLS 证书（PEM）：服务端的证书链；客户端用它核对服务端', 'server client', metavar='FILE'),
-    Option('tls_key', 'QMT_SERVER_TLS_KEY', None, parse_text, 'TLS 私钥（PEM），与证书一起给出', 'server',
+    Option('tls_key', 'QMT_SERVER_TLS_KEY', None, parse_path, 'TLS 私钥（PEM），与证书一起给出', 'server',
            metavar='FILE'),
     Option('max_connections', 'QMT_SERVER_MAX_CONNECTIONS', '64', whole(1, 4096), '同时登录的连接数上限',
            'server', metavar='N'),
@@ -1445,7 +1463,7 @@ OPTIONS = [
            'server', metavar='N'),
     Option('allow_full_market', 'QMT_SERVER_ALLOW_FULL_MARKET', '0', parse_bool, '是否允许订阅全市场的行情推送', 'server',
            ('--allow-full-market', '--no-full-market')),
-    Option('log_file', 'QMT_SERVER_LOG_FILE', None, parse_text, '日志文件（10 MB 一个，保留 5 个）', 'server',
+    Option('log_file', 'QMT_SERVER_LOG_FILE', None, parse_path, '日志文件（10 MB 一个，保留 5 个）', 'server',
            metavar='FILE'),
     Option('access_log', 'QMT_SERVER_ACCESS_LOG', '1', parse_bool, '每个请求记一行日志；委托和撤单无论如何都记，写明内容、结果与被拒绝的原因', 'server',
            ('--access-log', '--no-access-log')),
@@ -1453,7 +1471,7 @@ OPTIONS = [
            ('--log-account', '--no-log-account')),
     Option('request_timeout', 'QMT_SERVER_REQUEST_TIMEOUT', '60', real(1, 3600), '单个请求的最长处理时间（秒）', 'server',
            metavar='SECONDS'),
-    Option('state', 'QMT_SERVER_STATE', None, parse_text, '委托日志（sqlite 文件）；qmt 默认在日志文件旁边，stub 默认只在内存', 'server',
+    Option('state', 'QMT_SERVER_STATE', None, parse_path, '委托日志（sqlite 文件）；qmt 默认在日志文件旁边，stub 默认只在内存', 'server',
            metavar='FILE'),
     Option('accounts', 'QMT_SERVER_ACCOUNTS', None, parse_accounts,
            '账户：名称=资金账号[:类型[:userdata 路径]]，逗号分隔', 'server', metavar='SPEC,...'),
@@ -1461,7 +1479,7 @@ OPTIONS = [
            '子账户：名称@账户[:limit=每笔金额上限(元)]，逗号分隔', 'server', metavar='SPEC,...'),
     Option('account_id', 'QMT_ACCOUNT_ID', None, parse_text, '没有 --accounts 时账户 default 的资金账号', 'server', ()),
     Option('account_type', 'QMT_ACCOUNT_TYPE', 'stock', parse_account_type, '账户 default 的类型', 'server', ()),
-    Option('data_path', 'QMT_DATA_PATH', None, parse_text, '账户 default 的 userdata 或 userdata_mini 路径', 'server', ()),
+    Option('data_path', 'QMT_DATA_PATH', None, parse_path, '账户 default 的 userdata 或 userdata_mini 路径', 'server', ()),
     Option('session_id', 'QMT_SESSION_ID', None, whole(1, 2 ** 31 - 1), '账户 default 的 QMT 会话号', 'server', ()),
     Option('auto_subscribe', 'QMT_AUTO_SUBSCRIBE', '1', parse_bool, '账户 default 是否订阅回报', 'server', ()),
     Option('auto_download', 'QMT_SERVER_AUTO_DOWNLOAD', '1', parse_bool, 'qmt：本地缺少的历史行情先下载再回答', 'server',
@@ -1469,7 +1487,7 @@ OPTIONS = [
     Option('quote_max_age', 'QMT_SERVER_QUOTE_MAX_AGE', '15', real(1, 3600), 'qmt：交易时段内超过这么多秒的行情标为 stale',
            'server', metavar='SECONDS'),
     # -- paper exchange -------------------------------------------------------------------------------
-    Option('stub_data', 'QMT_STUB_DATA', None, parse_text,
+    Option('stub_data', 'QMT_STUB_DATA', None, parse_path,
            '模拟行情改用这个目录里的 代码_1d.csv、代码_1m.csv', 'stub', metavar='DIR'),
     Option('stub_cash', 'QMT_STUB_CASH', '1000000', real(0, 1e12), '模拟账户的初始资金（元）', 'stub', metavar='YUAN'),
     Option('stub_seed', 'QMT_STUB_SEED', '1', whole(0, 2 ** 31 - 1), '模拟行情的随机种子', 'stub', metavar='N'),
@@ -9812,7 +9830,8 @@ class Journal:
                               '检查 %s：目录要存在、可写，且没有另一个服务端在使用它；文件若已损坏，%s' % (ways('state'), _MOVE_JOURNAL))
 
     def _open(self, path):
-        self._db = sqlite3.connect(path or ':memory:', timeout=1.0, isolation_level=None, check_same_thread=False)
+        self._db = sqlite3.connect(sqlite_name(path or ':memory:'), timeout=1.0, isolation_level=None,
+                                   check_same_thread=False)
         try:
             self._db.text_factory = lambda data: data.decode('utf-8', 'surrogateescape')  # damage is judged by the row
             self._prepare(self._db, path)
@@ -14958,7 +14977,7 @@ def _refuse_idle_config(config, names, why):
 
 
 def _refuse_other_server(config, connection):
-    """A config beside a connection may say again what the connection is, and nothing else of it. (Its token is its own.)"""
+    """A config beside a connection may say again what the connection is, and nothing else of it."""
     endpoint = getattr(connection, 'endpoint', None)
     made_of = dict({name: getattr(endpoint, name, None) for name in ('host', 'port', 'tls_cert')},
                    rpc_timeout=getattr(connection, 'request_timeout', None),

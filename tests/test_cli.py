@@ -447,6 +447,19 @@ def test_every_command_has_help(command, capsys):
     assert caught.value.code == 0 and bq.COMMANDS[command][1] in capsys.readouterr().out
 
 
+def test_chinese_paths_of_an_env_file_work_in_the_c_locale(tmp_path):
+    """3.6 names files in ASCII there, and its sqlite in UTF-8."""
+    folder = bytes(tmp_path) + '/日志 目录'.encode('utf-8')
+    os.mkdir(folder)
+    text = 'QMT_SERVER_STATE={0}/委托.db\nQMT_SERVER_LOG_FILE={0}/服务.log\n'.format(folder.decode('utf-8'))
+    (tmp_path / '.env').write_bytes(text.encode('utf-8'))
+    code = ('import bullet_qmt as bq\nsettings = bq.load_settings(["server"])\n'
+            'bq.Journal(settings.state, bq.Clock()).close()\nopen(settings.log_file, "a").close()\n')
+    environment = {'PATH': os.environ['PATH'], 'LC_ALL': 'C', 'PYTHONPATH': os.path.dirname(bq.__file__)}
+    subprocess.check_call([sys.executable, '-c', code], cwd=str(tmp_path), env=environment)
+    assert {'委托.db'.encode('utf-8'), '服务.log'.encode('utf-8')} <= set(os.listdir(folder))
+
+
 # -- questions without an answer -----------------------------------------------------------------------------
 QUESTIONS = [('account',), ('positions',), ('orders',), ('trades',), ('quote', CODE), ('history', CODE)]
 
