@@ -2806,7 +2806,7 @@ class SimulatedBroker(BrokerInterface):
         return undo
 
     def cancel(self, order_id):
-        order = self._open.get(order_id)
+        order = next((each for key, each in self._open.items() if str(key) == str(order_id)), None)
         if order is None:
             return None
         self._finish(order, OrderStatus.canceled, '已撤单')
@@ -3872,13 +3872,14 @@ class Session:
         order_id, security = getattr(order_id, 'order_id', order_id), _asked_code(security)
         name = None if status is None else check_choice(getattr(status, 'name', status), 'status', _ORDER_STATUSES)
         return OrderedDict((key, item) for key, item in self.broker.orders().items()
-                           if order_id in (None, key) and security in (None, item.security)
+                           if (order_id is None or str(order_id) == str(key)) and security in (None, item.security)
                            and name in (None, item.status.name))
 
     def get_trades(self, order_id=None, security=None):
         order_id, security = getattr(order_id, 'order_id', order_id), _asked_code(security)
         return OrderedDict((key, item) for key, item in self.broker.trades().items()
-                           if order_id in (None, item.order_id) and security in (None, item.security))
+                           if (order_id is None or str(order_id) == str(item.order_id))
+                           and security in (None, item.security))
 
     def _check_run(self):
         """A module that two runs share at the same time has the functions of the one that imported it first."""

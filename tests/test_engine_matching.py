@@ -915,3 +915,21 @@ def test_open_orders_are_cancelled_as_they_come(market, tmp_path):
         assert batch_cancel_orders(set()) == batch_submit_orders(()) == []
     ''' % A, days=1)
     assert [row['status'] for row in result.orders] == ['canceled'] * 2 and not result.trades
+
+
+def test_an_order_is_found_by_its_id_as_number_or_text(market, tmp_path):
+    """JoinQuant's ids are numbers, a broker's are texts: a strategy for both keeps either."""
+    result, _ = play(market, tmp_path, '''
+    def begin(context):
+        run_daily(buy, '9:30')
+
+    def buy(context):
+        resting, filled = order('%s', 100, LimitOrderStyle(9.1)), order('%s', 100)
+        for kind in (int, str):
+            assert list(get_orders(kind(resting.order_id)).values()) == [resting]
+            assert [trade.order_id for trade in get_trades(kind(filled.order_id)).values()] == [filled.order_id]
+            assert not get_trades(kind(resting.order_id)) and not get_orders(kind(3))
+        assert cancel_order('3') is cancel_order(None) is cancel_order([]) is None
+        assert cancel_order(str(resting.order_id)) is resting and resting.status == OrderStatus.canceled
+    ''' % (A, A), days=1)
+    assert [row['status'] for row in result.orders] == ['canceled', 'held']
