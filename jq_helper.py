@@ -5053,11 +5053,19 @@ class DirectoryLock:
             problem = self._problem(error)
             self._file.close()
             raise problem
+        try:
+            self._name_holder()
+        except OSError as error:
+            self._file.close()
+            raise ConfigError('锁文件 %s 写不进去：%s' % (self._path, error), '检查磁盘空间，或换一个 --runtime-dir')
+        return self
+
+    def _name_holder(self):
+        """Past the file's buffer, whose rest a full disk would make it try again when it is closed."""
+        text = '进程 %d，自 %s' % (os.getpid(), datetime.now(BEIJING).strftime('%Y-%m-%d %H:%M:%S'))
         self._file.seek(0)
         self._file.truncate()
-        self._file.write('进程 %d，自 %s' % (os.getpid(), datetime.now(BEIJING).strftime('%Y-%m-%d %H:%M:%S')))
-        self._file.flush()
-        return self
+        os.write(self._file.fileno(), text.encode('utf-8'))
 
     def __exit__(self, *exc_info):
         self._file.close()

@@ -233,6 +233,18 @@ def test_a_key_is_kept_until_its_outcome_is_certain(tmp_path):
     assert list(again.keys) == [second] and again.own == {'77': first}
 
 
+def test_a_full_disk_under_the_lock_is_one_clear_error(tmp_path, monkeypatch):
+    def full(descriptor, data):
+        raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(jq.os, 'write', full)
+    with pytest.raises(bullet_qmt.ConfigError) as caught:
+        jq.DirectoryLock(str(tmp_path)).__enter__()
+    assert 'No space left' in caught.value.message and '磁盘空间' in caught.value.hint
+    monkeypatch.undo()
+    with jq.DirectoryLock(str(tmp_path)):
+        assert str(os.getpid()) in (tmp_path / jq.LOCK_FILE).read_text(encoding='utf-8')
+
+
 # -- one process -----------------------------------------------------------------------------------------------------
 def test_a_directory_has_one_process(tmp_path):
     with jq.DirectoryLock(str(tmp_path)):
