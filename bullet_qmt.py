@@ -9693,7 +9693,8 @@ JOURNAL_DAYS = 30  # days on which something was written
 NEW, SUBMITTING, ACCEPTED, REJECTED, UNKNOWN, ABSENT = (
     'new', 'submitting', 'accepted', 'rejected', 'unknown', 'absent')
 OPEN_STATES = (SUBMITTING, UNKNOWN)
-JOURNAL_STATES = OPEN_STATES + (ACCEPTED, REJECTED, ABSENT)
+UNSEEN_STATES = OPEN_STATES + (ABSENT,)  # no broker has shown it
+JOURNAL_STATES = UNSEEN_STATES + (ACCEPTED, REJECTED)
 SETTLED_EVENT = 'order_settled'
 
 JournalEntry = namedtuple('JournalEntry', 'action idempotency_key account_key sub_account_id fingerprint tag state '
@@ -9715,7 +9716,8 @@ _JOURNAL_COLUMNS = ','.join(JournalEntry._fields)
 _JOURNAL_WRITE = 'INSERT INTO writes (%s) VALUES (%s)' % (
     _JOURNAL_COLUMNS, ','.join('?' * len(JournalEntry._fields)))
 _JOURNAL_CHANGING = ('state', 'order_id', 'answer', 'deadline_ms', 'unanswered')
-_JOURNAL_CHANGE = 'UPDATE writes SET %s, checksum=? WHERE tag=?' % ', '.join(map('%s=?'.__mod__, _JOURNAL_CHANGING))
+_JOURNAL_CHANGE = 'UPDATE writes SET %s, day=?, checksum=? WHERE tag=?' % ', '.join(
+    map('%s=?'.__mod__, _JOURNAL_CHANGING))
 _JOURNAL_FIXED = ('action', 'idempotency_key', 'account_key', 'sub_account_id', 'fingerprint', 'tag', 'request', 'day',
                   'number')
 _SEAL = 8  # characters of a checksum
@@ -10048,9 +10050,11 @@ class Journal:
             LOG.error('委托日志共有 %d 行损坏', len(self.damaged))
 
     def _load_day(self, db, day):
-        """With the lock held. Only the day's: brokers list no others, and use their ids again."""
+        """With the lock held. The day's, as brokers list no others and use their ids again; and those of earlier days
+        that nobody has seen: they may still be passed on."""
         self._indexed_day, self._by_tag, self._by_order = day, {}, {}
-        for entry in self._select(db, 'action=? AND state!=? AND day=? ORDER BY rowid', (PLACE, REJECTED, day)):
+        wanted = 'action=? AND (day=? AND state!=? OR state IN (?, ?, ?)) ORDER BY rowid'
+        for entry in self._select(db, wanted, (PLACE, day, REJECTED) + UNSEEN_STATES):
             self._index(entry)
 
     def _prune(self, db):
@@ -10122,6 +10126,8 @@ class Journal:
             self._check_tag(db, entry)
             if entry.action == PLACE and entry.day == self.today():  # whose order it is holds even if the disk fails
                 self._index_today(db, changed)
+            elif entry.tag[:TAG_BYTES] in self._by_tag:
+                self._index(changed)
             if entry.state == NEW or not self._change(db, changed):
                 changed = self._insert(db, changed, sync)
         return changed
@@ -10144,7 +10150,11 @@ class Journal:
         self._index(entry)
 
     def _insert(self, db, entry, sync):
-        """The tag goes to its file after the entry and before the order: a kill between the two loses nothing."""
+        """The tag goes to its file after the entry and before the order: a kill between the two loses nothing.
+
+        Neither of the two syncs can go. Without the journal's a power cut leaves a tag whose order nobody can tell any
+        more; without the file's a journal that loses its end takes with it all that knows that a key was used.
+        """
         self._number += 1
         row = entry._replace(request=json.dumps(entry.request), answer=json.dumps(entry.answer), number=self._number)
         seal = _journal_seal(row)
@@ -10164,8 +10174,9 @@ class Journal:
     @staticmethod
     def _change(db, entry):
         """Whether the entry was there to be changed; the disk may have failed before."""
-        values = entry.state, entry.order_id, json.dumps(entry.answer), entry.deadline_ms, entry.unanswered
-        return db.execute(_JOURNAL_CHANGE, values + (entry.checksum[:_SEAL] + _seal_of(values), entry.tag)).rowcount
+        row = entry._replace(request=json.dumps(entry.request), answer=json.dumps(entry.answer))
+        values = tuple(getattr(row, name) for name in _JOURNAL_CHANGING)
+        return db.execute(_JOURNAL_CHANGE, values + (row.day, _journal_seal(row), row.tag)).rowcount
 
     def forget(self, entry):
         """An entry of which nothing was sent after all, so that the key can be used again."""
@@ -10207,11 +10218,15 @@ class Journal:
                                'AND state NOT IN (?, ?)', (PLACE, self.today(), account_key, REJECTED, ABSENT))
             return found.fetchone()[0] > 0
 
-    def open_places(self, states=OPEN_STATES):
-        """Today's orders in these states. Brokers list a day's orders: of an earlier day nothing can be learnt."""
+    def open_places(self):
+        """Today's open orders. Brokers list a day's orders: of an earlier day's nothing can be learnt by waiting."""
+        today = self.today()
+        return [entry for entry in self.unseen_places() if entry.day == today and entry.state in OPEN_STATES]
+
+    def unseen_places(self):
+        """Orders of whatever day that no broker has shown: one may be passed on days later."""
         with self._database() as db:
-            return self._select(db, 'action=? AND day=? AND state IN (%s)' % ','.join('?' * len(states)),
-                                (PLACE, self.today()) + tuple(states))
+            return self._select(db, 'action=? AND state IN (?, ?, ?)', (PLACE,) + UNSEEN_STATES)
 
     # -- events --------------------------------------------------------------------------------------------------
     def add_events(self, found):
@@ -11041,7 +11056,7 @@ class OrderDesk:
         entry = self.journal.of_order(account_key, order)
         if entry is not None:
             self._compare_tag(entry, order)
-            if entry.state == ABSENT:
+            if entry.state == ABSENT or (entry.state == UNKNOWN and entry.day != self.journal.today()):
                 self._settler.wake()
             elif entry.order_id not in (None, order.order_id) and is_tag(order.order_remark):
                 self._tell_doubled(account_key, order, entry.order_id)
@@ -11290,7 +11305,7 @@ class OrderDesk:
 
     def _settle(self, entry, route):
         """The entry once accepted; rejections and unknown outcomes are raised. Never submits."""
-        if entry.state in OPEN_STATES + (ABSENT,):
+        if entry.state in UNSEEN_STATES:
             entry = self._looked_up(entry, route)
         if entry.state in OPEN_STATES:
             raise self._unknown(entry.idempotency_key, '委托的结果仍然未知' + (
@@ -11303,7 +11318,7 @@ class OrderDesk:
         """A broker that cannot be asked leaves it as it was."""
         try:
             looked_up = self._concluded(entry, *self._listed(route))
-            self._report(entry.state, looked_up)
+            self._report(entry, looked_up)
             return looked_up
         except Exception as error:
             if entry.state == ABSENT:
@@ -11315,11 +11330,16 @@ class OrderDesk:
         nothing which could be it, and after the time in which the submission could still have been on its way."""
         found = next((order for order in orders if order.order_remark[:TAG_BYTES] == entry.tag[:TAG_BYTES]), None)
         if found is not None:
-            return self._note(entry, ACCEPTED, found.order_id)
+            return self._note(entry._replace(day=self._came_on(entry, found)), ACCEPTED, found.order_id)
         if entry.state == ABSENT or not complete or not self._is_over(entry) or self._may_be_among(entry, orders):
             return entry
         error = OrderRejected('委托没有到达柜台', '确认无误后可用新的 key 重新委托', broker_called=False)
         return self._note(entry, ABSENT, answer=error.to_wire())
+
+    def _came_on(self, entry, order):
+        """The day of its entry: an order that was passed on days later is of the day on which the broker got it."""
+        same = order.time is not None and order.time.date().isoformat() == entry.day
+        return entry.day if same else self.journal.today()
 
     def _may_be_among(self, entry, orders):
         """Whether one of the orders could be this one without its tag, whatever others came back with."""
@@ -11368,7 +11388,7 @@ class OrderDesk:
 
     def settle_open(self):
         """One look at every open entry; whether any is left. In-flight ones belong to those who work on them."""
-        found, unseen = self.journal.open_places(OPEN_STATES + (ABSENT,)), False
+        found, unseen = self.journal.unseen_places(), False
         for account_key, broker in self.accounts.brokers.items():
             entries = [entry for entry in found if entry.account_key == account_key]
             route = Route(account_key, broker, None)
@@ -11397,19 +11417,20 @@ class OrderDesk:
         for entry in entries:
             with self._keys.alone((PLACE, entry.idempotency_key), 0) as alone:
                 entry = self.journal.find(PLACE, entry.idempotency_key, entry.sub_account_id) if alone else None
-                if entry is not None and entry.state in OPEN_STATES + (ABSENT,):
-                    self._report(entry.state, self._concluded(entry, orders, complete))
+                if entry is not None and entry.state in UNSEEN_STATES:
+                    self._report(entry, self._concluded(entry, orders, complete))
 
     def _report(self, before, entry):
-        if entry.state == before or entry.state in OPEN_STATES:
+        if entry.state == before.state or entry.state in OPEN_STATES:
             return
         told = {'idempotency_key': entry.idempotency_key, 'write_action': PLACE, 'order_id': entry.order_id,
                 'submission_state': ACCEPTED if entry.state == ACCEPTED else REJECTED, 'account_key': entry.account_key,
                 'sub_account_id': entry.sub_account_id}
-        if before == ABSENT:
+        if before.state == ABSENT or entry.day > before.day:
             told['alarm'] = 'ORDER_AFTER_ABSENT'
-            self._alarm(told['alarm'], entry.account_key, '委托 key=%s 曾判为没有到达，现在柜台有它：委托号 %s' % (
-                entry.idempotency_key, entry.order_id), '核对是否因此重复下单；不需要就撤掉它')
+            self._alarm(told['alarm'], entry.account_key, '%s 的委托 key=%s %s，现在柜台有它：委托号 %s' % (
+                before.day, entry.idempotency_key, '曾判为没有到达' if before.state == ABSENT else '当日没有结果',
+                entry.order_id), '核对是否因此重复下单；不需要就撤掉它')
         elif entry.state == ACCEPTED:
             LOG.warning('委托 key=%s 已核对：在柜台，委托号 %s', printable(entry.idempotency_key), entry.order_id)
         else:

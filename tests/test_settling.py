@@ -346,6 +346,57 @@ def test_an_order_that_was_declared_absent_and_shows_up_is_accepted(shop, how):
     assert shop.resolve('k')['submission_state'] == 'accepted' and len(shop.main.submits) == 1
 
 
+@pytest.mark.parametrize('how', ['told', 'asked', 'looked at'])
+@pytest.mark.parametrize('before', [bq.ABSENT, bq.UNKNOWN])
+@pytest.mark.parametrize('restart, days', [(False, 1), (True, 1), (True, 9)])
+def test_an_order_that_is_passed_on_days_later_is_ours_and_an_alarm(tmp_path, how, before, restart, days):
+    shop, told = Shop(path=str(tmp_path / 'j.sqlite')), []
+    lose(shop, 'k', arrived=False, answered=before == bq.ABSENT)
+    vouch(shop)
+    over(shop)
+    assert shop.desk.settle_open() is (before == bq.UNKNOWN) and state(shop, 'k') == before
+    shop.clock.advance(days * 86400)
+    if restart:
+        shop.restart()
+    shop.place(idempotency_key='of the new day')
+    assert shop.desk.settle_open() is False, 'the list of a later day shows nothing by what it lacks'
+    assert state(shop, 'k') == before
+    shop.desk.publish = lambda event, payload: told.append((payload['submission_state'], payload['alarm']))
+    row = foreign(shop, 'late', shop.journal.find(bq.PLACE, 'k').tag)
+    if how == 'told':
+        shop.desk.start()
+        shop.main.listener('order', row)
+        assert becomes(lambda: state(shop, 'k') == bq.ACCEPTED and shop.desk.alarms)
+    elif how == 'asked':
+        assert shop.place(idempotency_key='k')['order_id'] == 'late'
+    else:
+        shop.desk.settle_open()
+    shop.desk.settle_open()
+    alarm, = shop.desk.health()['alarms']
+    assert alarm['code'] == 'ORDER_AFTER_ABSENT' and 'late' in alarm['message'] and len(shop.main.submits) == 2
+    assert told == [('accepted', 'ORDER_AFTER_ABSENT')]
+    shop.journal.close()
+    shop.open()
+    assert [row['idempotency_key'] for row in shop.desk.orders({'account_key': 'main'})] == ['of the new day', 'k']
+    shop.main.blind = bq.QmtUnavailable('断开')
+    assert shop.journal.by_id('main', 'late').idempotency_key == 'k', 'so that it can be cancelled'
+    shop.journal.close()
+
+
+def test_an_order_of_yesterday_that_is_listed_still_is_of_yesterday(tmp_path):
+    """A terminal that was not closed lists them until the morning."""
+    shop = Shop(path=str(tmp_path / 'j.sqlite'))
+    lose(shop, 'k', arrived=True, answered=False)
+    moment = shop.clock.now()
+    shop.main.rows['o1'] = shop.main.rows['o1'].replace(time=moment)
+    shop.clock.advance(86400)
+    shop.restart()
+    shop.desk.settle_open()
+    entry = shop.journal.find(bq.PLACE, 'k')
+    assert (entry.state, entry.day) == (bq.ACCEPTED, moment.date().isoformat()) and not shop.desk.alarms
+    shop.journal.close()
+
+
 def test_an_absent_order_stays_refused_while_the_broker_cannot_be_asked(shop):
     lose(shop, 'k', arrived=False)
     vouch(shop)
