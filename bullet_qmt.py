@@ -11309,7 +11309,7 @@ class OrderDesk:
             entry = self._looked_up(entry, route)
         if entry.state in OPEN_STATES:
             raise self._unknown(entry.idempotency_key, '委托的结果仍然未知' + (
-                '：终端没有回答，它可能还会报出；收盘（15:35）之后才能确定' if entry.unanswered else ''))
+                '：终端没有回答，它可能还会报出；收盘（15:35）之后、当日委托里又没有无备注的相同委托，才能确定没有报出' if entry.unanswered else ''))
         if entry.state in (REJECTED, ABSENT):
             raise error_from_wire(entry.answer)
         return entry
