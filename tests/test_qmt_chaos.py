@@ -163,7 +163,7 @@ class Trouble:
 
 
 def find_out(server, traders):
-    """Every client's unknown orders, once all is well, by asking. What nobody answered is unknown until the day ends."""
+    """The clients' unknown orders, once all is well, by asking. What nobody answered is unknown until its day ends."""
     patience_s = 20
     with broker_of(server) as broker:
         for trader in traders:
