@@ -163,6 +163,27 @@ def test_an_order_that_nobody_answered_stays_unknown_whoever_was_restarted(proce
             assert process.client.exchange.accepted == []
 
 
+def test_the_first_order_of_a_day_goes_to_a_terminal_that_answers_nothing_for_no_orders(process, tmp_path):
+    """Where an order is known of, nothing is no answer: the refusal says what helps."""
+    process.client.faults.blank(queries=10 ** 6, calls=('orders',), none=True)
+    with QmtServer(process, tmp_path) as server:
+        with broker_of(server) as broker:
+            until(lambda: is_warm(broker))
+            first = until(lambda: broker.place_order(CODE, 'BUY', 100, LOW, idempotency_key='first'))['order_id']
+            assert broker.place_order(CODE, 'BUY', 100, LOW, idempotency_key='first')['order_id'] == first
+        server.kill()
+        server.start()
+        with broker_of(server) as broker:
+            until(lambda: is_warm(broker))
+            with pytest.raises(bq.QmtUnavailable) as caught:
+                broker.place_order(CODE, 'BUY', 100, LOW, idempotency_key='second')
+            assert caught.value.broker_called is False and '手工报一笔' in caught.value.hint
+            assert len(process.client.exchange.accepted) == 1
+            process.client.faults.blank(queries=0)
+            until(lambda: broker.place_order(CODE, 'BUY', 100, LOW, idempotency_key='second'))
+        assert len(process.client.exchange.accepted) == 2
+
+
 def test_one_accounts_trouble_is_not_the_others(process, tmp_path):
     with QmtServer(process, tmp_path) as server, broker_of(server, 'main') as main, \
             broker_of(server, 'second') as second:
