@@ -6047,8 +6047,23 @@ def _run_live(order, screen, stopping):
         terms = LiveTerms(order.order_wait_s, order.dry_run, order.limits)
         plan = LivePlan(order.path, order.frequency, order.params, terms, order.late_limit_s,
                         order.overview_minutes, order.on_error, order.runtime_dir, _account_name(remote), 60.0)
+        screen.tell('%s %s' % (LiveClock().now().strftime('%Y-%m-%d %H:%M:%S'), _run_told(plan, connection.endpoint)))
         LiveRun(plan, RemoteQmtProvider(connection=connection), remote, LiveClock(), stopping, screen.line, screen.tell,
                 lambda: connection.connected, lambda: clock_gap_s(connection)).run()
+
+
+def _run_told(plan, server):
+    """Whether money is at stake, whose, where, and within which limits: before anything else is said or done."""
+    number, _, sub = plan.account.partition('/')
+    return '%s账户 %s%s，服务端 %s；%s' % (
+        '演练：不发出任何委托；' if plan.terms.dry_run else '真实委托：', number, sub and '，子账户 %s' % sub, server,
+        _limits_told(plan.terms.limits))
+
+
+def _limits_told(limits):
+    named = zip(('每笔委托 %.15g 元', '每天委托 %d 笔', '每天撤单 %d 次', '同时持有 %d 只'), limits)
+    told = [text % limit for text, limit in named if limit is not None]
+    return '上限：%s' % '，'.join(told) if told else '没有设上限（--max-order-value、--max-orders 等）'
 
 
 def refuse_foreign_server(connection):

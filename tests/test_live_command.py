@@ -77,6 +77,24 @@ def test_it_trades_and_ends_in_order(server, tmp_path):
     assert state.own == {placed[0]['order_id']: placed[0]['idempotency_key']} and not state.keys
 
 
+@pytest.mark.parametrize('options, said, limits', [
+    ((), '真实委托：账户 10000001', '没有设上限'), (('--dry-run',), '演练：不发出任何委托；账户 10000001', '没有设上限'),
+    (('--max-order-value', '50000', '--max-orders', '7'), '真实委托：账户 10000001', '上限：每笔委托 50000 元，每天委托 7 笔')])
+def test_a_run_says_first_whether_it_is_real(server, tmp_path, options, said, limits):
+    """Also whose account it is, where, and what bounds it; before the strategy has done anything."""
+    with live(server, tmp_path, BUYING, *options) as process:
+        line = process.line_with('账户 10000001').string
+        assert said in line and '服务端 127.0.0.1:%d' % server.address[1] in line and limits in line
+        assert re.match(r'\d{4}-\d\d-\d\d \d\d:\d\d:\d\d', line) and not orders_like(process.seen[:-1])
+        process.line_with('ready')
+        process.interrupt()
+        assert process.wait() == 0, process.story()
+
+
+def orders_like(lines):
+    return [line for line in lines if 'placed' in line or '没有发出' in line]
+
+
 def test_a_second_start_orders_nothing_again(server, tmp_path):
     before = len(orders_of(server))
     for _ in range(2):
