@@ -11084,14 +11084,18 @@ class OrderDesk:
 
     # -- placing -------------------------------------------------------------------------------------------------
     def place(self, payload, floor_lots=False):
-        """floor_lots: for a client that leaves whole lots to the server; the answer then carries a warning."""
+        """floor_lots: for a client that leaves whole lots to the server; the answer then carries a warning.
+
+        repeated in the answer: the order was there before this request.
+        """
         ticket, route = parse_ticket(payload), self._route(payload)
         key = parse_key(payload, 'place')
         with self._claimed(PLACE, key, route, ticket.fingerprint(route), ticket.journaled()) as entry:
-            if entry.state == NEW:
-                entry = self._left_behind(entry, route, ticket) or self._place_new(entry, route, ticket, floor_lots)
-        entry = self._settle(entry, route)
-        return _place_wire(self._outcome(entry, route, ticket.wait_s), entry, ticket)
+            found = self._left_behind(entry, route, ticket) if entry.state == NEW else entry
+            placed = found or self._place_new(entry, route, ticket, floor_lots)
+        entry = self._settle(placed, route)
+        answer = _place_wire(self._outcome(entry, route, ticket.wait_s), entry, ticket)
+        return dict(answer, repeated=True) if found else answer
 
     def _place_new(self, entry, route, ticket, floor_lots):
         if self._untagged(route.key):

@@ -8196,7 +8196,7 @@ class JqOrderStatus(enum.Enum):
 
 def install_jq_compat(namespace, context=None, host=None, token=None, port=58620, account_key=None,
                       sub_account_id=None, tls_cert=None, wait_timeout=16, starting_cash=None, cache_seconds=1.0,
-                      max_lag=300, default_wait_timeout=None, mirror_jq_orders=False, **connection):
+                      max_lag=300, default_wait_timeout=None, mirror_jq_orders=False, simulation=None, **connection):
     """In process_initialize: install_jq_compat(globals(), context=context, host=..., token=...).
 
     In a backtest, and in runs of our own, it does nothing and returns False. In simulated trading it returns True, and
@@ -8209,6 +8209,7 @@ def install_jq_compat(namespace, context=None, host=None, token=None, port=58620
     be; orders end it. max_lag: seconds between context.current_dt and now beyond which nothing is ordered, as a task
     that JoinQuant makes up for later would trade on yesterday's reasons; within them an order waits for that time, as
     JoinQuant begins a task of 9:30 up to three minutes before. None: not looked at.
+    simulation: tells it from others of the same code and account, as nothing else does on the day of the first order.
     connection: retries, retry_interval, rpc_timeout, debug, place_order_timeout_margin as in configure(), which is
     called too.
 
@@ -8227,7 +8228,7 @@ def install_jq_compat(namespace, context=None, host=None, token=None, port=58620
     settings = dict(connection, host=host, token=token, port=port, account_key=account_key,
                     sub_account_id=sub_account_id, tls_cert=tls_cert)
     own = {'wait_timeout': wait_timeout, 'starting_cash': starting_cash, 'cache_seconds': cache_seconds,
-           'max_lag': max_lag}
+           'max_lag': max_lag, 'simulation': simulation}
     install = _installed(settings, own, namespace, context)
     install.trading.context = context
     install.take_over(namespace, context)
@@ -8542,8 +8543,10 @@ def _parts_of_function(function):
     return parts
 
 
-def _own_settings(wait_timeout, starting_cash, cache_seconds, max_lag):
-    return {'wait_s': _own_setting('wait_timeout', wait_timeout, 0, 600),
+def _own_settings(wait_timeout, starting_cash, cache_seconds, max_lag, simulation):
+    if simulation is not None and (not isinstance(simulation, str) or not simulation.strip()):
+        raise ConfigError('install_jq_compat 的 simulation 应为文字，收到 %s' % brief(simulation), "例如 simulation='双均线一号'")
+    return {'simulation': simulation, 'wait_s': _own_setting('wait_timeout', wait_timeout, 0, 600),
             'cache_s': _own_setting('cache_seconds', cache_seconds, 0, 60),
             'lag_s': _own_setting('max_lag', max_lag, 1, 86400, optional=True),
             'starting_cash': _own_setting('starting_cash', starting_cash, 1, MAX_VALUE, optional=True)}
@@ -8893,6 +8896,10 @@ class JqBroker(RemoteBrokerClient):
     def _tell(self, answer):
         if warning_in(answer):
             self._warn('服务端警告：%s' % warning_in(answer))
+        if answer.get('repeated'):
+            self._warn('%s：服务端已经有这笔委托（委托号 %s），没有再下，用的是它的结果：任务重跑、断线重发，或是代码相同的另一个模拟'
+                       '（那就用 install_jq_compat(simulation=...) 给它们不同的名字）' % (
+                           printable(answer.get('security')), printable(answer.get('order_id'))))
 
     def _send(self, code, side, amount, terms):
         if not amount:
@@ -8987,13 +8994,13 @@ class JqKeys:
     strategy's it is, the account, what is bought or sold, and the how manieth order of that it is; not how much, which
     is another number once the first run has changed the account. What tells simulations apart and what is counted
     stands in the strategy's globals, which JoinQuant keeps once a task is done: both runs find the same there. On the
-    day of a simulation's first order it is the names of the strategy's functions: the run that died may have found
-    nothing kept yet, or have begun before anything was.
+    day of a simulation's first order it is the strategy's code and what the user calls the simulation: the run that
+    died may have found nothing kept yet, or have begun before anything was.
     """
 
-    def __init__(self, namespace, context_of, account):
+    def __init__(self, namespace, context_of, account, simulation=None):
         self._namespace, self._context_of, self._account = namespace, context_of, account
-        self._names = ' '.join(sorted(_own_functions(namespace)))
+        self._code = '%s %s' % (_digest_of_code(namespace), simulation or '')
 
     def keep(self):
         """From now on there is something for JoinQuant to keep."""
@@ -9018,7 +9025,7 @@ class JqKeys:
     def _simulation_on(self, day):
         kept = self._namespace[_JQ_ORDERS]
         kept['first'] = kept.get('first') or day
-        return self._names if kept['first'] == day else kept['simulation']
+        return self._code if kept['first'] == day else kept['simulation']
 
     def _key(self, simulation, what, number):
         text = '\n'.join((simulation, repr(sorted(self._account.items())), what, str(number)))
@@ -9028,6 +9035,30 @@ class JqKeys:
 def _own_functions(namespace):
     return {name for name, value in namespace.items()
             if isinstance(value, types.FunctionType) and value.__globals__ is namespace}
+
+
+def _digest_of_code(namespace):
+    """The same in every process of a strategy: its functions as compiled, the text of its file where there is one."""
+    codes = [(name, namespace[name].__code__) for name in sorted(_own_functions(namespace))]
+    files = sorted({code.co_filename for _, code in codes})
+    texts = ['%s %s' % (name, _code_text(code)) for name, code in codes] + [
+        _text_of(path) for path in files if os.path.isfile(path)]
+    return hashlib.sha256('\n'.join(texts).encode('utf-8', 'backslashreplace')).hexdigest()
+
+
+def _text_of(path):
+    with open(path, encoding='utf-8', errors='backslashreplace') as file:
+        return file.read()
+
+
+def _code_text(value):
+    """Of a code object or a constant of one; nothing in it depends on the process."""
+    if isinstance(value, types.CodeType):
+        return '(%s %r %r %s)' % (value.co_code.hex(), value.co_names, value.co_varnames, _code_text(value.co_consts))
+    if isinstance(value, (tuple, frozenset)):
+        texts = [_code_text(item) for item in value]
+        return '[%s]' % ', '.join(texts if isinstance(value, tuple) else sorted(texts))
+    return repr(value)
 
 
 def _task_of(namespace):
@@ -9088,10 +9119,10 @@ def _refuse_call(name, *args, **how):
 class JqTrading:
     """JoinQuant's functions on the remote account. No thread, nothing sent twice. context: the newest one."""
 
-    def __init__(self, plain, data, namespace, wait_s, cache_s, starting_cash, lag_s):
+    def __init__(self, plain, data, namespace, wait_s, cache_s, starting_cash, lag_s, simulation=None):
         self.context, self._lag_s, self._closed, self._told_of_price = None, lag_s, False, False
         self._plain, self._data, self._namespace, self._wait_s = plain, data, namespace, wait_s
-        self.keys = JqKeys(namespace, lambda: self.context, plain._account)
+        self.keys = JqKeys(namespace, lambda: self.context, plain._account, simulation)
         self._broker, self._process = JqBroker(plain, data, self.warn, self.keys, self._check_time), os.getpid()
         self._clocks_told = False
         self._statuses, self._own_statuses = _jq_statuses(namespace)

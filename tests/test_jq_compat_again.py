@@ -33,15 +33,15 @@ def other(context):
 class Simulation:
     """A strategy's tasks, each in a process of its own that JoinQuant gives what was kept; one may die in its end."""
 
-    def __init__(self, address, body, other='None', account=None):
+    def __init__(self, address, body, other='None', account=None, **options):
         self.address, self.source, self.kept = address, SOURCE % (body, other), {}
-        self.options = {} if account is None else {'sub_account_id': account}
+        self.options = dict(options, **{} if account is None else {'sub_account_id': account})
 
-    def task(self, name='trade', now=MORNING, dies=False, body=None):
-        """What the task returns. dies: before anything is kept. body: of an edited strategy."""
+    def task(self, name='trade', now=MORNING, dies=False, body=None, **given):
+        """What the task returns. dies: before anything is kept. body: of an edited strategy. given: globals of it."""
         source = self.source if body is None else SOURCE % (body, 'None')
         strategy = Strategy(self.address, source=source, **self.options)
-        strategy.namespace.update(copy.deepcopy(self.kept))
+        strategy.namespace.update(copy.deepcopy(self.kept), **given)
         strategy.context.current_dt = now
         strategy.install()
         try:
@@ -94,20 +94,21 @@ def test_a_first_process_that_dies_in_a_later_task_has_the_orders_that_it_had(ad
 
 
 def test_what_the_second_run_lacks_is_ordered(address):
-    simulation = Simulation(address, 'order("%s", 100)' % CODE)
-    simulation.task(dies=True)
-    simulation.task(body='[order("%s", 100), order("%s", 200)]' % (CODE, OTHER))
+    simulation = Simulation(address, '[order(code, amount) for code, amount in wanted]')
+    simulation.task(dies=True, wanted=[(CODE, 100)])
+    simulation.task(wanted=[(CODE, 100), (OTHER, 200)])
     assert orders(address) == [(CODE, 100), (OTHER, 200)]
+    assert len(warnings()) == 1 and '没有再下' in warnings()[0], 'also where the amounts are equal'
 
 
-@pytest.mark.parametrize('body, again', [
-    ('order("%s", 100)', 'order("%s", 300)'), ('order_value("%s", 20000)', 'order_value("%s", 30000)'),
-    ('order("%s", 100)', 'order("%s", 100, LimitOrderStyle(13.0))')])
-def test_another_size_or_price_is_no_second_order(address, body, again):
-    """The first run changed the account, so the second asks for something else; or the strategy was edited."""
+@pytest.mark.parametrize('body, first, again', [
+    ('order("%s", size)', 100, 300), ('order_value("%s", size)', 20000, 30000),
+    ('order("%s", 100, LimitOrderStyle(size))', 12.9, 13.0)])
+def test_another_size_or_price_is_no_second_order(address, body, first, again):
+    """The first run changed the account, so the second asks for something else."""
     simulation = Simulation(address, body % CODE)
-    died = simulation.task(dies=True)
-    found = simulation.task(body=again % CODE)
+    died = simulation.task(dies=True, size=first)
+    found = simulation.task(size=again)
     assert found.order_id == died.order_id and len(orders(address)) == 1
     assert len(warnings()) == 1 and died.order_id in warnings()[0] and '没有再下' in warnings()[0]
 
@@ -137,6 +138,45 @@ def test_two_simulations_of_one_strategy_are_two(address):
         simulation.task('other', MORNING - timedelta(days=1, minutes=number))
         simulation.task()
     assert orders(address) == [(OTHER, 200), (CODE, 100)] * 2
+
+
+def test_simulations_of_other_code_are_two_from_the_first_order_on(address):
+    """JoinQuant's own template gives everybody's functions the same names."""
+    for body in ('order("%s", 100)', '[order("%s", 100)]', 'order("%s", amount=100)', 'order("%s", 100)'):
+        Simulation(address, body % CODE).task()
+    assert len(orders(address)) == 3, 'the last is the first one'
+    assert len([line for line in warnings() if '没有再下' in line and 'simulation=' in line]) == 1
+
+
+def test_simulations_of_one_code_are_told_apart_by_their_names(address):
+    for name in ('one', 'two', 'one'):
+        Simulation(address, 'order("%s", 100)' % CODE, simulation=name).task()
+    assert orders(address) == [(CODE, 100)] * 2
+
+
+@pytest.mark.parametrize('name', ['', ' ', 7])
+def test_a_simulation_s_name_is_a_text(address, name):
+    with pytest.raises(bq.ConfigError, match='simulation'):
+        Strategy(address, simulation=name).install()
+
+
+def test_code_has_one_digest_in_every_process():
+    code = ("import jq_helper as jq; ns = {}; exec('def f(x): return x in {\"a\", \"b\", \"c\"} or (lambda: 1)', ns); "
+            "print(jq._digest_of_code(ns))")
+    told = {run([sys.executable, '-c', code], env=dict(os.environ, PYTHONPATH=ROOT, PYTHONHASHSEED=seed)).stdout
+            for seed in '123'}
+    assert len(told) == 1 and len(told.pop().strip()) == 64
+
+
+def test_what_stands_beside_the_functions_tells_strategies_apart(tmp_path):
+    """Where JoinQuant runs a file."""
+    path, digests = tmp_path / 'user_code.py', []
+    for amount in (100, 300, 100):
+        path.write_text('# 策略\nAMOUNT = %d\n\n\ndef trade(context):\n    return AMOUNT\n' % amount, encoding='utf-8')
+        namespace = {}
+        exec(compile(path.read_text(encoding='utf-8'), str(path), 'exec'), namespace)
+        digests.append(jq._digest_of_code(namespace))
+    assert digests[0] == digests[2] != digests[1]
 
 
 def test_accounts_are_apart():
@@ -191,7 +231,8 @@ print(strategy.namespace['trade'](strategy.context))
 def test_a_process_that_dies_with_the_order_at_the_broker(address):
     code = DYING % (SOURCE % ('order("%s", 100)' % CODE, 'None'))
     for how, expected in (('dies', 9), ('lives', 0)):
-        ended = run([sys.executable, '-c', code, str(address[1]), how], env=dict(os.environ, PYTHONPATH=ROOT), cwd=ROOT)
+        ended = run([sys.executable, '-c', code, str(address[1]), how], cwd=ROOT,
+                    env=dict(os.environ, PYTHONPATH=ROOT, PYTHONIOENCODING='utf-8'))
         assert ended.returncode == expected
     assert orders(address) == [(CODE, 100)]
 
