@@ -13250,6 +13250,8 @@ class Session:
         compact = frame.get('compact') is True
         job = Job(self, plain_id(frame.get('id')), frame.get('action'), frame.get('payload'), compact)
         try:
+            if job.id is None and frame.get('id') is not None:  # nobody would know whose answer it is
+                raise BadRequest('请求的 id 应为不超过 128 个字符的文字或有限的数字', '什么也没有做；换一个 id')
             job.what = self.service.find(job.action)
             lane = self.service.lane(job.what, job.payload)
             if lane == 'inline':

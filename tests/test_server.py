@@ -336,6 +336,17 @@ def test_a_payload_may_be_missing_or_null_and_so_may_the_type(server):
         assert read_raw(sock)['id'] == 2
 
 
+@pytest.mark.parametrize('sent', [{'a': [1]}, [1, 2], 'x' * 129, float('inf')])
+def test_what_could_not_be_answered_by_its_id_is_not_done(server, sent):
+    with session(server) as sock:
+        before = ask_raw(sock, 'broker.orders')['payload']
+        send_raw(sock, {'type': 'request', 'id': sent, 'action': 'broker.place_order', 'payload': {
+            'security': '000001.XSHE', 'side': 'BUY', 'amount': 100, 'style': {'type': 'market'}}})
+        answer = read_raw(sock)
+        assert (answer['code'], answer.get('id'), answer['broker_called']) == ('BAD_REQUEST', None, False)
+        assert ask_raw(sock, 'broker.orders')['payload'] == before
+
+
 @pytest.mark.parametrize('sent, returned', [
     ('text', 'text'), ('编号', '编号'), (7, 7), (1.5, 1.5), (10 ** 29, 10 ** 29), (None, None), ({'a': [1]}, None),
     ([1, 2], None), ('x' * 128, 'x' * 128), ('x' * 129, None), ('\ud800', '\ud800'), ('a\nb', 'a\nb')])
