@@ -6493,6 +6493,10 @@ class CallGuard(JobThreads):
         with self._changed:
             return time.monotonic() - min(self._out.values()) if self._out else 0.0
 
+    def only_hung(self):
+        with self._changed:
+            return all(job.given_up for job in self._out)
+
     def call(self, function, *args, deadline_s):
         job = _GuardedCall(function, args)
         self._enter(job)
@@ -6547,6 +6551,10 @@ class CallLanes:
     @property
     def hung(self):
         return sum(guard.hung for guard in self._guards.values())
+
+    def only_hung(self):
+        """Whether somebody waits for none of the calls that were begun."""
+        return all([guard.only_hung() for guard in self._guards.values()])
 
     @property
     def waiting_s(self):
@@ -6990,6 +6998,12 @@ class _QmtTrader:
         self._release()
         self.hung = False
 
+    def free_given_up(self):
+        """The same beside calls that go on: only while no other call is under way, or its answer would be taken."""
+        numbers = list(getattr(self._trader, 'cbs', None) or ())
+        if self._guard.only_hung():
+            self._release(numbers)
+
     def abandon(self):
         """Stops the trader and frees the threads that still wait for its answers. Never raises."""
         self.abandoned = True
@@ -7026,9 +7040,9 @@ class _QmtTrader:
         except Exception:
             _qmt_log.warning('停止账户 %s 的 QMT 连接出错', self._spec.key, exc_info=True)
 
-    def _release(self):
+    def _release(self, numbers=None):
         waiting = getattr(self._trader, 'cbs', None) or {}
-        for sequence in list(waiting):
+        for sequence in list(waiting) if numbers is None else numbers:
             answer = waiting.pop(sequence, None)
             if answer is not None:
                 answer(_QmtNoAnswer())
@@ -7037,11 +7051,12 @@ class _QmtTrader:
 class _QmtLink:
     """One connection of a trader, from the attempt to make it to its loss.
 
-    lost: None, or why it is no good any more.  warm: whether figures have had time to arrive.
+    lost: None, or why it is no good any more.  warm: whether figures have had time to arrive.  silent: a call that was
+    no cancel hung, and no probe has been answered since; unanswered: how many of them were not.
     """
 
     def __init__(self, trader):
-        self.trader, self.lost, self.warm = trader, None, False
+        self.trader, self.lost, self.warm, self.silent, self.unanswered = trader, None, False, False, 0
 
     def call(self, name, *args, **options):
         """As _QmtTrader.call; nothing is begun any more once the connection is lost."""
@@ -7070,6 +7085,7 @@ class QmtKeeper:
     """
 
     HANGS_LOG2, DISCONNECTED = 5, ('QMT 断开了连接', 'disconnected')
+    UNANSWERED = 3  # probes in a row that hang, until the connection is taken for lost
 
     def __init__(self, vendor, spec, clock, put, timing=None, jitter=chance, pause=_qmt_pause):
         if not spec.data_path:
@@ -7102,10 +7118,10 @@ class QmtKeeper:
         with self._lock:
             self._enter_state('closed')
 
-    def link(self):
-        """The live connection. Raises QmtUnavailable at once while there is none."""
+    def link(self, cancels=False):
+        """The live connection, for cancels a silent one too. Raises QmtUnavailable at once while there is none."""
         with self._lock:
-            if self.state == 'connected':
+            if self.state == 'connected' or cancels and self._is_silent():
                 return self._link
             told = {'connecting': '正在连接 QMT', 'closed': 'QMT 连接已关闭'}.get(self.state, 'QMT 未连接')
             reason = '：%s' % self.last_error if self.last_error else ''
@@ -7118,11 +7134,29 @@ class QmtKeeper:
             first, link.lost = link.lost is None, link.lost or message
             if not first or link is not self._link or self._closing:
                 return
-            self.last_error, self.reason, self.hint = message, reason, hint
-            if self.state == 'connected':
-                self._enter_state('down')
-                _qmt_log.warning('账户 %s 的 QMT 连接断开：%s', self.spec.key, printable(message))
+            self._go_down(message, reason, hint)
         self._wake.set()
+
+    def silent(self, link, message):
+        """A call hung that was no cancel: only cancels go this way until a probe is answered. Never blocks."""
+        if not link.warm:
+            return self.lost(link, message, 'hung')
+        with self._lock:
+            if link.silent or link.lost is not None or link is not self._link or self._closing:
+                return
+            link.silent = True
+            self._go_down(message, 'hung')
+        self._wake.set()
+
+    def _is_silent(self):
+        return self._link is not None and self._link.silent and self._link.lost is None and not self._closing
+
+    def _go_down(self, message, reason, hint=''):
+        """With the lock held."""
+        self.last_error, self.reason, self.hint = message, reason, hint
+        if self.state == 'connected':
+            self._enter_state('down')
+            _qmt_log.warning('账户 %s 的 QMT 连接断开：%s', self.spec.key, printable(message))
 
     def connected_s(self):
         """Seconds since the last connect."""
@@ -7228,9 +7262,15 @@ class QmtKeeper:
             link.warm = True
             self._tell(self.on_connected)
         while self._alive(link):
-            self._pause(self._wake, self.timing.probe_s)
+            self._await_probe(link)
             if self._alive(link):
                 self._probe(link)
+
+    def _await_probe(self, link):
+        """One that just fell silent is probed at once."""
+        self._wake.clear()
+        if self._alive(link) and (link.unanswered or not link.silent):
+            self._pause(self._wake, self.timing.probe_s)
 
     def _alive(self, link):
         return link.lost is None and not self._closing
@@ -7267,13 +7307,35 @@ class QmtKeeper:
         """Only an answer proves that the connection is good, and only then the next trouble is a first one again."""
         try:
             answer = link.call('query_stock_asset', deadline_s=self.timing.call_s)
-        except VendorTimeout:
-            return self.lost(link, 'QMT 没有回应（资产查询）', 'hung')
+        except (VendorTimeout, QmtUnavailable):  # the latter: all workers are in calls that hang
+            return self._unanswered(link)
         if answer is None:
             return self.lost(link, '资产查询没有结果', 'account', '确认 QMT 里登录的就是这个资金账号')
-        self._failures = self._hangs = self._given_up = 0
+        self._failures = self._hangs = self._given_up = link.unanswered = 0
         link.trader.proven = True
+        link.trader.free_given_up()
+        if self._speaks_again(link):
+            self._tell(self.on_connected)
         self._tell(self.on_probed)
+
+    def _unanswered(self, link):
+        """Cancels may get through where no question does: the connection is kept for them as long as it may recover."""
+        link.unanswered += 1
+        if link.unanswered >= self.UNANSWERED:
+            self.lost(link, 'QMT 没有回应（资产查询）', 'hung')
+        else:
+            self.silent(link, 'QMT 没有回应（资产查询）')
+
+    def _speaks_again(self, link):
+        """Whether a probe ended the silence of this connection."""
+        with self._lock:
+            if not self._is_silent() or link is not self._link:
+                return False
+            link.silent = False
+            self._enter_state('connected')
+            self.last_error = self.reason = self.hint = ''
+        _qmt_log.info('账户 %s 的 QMT 又有回应', self.spec.key)
+        return True
 
     def _rest(self):
         """Before the next attempt: 1 s doubling to 60 s, half of it at random, so that accounts do not go in step."""
@@ -7664,7 +7726,7 @@ class QmtBroker(BrokerAdapter):
         try:
             return link.call(name, *args, deadline_s=self.timing.call_s)
         except VendorTimeout:
-            self.keeper.lost(link, 'QMT 没有回应（%s）' % name, 'hung')
+            self.keeper.silent(link, 'QMT 没有回应（%s）' % name)
             raise QmtUnavailable('QMT 没有回应（%s）' % name, '检查 QMT 是否卡死', retry_after_s=3)
         except QmtUnavailable:
             raise
@@ -7763,10 +7825,18 @@ class QmtBroker(BrokerAdapter):
             error.broker_called = False
             raise
         except VendorTimeout:
-            self.keeper.lost(link, 'QMT 没有回应（%s）' % name, 'hung')
+            self._note_hang(link, name)
             raise _qmt_unknown(told, 'QMT 没有回应')
         except Exception as error:
             raise _qmt_unknown(told, '%s: %s' % (type(error).__name__, error)) from error
+
+    def _note_hang(self, link, name):
+        """Only a cancel that hangs proves that no other will get through."""
+        told = 'QMT 没有回应（%s）' % name
+        if name == 'cancel_order_stock':
+            self.keeper.lost(link, told, 'hung')
+        else:
+            self.keeper.silent(link, told)
 
     def _after_minus_one(self, tag):
         """-1 is not certain: the order may live. Only its own error, and its absence from the list, prove a refusal."""
@@ -7785,7 +7855,7 @@ class QmtBroker(BrokerAdapter):
         """Sends it, or finds the order over. OrderNotFound, OrderRejected (not cancelled), OrderStateUnknown."""
         if not _qmt_is_order_id(order_id):
             raise OrderNotFound('没有委托 %s' % brief(order_id))
-        link = self.keeper.link()
+        link = self.keeper.link(cancels=True)
         self._faults.expect('cancel_error', order_id)
         result = self._send(link, 'cancel_order_stock', (int(order_id),), deadline_s, '撤单')
         if not _qmt_is_number(result) or result not in (0, -1):
@@ -10620,12 +10690,13 @@ class OrderWatch:
     """Wakes those who wait for an order to become final. Fed by the brokers' listeners, never polls.
 
     A wait holds a worker: beyond LIMIT waiters an order is answered at once, as it stands, so that others are served.
+    So is a cancel beyond CANCEL_LIMIT: it was sent, and those of others need the workers that are left.
     """
 
-    LIMIT = 64
+    LIMIT, CANCEL_LIMIT = 64, 256
 
     def __init__(self):
-        self._changed, self._stopped, self._waiting = threading.Condition(), False, 0
+        self._changed, self._stopped, self._waiting = threading.Condition(), False, Counter()
         self._watched = {}  # (account key, order id) -> [number of waiters, newest Order]
 
     def notice(self, account_key, order):
@@ -10658,11 +10729,11 @@ class OrderWatch:
             self._leave(account_key, order_id)
 
     def _wait(self, watched, timeout_s, urgent):
-        if self._waiting >= self.LIMIT and not urgent:
+        if self._waiting[urgent] >= (self.CANCEL_LIMIT if urgent else self.LIMIT):
             return
-        self._waiting += not urgent
+        self._waiting[urgent] += 1
         self._changed.wait_for(lambda: self._stopped or (watched[1] is not None and watched[1].final), timeout_s)
-        self._waiting -= not urgent
+        self._waiting[urgent] -= 1
 
     def _enter(self, account_key, order_id):
         with self._changed:
@@ -11495,14 +11566,17 @@ class OrderDesk:
         return self._dress(route.key, order)
 
     def _check_own(self, route, order_id):
-        """Where the broker cannot be asked the journal's word is enough: its orders can be cancelled all the same."""
+        """The journal's word is enough; of this run's orders without a look, which could hang before the cancel."""
+        entry = self.journal.by_id(route.key, order_id)
+        own = entry is not None and self._same_owner(entry, route)
+        if own and not self.journal.is_earlier(entry):
+            return
         try:
             order = route.broker.order(order_id)
         except QmtUnavailable:
-            entry = self.journal.by_id(route.key, order_id)
-            if entry is None or not self._same_owner(entry, route):
-                raise
-            return
+            if own or route.sub is None:  # the account may cancel whatever it holds
+                return
+            raise
         if order is None or not self._visible(route, order):
             raise OrderNotFound('账户 %s 没有委托 %s' % (route.sub.name if route.sub else route.key, brief(order_id)))
 
@@ -13537,9 +13611,10 @@ class BulletServer(socketserver.TCPServer):
     request_queue_size = max(1024, socket.SOMAXCONN)
     DRAIN_S, LEAVE_S = 5.0, 0.5  # for requests and answers to end; for clients to end the connection themselves
     OTHER_DESCRIPTORS = 64  # journal, log, terminal
-    # name, threads, queue, threads of one session; a waiting order holds a thread
+    # name, threads, queue, threads of one session; a waiting order holds a thread, and so does a waiting cancel:
+    # there are more than may wait, and a session has all that its requests in flight can need
     POOLS = (('data', 8, 256, 4), ('history', 4, 256, 2), ('broker', 128, 256, 64),
-             ('control', 64, 256, 32))
+             ('control', OrderWatch.CANCEL_LIMIT + 64, 256, 2 * IN_FLIGHT_LIMIT))
 
     def __init__(self, settings, service):
         self.settings, self.service, self.tls = settings, service, server_tls(settings)

@@ -385,14 +385,54 @@ def test_the_status_of_another_account_does_not_count():
         assert bench.keeper.state == 'connected'
 
 
-@pytest.mark.parametrize('fault', ['none', 'hangs', 'raises'])
+@pytest.mark.parametrize('fault', ['none', 'raises'])
 def test_a_failing_probe_ends_the_connection(fault):
     with running(call_s=0.3) as bench:
-        bench.terminal.answers.update({'none': {'query_stock_asset': None}, 'hangs': {}, 'raises': {
+        bench.terminal.answers.update({'none': {'query_stock_asset': None}, 'raises': {
             'query_stock_asset': lambda: 1 // 0}}[fault])
-        bench.terminal.hung.update({'query_stock_asset'} if fault == 'hangs' else ())
         assert bench.pauses.go() == 1
         assert bench.keeper.state == 'down' and bench.keeper.last_error
+
+
+def test_probes_that_hang_end_the_connection_at_the_third_and_no_cancel_before():
+    with running(call_s=0.3) as bench:
+        bench.terminal.hung.update({'query_stock_asset', 'query_stock_order', 'query_stock_orders'})
+        for number in (1, 2):
+            assert bench.pauses.go() == bench.timing.probe_s
+            assert bench.keeper.state == 'down' and bench.broker.health()['reason'] == 'hung'
+            assert '没有回应' in unavailable(bench.broker.account).message
+            with pytest.raises(bq.QmtUnavailable) as caught:
+                bench.broker.submit(request(), PATIENCE_S)
+            assert caught.value.broker_called is False
+            bench.broker.cancel(str(number), PATIENCE_S)
+            assert bench.terminal.calls == [1, 2][:number]
+        assert bench.pauses.go() == 1
+        assert len(bench.terminal.traders) == 1 and bench.keeper.state == 'down'
+
+
+def test_a_silent_connection_is_one_again_when_a_probe_is_answered():
+    with running(call_s=0.3) as bench:
+        bench.terminal.hung.add('query_stock_asset')
+        bench.pauses.go()
+        assert bench.keeper.state == 'down'
+        bench.terminal.hung.clear()
+        assert bench.pauses.go() == bench.timing.probe_s
+        assert bench.keeper.state == 'connected' and bench.keeper.last_error == '' and bench.broker.account()
+        assert len(bench.terminal.traders) == 1 and bench.terminal.trader.connects == 1
+
+
+@pytest.mark.parametrize('silent', [False, True])
+def test_a_cancel_that_hangs_ends_the_connection(silent):
+    with running(call_s=0.3) as bench:
+        if silent:
+            bench.terminal.hung.add('query_stock_asset')
+            bench.pauses.go()
+        bench.terminal.hung.add('cancel_order_stock')
+        with pytest.raises(bq.OrderStateUnknown):
+            bench.broker.cancel('77', 0.2)
+        with pytest.raises(bq.QmtUnavailable):
+            bench.broker.cancel('78', 0.2)
+        assert bench.terminal.calls == [77]
 
 
 def test_only_a_good_probe_makes_the_next_trouble_a_first_one_again():
@@ -421,18 +461,38 @@ def test_hooks_run_after_the_warm_up_of_each_connection_and_may_fail():
         assert calls == [True, True]
 
 
-def test_hung_calls_are_bounded_counted_and_freed_by_the_reconnect():
+def test_hung_calls_are_counted_and_freed_by_the_next_good_probe():
+    """On the connection that is there: one question without an answer takes nothing else away."""
     with running(call_s=0.2) as bench:
         bench.terminal.hung.add('query_stock_positions')
         error = unavailable(bench.broker.positions)
         assert 'query_stock_positions' in error.message and 'timeout' not in error.message
-        assert bench.keeper.state == 'down'
         bench.pauses.reached(3)
-        assert bench.terminal.traders[0].cbs == {}
-        bench.terminal.hung.clear()
-        bench.pauses.go()
-        bench.pauses.go()
-        assert bench.keeper.state == 'connected'
+        assert bench.keeper.state == 'connected' and bench.terminal.trader.cbs == {}
+        assert becomes(lambda: bench.broker.health()['hung_calls'] == 0)
+        bench.broker.cancel('77', PATIENCE_S)
+        assert bench.terminal.calls == [77] and len(bench.terminal.traders) == 1
+
+
+def test_a_call_that_somebody_waits_for_is_not_freed_with_those_that_were_given_up():
+    with running(call_s=0.2) as bench:
+        bench.terminal.hung.add('order_stock')
+        caught = queue.Queue()
+
+        def submit():
+            with pytest.raises(bq.OrderStateUnknown) as error:
+                bench.broker.submit(request(), PATIENCE_S)
+            caught.put(error.value)
+        thread = threading.Thread(target=submit)
+        thread.start()
+        assert bench.terminal.waiting.wait(PATIENCE_S)
+        bench.terminal.hung.add('query_stock_positions')
+        unavailable(bench.broker.positions)
+        bench.pauses.reached(3)
+        assert bench.keeper.state == 'connected' and len(bench.terminal.trader.cbs) == 2 and caught.empty()
+        bench.terminal.callback.on_disconnected()
+        assert caught.get(timeout=PATIENCE_S)
+        thread.join()
 
 
 def test_calls_stuck_in_native_code_use_up_a_fixed_number_of_threads():
@@ -975,13 +1035,14 @@ def test_an_odd_answer_leaves_the_order_unknown(result):
             bench.broker.submit(request(), 5)
 
 
-def test_an_answer_that_does_not_come_leaves_the_order_unknown_and_reconnects():
+def test_an_answer_that_does_not_come_leaves_the_order_unknown_and_the_terminal_is_probed():
     with running() as bench:
+        bench.terminal.answers['query_stock_asset'] = None  # what the probe is answered ends the connection
         bench.terminal.hung.add('order_stock')
         with pytest.raises(bq.OrderStateUnknown) as caught:
             bench.broker.submit(request(), 0.2)
         assert 'timeout' not in str(caught.value.message) and bench.keeper.state == 'down'
-        assert len(bench.terminal.calls) == 1
+        assert bench.pauses.reached(3) == 1 and len(bench.terminal.calls) == 1
 
 
 def test_a_disconnect_in_the_middle_leaves_the_order_unknown_without_waiting():

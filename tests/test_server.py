@@ -492,6 +492,36 @@ def test_orders_that_wait_keep_no_cancel_and_no_question_about_them_out(server, 
         assert sorted(read_raw(sock)['id'] for _ in range(3)) == [0, 1, 2]
 
 
+def test_cancels_that_wait_for_their_outcome_keep_no_other_cancel_out(server, monkeypatch):
+    """Two sessions with a hundred each, none of them confirmed: all were sent, and so is a third session's."""
+    sent, broker = [], server.service.desk.accounts.brokers['default']
+    monkeypatch.setattr(broker, 'order', lambda order_id: bq.Order(order_id=order_id, status='open', security=CODE))
+    monkeypatch.setattr(broker, 'cancel', lambda order_id, deadline_s=None: sent.append(order_id))
+    with session(server) as first, session(server) as second, session(server) as third:
+        for number in range(200):
+            send_request(second if number % 2 else first, number, 'broker.cancel_order',
+                         {'order_id': 'w%d' % number, 'wait_timeout': 600})
+        assert becomes(lambda: len(sent) == 200)
+        answer = ask_raw(third, 'broker.cancel_order', {'order_id': 'own', 'wait_timeout': 0})
+        assert answer['payload']['timed_out'] is True and sent[200:] == ['own']
+        for number in range(200):
+            server.service.desk._watch.notice('default', bq.Order(order_id='w%d' % number, status='canceled'))
+        answers = [read_raw(sock) for sock in (first, second) for _ in range(100)]
+        assert sorted(answer['id'] for answer in answers) == list(range(200))
+        assert all(answer['payload']['value'] is True for answer in answers)
+
+
+def test_cancels_beyond_what_may_wait_are_sent_and_answered_at_once(server, monkeypatch):
+    """Each wait holds a worker; the threads have an end."""
+    sent, broker = [], server.service.desk.accounts.brokers['default']
+    monkeypatch.setattr(bq.OrderWatch, 'CANCEL_LIMIT', 0)
+    monkeypatch.setattr(broker, 'order', lambda order_id: bq.Order(order_id=order_id, status='open', security=CODE))
+    monkeypatch.setattr(broker, 'cancel', lambda order_id, deadline_s=None: sent.append(order_id))
+    with session(server) as sock:
+        answer = ask_raw(sock, 'broker.cancel_order', {'order_id': 'w', 'wait_timeout': 600})
+        assert answer['payload']['timed_out'] is True and sent == ['w']
+
+
 def many_orders(server, monkeypatch, count=100000):
     """The stub's orders, one in a thousand open, and half as many more trades."""
     stub, moment = server.service.desk.accounts.brokers['default'], datetime(2024, 5, 15, 10, 0, 1)
