@@ -714,7 +714,7 @@ class Mailbox:
 class LineWriter:
     """Lines for one place that may be slow, full or stopped, written by a thread of its own: put() never waits for it.
 
-    sink(data): takes some of the bytes and says how many; it may block, say None for not now, or raise OSError, after
+    sink(data): takes some of the bytes and says how many; it may block, say None for not now, or raise, after
     which the same is tried again: a disk has room again one day. One that will never take anything more raises
     BrokenPipeError.
     What comes while `limit` bytes wait is dropped and counted: told(count) is the text that takes the place of the gap.
@@ -730,10 +730,17 @@ class LineWriter:
         self._limit = self.LIMIT if limit is None else limit
         self._changed, self._closing = threading.Condition(), threading.Event()
         self._parts, self._size, self._lost, self._is_full = deque(), 0, 0, False
-        self._thread, self._taken, self._gone = None, 0, False
+        self._thread, self._taken, self._gone, self._process = None, 0, False, os.getpid()
+
+    def _renew(self):
+        """After a fork: the thread is the parent's, as is what waits, and the lock may have been held by one of its."""
+        self._changed, self._closing, self._process = threading.Condition(), threading.Event(), os.getpid()
+        self._parts, self._size, self._lost, self._thread = deque(), 0, 0, None
 
     def put(self, data):
         """Bytes of whole lines, as a rule."""
+        if self._process != os.getpid():
+            self._renew()
         with self._changed:
             if self._gone or self._closing.is_set() or not data:
                 return
@@ -750,6 +757,8 @@ class LineWriter:
 
     def close(self):
         """Writes what waits, unless nothing is taken: who ends a program does not wait for a stopped terminal."""
+        if self._process != os.getpid():
+            self._renew()
         with self._changed:
             if self._closing.is_set():
                 return
@@ -796,7 +805,7 @@ class LineWriter:
             is_last = self._closing.is_set()
             try:
                 taken, fails = self._sink(view), False
-            except OSError as error:
+            except Exception as error:
                 if isinstance(error, BrokenPipeError):
                     return self._end()
                 taken, fails = None, self._note_trouble(error, fails)
@@ -854,6 +863,8 @@ class LogFile:
         self._size = os.fstat(self._file.fileno()).st_size
 
     def __call__(self, data):
+        if self._file.closed:  # it could not be opened again where the last one was moved
+            self._open()
         is_full = self.limit is not None and self._size and self._size + len(data) > self.limit + self._extra
         if is_full and os.path.isfile(self.path):  # a device is no file
             self._move()
@@ -905,15 +916,22 @@ class WriterStream(io.RawIOBase):
     """What a text stream writes goes to a LineWriter. place: what that one writes to, where it is a stream itself."""
 
     def __init__(self, writer, place=None):
-        self._writer, self._place = writer, place
+        self._writer, self._place, self._process = writer, place, os.getpid()
 
     def writable(self):
         return True
 
     def write(self, data):
         data = bytes(data)
-        self._writer.put(data)
+        if self._place is not None and self._process != os.getpid():  # a child may end before any thread has written
+            self._write_through(memoryview(data))
+        else:
+            self._writer.put(data)
         return len(data)
+
+    def _write_through(self, view):
+        while view:
+            view = view[self._place.write(view) or 0:]
 
     def isatty(self):
         return self._place is not None and self._place.isatty()
@@ -12659,6 +12677,7 @@ class Gate:
     """
 
     FAILURES, STRANGERS, WINDOW_S, PENALTY_S, REMEMBERED = 5, 20, 60.0, 5.0, 10000
+    ANSWER_PAUSE_S = 2.0  # less than a command waits for its login: who waits too short takes it for a dead port
     HUNDRED, LONGEST_S = 100, 300.0
 
     def __init__(self, settings, monotonic):
@@ -12703,7 +12722,8 @@ class Gate:
     def answer_pause_s(self, address):
         """How long the answer to a wrong token waits: the first ones of an address are mistakes of somebody's."""
         with self._lock:
-            return self.PENALTY_S if self._recent(self._guesses.get(source_of(address))) > self.FAILURES else 0
+            is_late = self._recent(self._guesses.get(source_of(address))) > self.FAILURES
+            return min(self.PENALTY_S, self.ANSWER_PAUSE_S) if is_late else 0
 
     def _recent(self, guesses):
         return guesses.recent(self.monotonic() - self.WINDOW_S) if guesses else 0
@@ -16204,7 +16224,7 @@ def _file_writer(path, flag, limit=None):
 
 def _writer(sink, name):
     def troubled(error):
-        print('警告：%s 写不下（%s），照常运行；写得下时再补上' % (name, error), file=sys.stderr)
+        _say('警告：%s 写不下（%s），照常运行；写得下时再补上' % (name, error))
     return LineWriter('log-writer', sink, lost_lines, troubled)
 
 
@@ -16502,9 +16522,12 @@ def run_order(args):
 
 @contextlib.contextmanager
 def _key_in_mind(key, args):
-    """Ctrl-C ends the waiting, not the order."""
+    """Ctrl-C ends the waiting, not the order. Where no login came about nothing was sent: all else is unknown."""
     try:
         yield
+    except ConnectionLost:
+        _say('没有登录成功，没有发出任何%s。' % ('撤单' if _is_about_cancel(args) else '委托'))
+        raise
     except KeyboardInterrupt:
         _say('不再等待，但%s可能已经提交。%s' % ('撤单' if _is_about_cancel(args) else '委托', _how_to_ask(key, args)))
         raise

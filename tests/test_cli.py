@@ -297,6 +297,15 @@ def test_a_question_whose_reader_has_gone_ends_quietly(server):
     assert code == bq.Exit.USAGE and '没有发出任何委托' in err and not order_of(server, 'gone')
 
 
+def test_an_order_to_who_never_answers_a_login_was_not_sent(run):
+    with contextlib.closing(socket.socket()) as silent:
+        silent.bind(('127.0.0.1', 0))
+        silent.listen(5)
+        for command in (['order', CODE, 'buy', '100', '--market'], ['cancel', '7']):
+            code, _, err = run(*command, **{'port': silent.getsockname()[1], 'rpc-timeout': '0.5'})
+            assert code == bq.Exit.UNREACHABLE and '没有发出任何' in err and 'resolve' not in err
+
+
 # -- the command that asks again --------------------------------------------------------------------------------------
 def test_who_asks_again_asks_the_same_server_for_the_same_account(run, server, monkeypatch, tmp_path):
     """The printed command, run as it stands with the token; it shows no token."""

@@ -2,7 +2,9 @@
 import json
 import os
 import re
+import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -187,3 +189,59 @@ def test_live_runs_and_servers_survive_a_console_without_chinese(console, server
     name = os.path.basename(written(tmp_path, STRATEGY, '策略.py'))
     ends_well(['live', name, '--dry-run'], '就绪'.encode('ascii', 'backslashreplace').decode().replace('\\', '\\\\'))
     ends_well(['server', '--server-type', 'stub', '--port', '0', '--token', TOKEN, '--log-file', 'x.log'], 'Ctrl-C')
+
+
+FORKING = """
+import os, sys, threading
+import bullet_qmt as bq
+with bq.console_beside():
+    writer = sys.stdout.buffer._writer
+    with writer._changed:  # as one of the parent's threads may hold it
+        for number in range(3):
+            child = os.fork()
+            if not child:
+                print('child %d' % number)
+                sys.stdout.flush()
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+    print('parent')
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='Windows has no fork')
+def test_a_forked_child_prints_by_itself(tmp_path):
+    env = dict(os.environ, PYTHONPATH=os.path.dirname(bq.__file__))
+    out = subprocess.check_output([sys.executable, '-c', FORKING], env=env, timeout=60).decode()
+    assert sorted(out.split('\n')) == ['', 'child 0', 'child 1', 'child 2', 'parent']
+
+
+def test_a_log_that_cannot_be_opened_again_as_it_moves_goes_on_later(tmp_path):
+    """Its folder is away for a moment, or all descriptors are in use."""
+    folder, away = tmp_path / 'logs', tmp_path / 'away'
+    folder.mkdir()
+    sink = bq.LogFile(str(folder / 'log'), limit=100)
+    assert sink(b'a' * 99 + b'\n') == 100
+    folder.rename(away)
+    with pytest.raises(OSError):
+        sink._move()
+    with pytest.raises(OSError):
+        sink(b'lost?\n')
+    away.rename(folder)
+    assert sink(b'kept\n') == 5 and (folder / 'log').read_bytes() == b'a' * 99 + b'\nkept\n'
+    sink.close()
+
+
+def test_whatever_a_sink_raises_its_thread_lives_on():
+    wrong, taken, done = [ValueError('closed'), MemoryError()], [], threading.Event()
+
+    def sink(data):
+        if wrong:
+            raise wrong.pop()
+        taken.append(bytes(data))
+        done.set()
+        return len(data)
+    writer = bq.LineWriter('w', sink, bq.lost_lines)
+    writer.RETRY_S = 0
+    writer.put(b'line\n')
+    assert done.wait(30) and taken == [b'line\n']
+    writer.close()

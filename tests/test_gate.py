@@ -235,7 +235,8 @@ def test_only_the_answer_to_a_wrong_token_waits_and_not_to_the_first_ones():
     for _ in range(7):
         guess(gate, '203.0.113.9')
         pauses.append(gate.answer_pause_s('203.0.113.9'))
-    assert pauses == [0] * 5 + [gate.PENALTY_S] * 2
+    assert pauses == [0] * 5 + [gate.ANSWER_PAUSE_S] * 2
+    assert gate.ANSWER_PAUSE_S < bq.PATIENCE_S * bq.ANSWER_SHARE, 'who asks is told, not left to time out'
     assert gate.answer_pause_s('203.0.113.10') == 0
     now[0] = gate.WINDOW_S + 0.1
     assert gate.answer_pause_s('203.0.113.9') == 0
