@@ -15506,6 +15506,8 @@ class RemoteQmtBroker:
         """The callback for rows of this account: somebody else of the same connection may follow another one."""
         sub, _, parent = (self.sub_account_id or '').partition('@')
         wanted = _given_values(account_key=self.account_key or parent or None)
+        if not wanted and not sub and self.account_id not in (None, ''):
+            wanted = _given_values(account_key=self._key_of_own())
         if event != 'account':
             wanted.update(_given_values(sub_account_id=sub or None))
         elif sub and not wanted:  # figures of an account bear no name of a sub-account
@@ -15515,6 +15517,14 @@ class RemoteQmtBroker:
             if all(row.get(name) == value for name, value in wanted.items()):
                 callback(row)
         return listener
+
+    def _key_of_own(self):
+        """The key of the account that requests without a name are about; None where there is no other one."""
+        keys = (self._connection.request('admin.health').get('value') or {}).get('accounts') or []
+        if len(keys) < 2:
+            return None
+        own = self._served(self._account())
+        return next((key for key in keys if self._served({'account_key': key}) == own), None)
 
     # -- writes ----------------------------------------------------------------------------------------------------
     def buy(self, security, amount, price=None, wait_timeout=None, remark=None, market=False, idempotency_key=None):

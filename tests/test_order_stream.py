@@ -268,6 +268,19 @@ def test_a_follower_hears_its_account_alone(named, account, subs, connection):
             follower.broker.close()
 
 
+def test_who_names_its_account_s_number_alone_hears_that_one(monkeypatch):
+    """Requests without a name go to the account called default, so the number can only be that one's."""
+    made = bq.RemoteQmtBroker
+    monkeypatch.setattr(bq, 'RemoteQmtBroker', lambda **given: made(account_id='11111111', **given))
+    accounts = tuple(bq.AccountSpec(key, number, 'stock', None, None, True)
+                     for key, number in (('default', '11111111'), ('hedge', '22222222')))
+    with serving(FakeClock(NOW), accounts=accounts) as server, long_client(server) as owner:
+        follower = Follower({}, owner)
+        buy(owner, 'other', wait_timeout=20, account_key='hedge')
+        end = buy(owner, 'end', wait_timeout=20)
+        assert heard_of(follower.until(end['order_id'])) == ({'default'}, {None})
+
+
 def test_who_names_no_account_hears_all_that_the_login_may():
     with accounts_serving() as server, long_client(server) as owner:
         follower = Follower({}, owner)
