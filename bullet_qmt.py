@@ -11095,6 +11095,8 @@ class OrderDesk:
     place, cancel and resolve are the only way to a broker's submit and cancel. deadline_s bounds a broker call.
     """
 
+    TAKEN_OVER_S = 90.0  # after the start: how long the orders of a server before this one may still come
+
     def __init__(self, accounts, data, journal, clock, deadline_s=60.0):
         self.accounts, self.data, self.journal, self.clock = accounts, data, journal, clock
         self.deadline_s = deadline_s
@@ -11103,7 +11105,8 @@ class OrderDesk:
         self.stream = OrderStream(journal, self._event_of, self._snapshot)
         # When each submission of this run began, by _moment; earlier ones began before the desk.
         self._started, self._begun = self._moment(), {}
-        self._strangers = {}  # account key -> tag -> order: what it held when this run first looked at all of it
+        self._strangers = {}  # account key -> tag -> order: what it held when this run looked at all of it
+        self._others, self._looked_at_s = set(), {}  # account keys with tags of another journal; key -> last such look
         self._doubled, self.alarms = set(), deque(maxlen=100)
         self._remarks = {}  # account key -> _SeenRemarks
         self.publish = lambda event, payload: None  # the server sends it to whoever wants to hear of it
@@ -11149,8 +11152,9 @@ class OrderDesk:
                 self._settler.wake()
             elif entry.order_id not in (None, order.order_id) and is_tag(order.order_remark):
                 self._tell_doubled(account_key, order, entry.order_id)
-        elif is_tag(order.order_remark) and account_key in self._strangers:
-            self._strangers[account_key].setdefault(order.order_remark[:TAG_BYTES], order)
+        elif is_tag(order.order_remark):
+            self._others.add(account_key)
+            self._strangers.get(account_key, {}).setdefault(order.order_remark[:TAG_BYTES], order)
 
     def health(self, sub_account_id=None):
         """What the desk has to say in admin.health; a sub-account learns nothing of the orders of others."""
@@ -11276,26 +11280,47 @@ class OrderDesk:
         return None
 
     def _strange_orders(self, route):
-        """(tag -> order of what the account held when this run first looked, whether that is certainly all).
+        """(tag -> order of what the account held when this run looked, whether that is certainly all).
 
         One look a run is enough, unless the journal is known to have lost something: then an order of the time before
         may be on its way still.
         """
         known = self._strangers.get(route.key)
         if known is not None and not self.journal.losses:
+            if self._is_shared(route.key):
+                known.update(self._look_for_tags(route)[0])
             return known, True
-        orders, complete = self._listed(route)
-        found = {order.order_remark[:TAG_BYTES]: order for order in orders if is_tag(order.order_remark)}
+        found, complete = self._look_for_tags(route)
         if complete:
             if known is None:
                 self._tell_strangers(route.key, found.values())
             self._strangers[route.key] = found
         return found, complete
 
-    def _tell_strangers(self, account_key, orders):
+    def _is_shared(self, account_key):
+        """Whether another server may place under the same keys: one was seen, or this one may have just taken over.
+
+        Pushes tell of its orders, but a terminal can stop pushing. After the start a look a second is enough.
+        """
+        now = self.clock.monotonic()
+        return account_key in self._others or (now - self._started[0] < self.TAKEN_OVER_S
+                                               and now - self._looked_at_s.get(account_key, -math.inf) >= 1)
+
+    def _look_for_tags(self, route):
+        self._looked_at_s[route.key] = self.clock.monotonic()
+        orders, complete = self._listed(route)
+        found = {order.order_remark[:TAG_BYTES]: order for order in orders if is_tag(order.order_remark)}
+        if self._strange_ids(route.key, found.values()):
+            self._others.add(route.key)
+        return found, complete
+
+    def _strange_ids(self, account_key, orders):
         strange = [order for order in orders if self.journal.of_order(account_key, order) is None]
         known = self.journal.tags() if strange else ()
-        strange = [order.order_id for order in strange if order.order_remark[:TAG_BYTES] not in known]
+        return [order.order_id for order in strange if order.order_remark[:TAG_BYTES] not in known]
+
+    def _tell_strangers(self, account_key, orders):
+        strange = self._strange_ids(account_key, orders)
         if strange:
             self._alarm('ORDER_NOT_IN_JOURNAL', account_key, '柜台有 %d 笔带标记的委托不在委托日志里：%s%s' % (
                 len(strange), '、'.join(strange[:10]), ' 等' if len(strange) > 10 else ''),

@@ -687,6 +687,35 @@ def test_orders_that_no_journal_knows_are_told_at_the_first_look(killed, caplog)
     assert alarm['code'] == 'ORDER_NOT_IN_JOURNAL' and 'o1' in alarm['message'] and alarm['code'] in caplog.text
 
 
+def other_server(shop):
+    """Another desk on the same brokers, with a journal of its own, whose orders are pushed to nobody here."""
+    listeners = {key: broker.listener for key, broker in shop.brokers.items()}
+    other = Shop()
+    other.brokers, other.main = shop.brokers, shop.main
+    other.journal.close()
+    other.open()
+    for key, broker in shop.brokers.items():
+        broker.listener = listeners[key]
+    return other
+
+
+@pytest.mark.parametrize('when', ['just started', 'seen before'])
+def test_a_key_that_another_server_has_placed_is_not_placed_again_without_pushes(shop, when):
+    shop.place(idempotency_key='own')
+    other = other_server(shop)
+    if when == 'seen before':
+        other.place(idempotency_key='first')
+        shop.clock.advance(2)
+        shop.place(idempotency_key='own 2')  # this look shows it
+        shop.clock.advance(shop.desk.TAKEN_OVER_S)
+    else:
+        shop.clock.advance(2)
+    answer, sent = other.place(idempotency_key='k'), len(shop.main.submits)
+    assert shop.place(idempotency_key='k')['order_id'] == answer['order_id']
+    assert len(shop.main.submits) == sent
+    other.journal.close()
+
+
 @pytest.mark.parametrize('how', ['pushed', 'listed'])
 def test_two_orders_under_one_tag_are_an_alarm(tmp_path, how):
     shop = Shop(path=str(tmp_path / 'orders.sqlite'))
