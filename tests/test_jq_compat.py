@@ -462,11 +462,11 @@ def test_each_status_of_a_server_is_one_of_joinquants():
 
 
 def test_a_status_that_nobody_knows_is_not_final_and_said_once(monkeypatch):
-    def odd(rows):
-        return [dict(row, status='strange') for row in rows]
     with trading() as strategy:
         strategy.order(CODE, 100)
-        with answering(monkeypatch, {'broker.orders': odd}):
+        rows = jq._jq_install.trading.broker._ask('broker.orders')
+        rows = [dict(row, status='strange') for row in (rows.rows() if isinstance(rows, bq.Table) else rows)]
+        with answering(monkeypatch, {'broker.orders': lambda answer: rows}):
             for _ in range(2):
                 order, = strategy.get_open_orders().values()
                 assert (order.status.name, order.remote_status) == ('filled', 'strange')

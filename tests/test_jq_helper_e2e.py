@@ -311,6 +311,7 @@ class CuttingProxy:
             frame = base.read_raw(client)
             if frame is None:
                 return
+            frame.pop('features', None)  # so the server answers in JSON alone, which is read here
             base.send_raw(server, frame)
             answer = base.read_raw(server)
             if frame.get('action') in bq.WRITES:
