@@ -474,18 +474,24 @@ def test_hung_calls_are_counted_and_freed_by_the_next_good_probe():
         assert bench.terminal.calls == [77] and len(bench.terminal.traders) == 1
 
 
+def hanging_order(bench):
+    """(thread that waits for its answer, queue with the error that it gets)."""
+    bench.terminal.hung.add('order_stock')
+    caught = queue.Queue()
+
+    def submit():
+        with pytest.raises(bq.OrderStateUnknown) as error:
+            bench.broker.submit(request(), PATIENCE_S)
+        caught.put(error.value)
+    thread = threading.Thread(target=submit)
+    thread.start()
+    assert bench.terminal.waiting.wait(PATIENCE_S)
+    return thread, caught
+
+
 def test_a_call_that_somebody_waits_for_is_not_freed_with_those_that_were_given_up():
     with running(call_s=0.2) as bench:
-        bench.terminal.hung.add('order_stock')
-        caught = queue.Queue()
-
-        def submit():
-            with pytest.raises(bq.OrderStateUnknown) as error:
-                bench.broker.submit(request(), PATIENCE_S)
-            caught.put(error.value)
-        thread = threading.Thread(target=submit)
-        thread.start()
-        assert bench.terminal.waiting.wait(PATIENCE_S)
+        thread, caught = hanging_order(bench)
         bench.terminal.hung.add('query_stock_positions')
         unavailable(bench.broker.positions)
         bench.pauses.reached(3)
@@ -1160,16 +1166,7 @@ def test_a_cancel_without_an_answer_is_unknown():
 # -- closing ---------------------------------------------------------------------------------------------------------
 def test_close_frees_a_call_that_waits_and_says_closed_afterwards():
     with running(call_s=PATIENCE_S) as bench:
-        bench.terminal.hung.add('order_stock')
-        caught = queue.Queue()
-
-        def submit():
-            with pytest.raises(bq.OrderStateUnknown) as error:
-                bench.broker.submit(request(), PATIENCE_S)
-            caught.put(error.value)
-        thread = threading.Thread(target=submit)
-        thread.start()
-        assert bench.terminal.waiting.wait(PATIENCE_S)
+        thread, caught = hanging_order(bench)
         bench.broker.close()
         assert caught.get(timeout=PATIENCE_S).code == 'REQUEST_TIMEOUT'
         thread.join()
