@@ -4079,19 +4079,20 @@ class BacktestRun:
 
     day_rows: [(date, equity, capital, cash, positions value)]. position_rows: [(date, security, amount, avg_cost,
     price)]. progress(done, total, day, equity) is called after each day, ended() when nothing is left to interrupt.
+    begun: no day after this date is run.
     """
 
     def __init__(self, strategy, provider, start, end, cash, frequency, params=None, today=None, on_error='stop',
-                 write=lambda line: None, progress=lambda *figures: None, ended=lambda: None):
-        self.store, self._cash, self._progress = BarStore(provider, start, end, today or end), cash, progress
-        self._ended = ended
+                 write=lambda line: None, progress=lambda *figures: None, ended=lambda: None, begun=None):
+        store = BarStore(provider, start, min(end, begun or end), today or end)
+        self.store, self._cash, self._progress, self._ended = store, cash, progress, ended
         self.days = self.store.days[self.store.start_row:self.store.last_row + 1]
         if not self.days:
             raise ConfigError('%s 到 %s 没有交易日的行情' % (start, end), _nearest_days(self.store.days, start, end))
         run_params = RunParams(start, end, 'full_backtest', frequency)
         self.session = Session(strategy, self.store, run_params, self._broker, params, write, on_error)
         self.day_rows, self.position_rows, self._worthless, self.finished = [], [], set(), False
-        if _ends_early(self.store.days, end, today or end):
+        if _ends_early(self.days, end):
             self.session.messages.append('行情到 %s 为止，之后的日期没有回测' % self.days[-1])
 
     def _broker(self, session):
@@ -4177,9 +4178,9 @@ class BacktestRun:
         return total
 
 
-def _ends_early(days, end, today):
-    """Whether the provider's last day is before the last one over that was asked for. days: also those after `end`."""
-    later = (days[-1] + timedelta(number) for number in range(1, (min(end, today - timedelta(1)) - days[-1]).days + 1))
+def _ends_early(days, end):
+    """Whether the last day that is run is before the last one that was asked for."""
+    later = (days[-1] + timedelta(number) for number in range(1, (end - days[-1]).days + 1))
     return any(map(exchange_opens, later)) or (end - days[-1]).days > 15
 
 
@@ -7598,8 +7599,9 @@ def backtest(path, start, end, cash=1000000, frequency='day', benchmark=None, pr
     params = OrderedDict(params or {})
     doubts = strategy.check_params(params)
     with opened_provider(provider, config) as source:
-        run = BacktestRun(strategy, source, start, end, cash, frequency, params, _beijing_today(), on_error,
-                          write or (lambda line: None), progress, ended)
+        now = _beijing_now()
+        run = BacktestRun(strategy, source, start, end, cash, frequency, params, now.date(), on_error,
+                          write or (lambda line: None), progress, ended, _last_begun(now))
         run.session.messages += doubts
         _load_benchmark(run, chosen)
         try:
@@ -7645,8 +7647,13 @@ def _run_span(start, end):
     return first[0].date(), last[0].date()
 
 
-def _beijing_today():
-    return datetime.now(BEIJING).date()
+def _beijing_now():
+    return datetime.now(BEIJING).replace(tzinfo=None)
+
+
+def _last_begun(now):
+    """The last date whose trading can have begun: before the open a day has no prices, whatever its calendar says."""
+    return (now - timedelta(hours=9, minutes=30)).date()
 
 
 def _result_of(run, strategy, params, benchmark):

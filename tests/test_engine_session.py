@@ -529,6 +529,17 @@ def test_a_span_beyond_the_data_says_so(tmp_path):
         assert any('行情到 2020-04-10 为止' in text for text in result.messages) == told
 
 
+@pytest.mark.parametrize('now, last', [('2020-04-09 09:29', '2020-04-08'), ('2020-04-09 09:30', '2020-04-09'),
+                                       ('2020-04-09 15:30', '2020-04-09'), ('2020-04-09 00:00', '2020-04-08')])
+def test_a_day_that_has_not_begun_is_not_run(tmp_path, monkeypatch, now, last):
+    """The provider has the days of later, as calendars do; JoinQuant's opens at 9:30."""
+    monkeypatch.setattr(jq, '_beijing_now', lambda: datetime.strptime(now, '%Y-%m-%d %H:%M'))
+    for end in ('2020-04-09', '2020-04-10'):
+        result = jq.backtest(written(tmp_path, 'def initialize(context): pass'), '2020-04-01', end, provider=REAL)
+        assert str(result.days[-1]) == last
+        assert any('行情到 %s 为止' % last in text for text in result.messages) == (last != end)
+
+
 def test_without_pandas_there_is_one_clear_error(market, tmp_path, monkeypatch):
     monkeypatch.setattr(jq, 'optional_import', lambda name: None)
     with pytest.raises(bq.ConfigError) as caught:
