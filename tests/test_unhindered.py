@@ -159,7 +159,8 @@ def test_requests_and_logins_go_on_and_what_was_lost_is_told(served):
     served.work()
     before = served.program.memory()
     served.work()
-    assert served.program.memory() - before < 8 * 1024 * 1024, 'two thousand orders and logins, and no lines'
+    # A day's orders are kept, 1,000 take 5 to 10 MB where all is read, too; what waits to be printed has 4 MB.
+    assert served.program.memory() - before < 16 * 1024 * 1024, 'a thousand orders and logins, and no lines'
     served.program.resume()
     assert becomes(lambda: LOST.search(served.program.text))
     served.work(1, 1)
