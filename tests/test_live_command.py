@@ -115,7 +115,8 @@ def test_ctrl_c_is_an_orderly_end(server, tmp_path):
 
 
 # What is under way when somebody wants the end: what the strategy says as it begins, and what it does then.
-LOW = 'LimitOrderStyle(round(get_current_data()["000001.XSHE"].last_price * 0.985, 2))'
+# The low limit rests at any hour: last_price is yesterday's close before a day has begun, the paper market's is not.
+LOW = 'LimitOrderStyle(get_current_data()["000001.XSHE"].low_limit)'
 UNDER_WAY = {
     'initialize': 'import time\n    log.info("begins")\n    time.sleep(1.0)\n    log.info("done")',
     'an order': 'log.info("begins")\n    order("000001.XSHE", 100, %s)\n    log.info("done")' % LOW,
