@@ -7,8 +7,14 @@ import subprocess
 import tempfile
 import threading
 
-OWN_GROUP = {'creationflags': subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == 'nt' else {}
 LISTENING = re.compile(r'127\.0\.0\.1:(\d+)')
+OWN_GROUP = {'creationflags': subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == 'nt' else {}
+
+
+def on_wine():
+    """Whether this Windows is Wine's, by the name that Wine alone gives its kernel library."""
+    import ctypes
+    return os.name == 'nt' and hasattr(ctypes.WinDLL('ntdll'), 'wine_get_version')
 
 
 class LineProcess:
