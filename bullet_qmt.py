@@ -534,6 +534,28 @@ def open_own(path, mode, **how):
                    **how)
 
 
+def open_appending(path):
+    """A bare file that is only appended to, for its owner alone if made now. Others may move it while it is open."""
+    return io.open(path, 'ab', buffering=0, opener=_append_shared if IS_WINDOWS else _append)
+
+
+def _append(name, flags):
+    return os.open(name, flags, 0o600)
+
+
+_APPEND, _SHARE_ALL, _OPEN_ALWAYS, _NORMAL = 0x100084, 7, 4, 0x80  # FILE_APPEND_DATA, FILE_READ_ATTRIBUTES, SYNCHRONIZE
+
+
+def _append_shared(name, flags):
+    """Two programs that write to one file do not write over each other: Windows itself looks for the end."""
+    winapi, msvcrt = optional_import('_winapi'), optional_import('msvcrt')
+    try:
+        handle = winapi.CreateFile(name, _APPEND, _SHARE_ALL, 0, _OPEN_ALWAYS, _NORMAL, 0)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, name, error.winerror)
+    return msvcrt.open_osfhandle(handle, flags)
+
+
 def others_can_read(path):
     """Whether accounts of this machine beside the owner's may. Not told on Windows, where the folder decides."""
     return not IS_WINDOWS and bool(os.stat(path).st_mode & 0o077)
@@ -849,46 +871,94 @@ class WriterHandler(logging.Handler):
 class LogFile:
     """A sink that appends to a file, which beyond `limit` bytes moves to path.1, the older ones to .2 up to .count.
 
-    Where it cannot be moved (a program that reads it forbids that on Windows) it goes on growing, and is tried again
-    after as much as an eighth of that. limit None: it never moves. Raises OSError where it cannot be opened.
+    Where one of them cannot be moved (a program that reads it forbids that on Windows) all of them stay, the file goes
+    on growing, and it is tried again after as much as an eighth of that. What somebody else has moved away or removed
+    is begun anew. limit None: it never moves. Raises OSError where it cannot be opened.
     """
 
     def __init__(self, path, limit=None, count=5):
         self.path, self.limit, self.count, self._extra = path, limit, count, 0
+        self._aside = path + '.moving'
+        self._is_left = os.path.exists(self._aside)  # by one that ended half way
         self._open()
 
     def _open(self):
         """A new one is for its owner alone."""
-        self._file = open(self.path, 'ab', buffering=0, opener=lambda name, flags: os.open(name, flags, 0o600))
+        self._file = open_appending(self.path)
         self._size = os.fstat(self._file.fileno()).st_size
+        self._is_file = os.path.isfile(self.path)  # a device is none
 
     def __call__(self, data):
         if self._file.closed:  # it could not be opened again where the last one was moved
             self._open()
-        is_full = self.limit is not None and self._size and self._size + len(data) > self.limit + self._extra
-        if is_full and os.path.isfile(self.path):  # a device is no file
+        if self._is_file:
+            self._look()
+        if self._is_file and self._is_full(len(data)):
             self._move()
         taken = self._file.write(data)
         self._size += taken or 0
         return taken
 
+    def _look(self):
+        """Another program that writes to the same file moves it, too."""
+        try:
+            status = os.stat(self.path)
+        except FileNotFoundError:
+            return self._begin_anew()
+        if status.st_ino != os.fstat(self._file.fileno()).st_ino:
+            return self._begin_anew()
+        self._size = status.st_size
+
+    def _begin_anew(self):
+        self._file.close()
+        self._open()
+        self._extra = 0
+
+    def _is_full(self, more):
+        return self.limit is not None and self._size and self._size + more > self.limit + self._extra
+
     def _move(self):
         """The file itself first: where it has to stay, no older one is touched."""
-        aside, mode = self.path + '.moving', os.fstat(self._file.fileno()).st_mode
+        mode = os.fstat(self._file.fileno()).st_mode
         self._file.close()
         try:
-            os.replace(self.path, aside)
-            for number in range(self.count, 0, -1):
-                source = aside if number == 1 else '%s.%d' % (self.path, number - 1)
-                if os.path.exists(source):
-                    os.replace(source, '%s.%d' % (self.path, number))
-            self._extra = 0
+            self._put_aside()
+            self._shift()
+            self._extra, self._is_left = 0, False
         except OSError:
             self._extra += self.limit // 8
-            if os.path.exists(aside):
-                os.replace(aside, self.path)
         self._open()
         os.chmod(self.path, mode & 0o777)
+
+    def _put_aside(self):
+        """What is there already is brought to its end first; if it is not ours, its owner does that just now."""
+        if not os.path.exists(self._aside):
+            os.rename(self.path, self._aside)
+        elif not self._is_left:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), self._aside)
+
+    def _shift(self):
+        """All of them by one, up to the first gap; all go back where one cannot."""
+        names = [self._aside] + ['%s.%d' % (self.path, number) for number in range(1, self.count + 2)]
+        gap = next((number for number in range(1, self.count + 1) if not os.path.exists(names[number])), self.count + 1)
+        moved = []
+        try:
+            for pair in [(names[number - 1], names[number]) for number in range(gap, 0, -1)]:
+                os.replace(*pair)
+                moved.append(pair)
+        except OSError:
+            self._put_back(moved)
+            raise
+        if gap > self.count:
+            os.remove(names[-1])
+
+    def _put_back(self, moved):
+        self._is_left = True
+        for source, target in reversed(moved):
+            os.replace(target, source)
+        if not os.path.exists(self.path):
+            os.replace(self._aside, self.path)
+            self._is_left = False
 
     def close(self):
         self._file.close()
