@@ -1,42 +1,93 @@
-"""python -m tests [--all-pythons | --pythons 3.6,3.13] [--env NAME=VALUE] [arguments of pytest]
+"""python -m tests [--all-pythons | --pythons 3.6,3.13] [--windows] [--jobs N] [--minutes N] [--env NAME=VALUE] [...]
 
 Makes a virtual environment in .venvs/, installs what the tests need and runs pytest in it, in a bare environment.
 """
 import argparse
+import contextlib
+import glob
 import os
+import re
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ElementTree
-from collections import Counter, namedtuple
+from collections import Counter, OrderedDict, namedtuple
+from concurrent.futures import ThreadPoolExecutor
 
+from tests import windows
 from tests.bare import KEPT, divided, make_bare
 from tests.environments import (ROOT, SUPPORTED, VENVS, EnvironmentFailed, find_interpreters, parse_version,
                                 test_environment, version_text)
+from tests.lanes import Apart, Ended, Lane, Through, say
 
 # reasons: Counter of what skipped tests said.
 Outcome = namedtuple('Outcome', 'passed failed skipped note reasons')
 Outcome.__new__.__defaults__ = ('', Counter())
 
 
-def say(line=''):
-    encoding = sys.stdout.encoding or 'ascii'
-    print(line.encode(encoding, 'backslashreplace').decode(encoding))
-    sys.stdout.flush()
+class PythonSuite:
+    """The tests on one of this machine's interpreters."""
+    piped = False
+
+    def __init__(self, version, interpreter):
+        self.title, self._version, self._interpreter = 'Python ' + version_text(version), version, interpreter
+
+    @contextlib.contextmanager
+    def running(self, tell):
+        """The command and the environment, when all that it takes is there."""
+        if self._interpreter is None:
+            raise EnvironmentFailed('not found')
+        python = test_environment(self._version, self._interpreter, tell)
+        yield windows.Running([python], {}, lambda: None)
 
 
-def run_tests(version, interpreter, arguments, environment):
-    """Runs pytest on one interpreter; whatever prevents that counts as one failure."""
-    try:
-        python = test_environment(version, interpreter, say)
-    except EnvironmentFailed as error:
-        say(str(error))
-        return Outcome(0, 1, 0, 'no environment')
-    report = os.path.join(VENVS, 'report-%s.xml' % version_text(version))
-    if os.path.exists(report):
-        os.remove(report)
-    command = [python, '-m', 'pytest'] + arguments + ['--junitxml=' + report]
-    code = subprocess.call(command, cwd=ROOT, env=environment)
-    return read_report(report, code)
+class WindowsSuite:
+    """The tests on a Windows CPython under Wine."""
+    piped = True  # as Wine wants it
+
+    def __init__(self, version):
+        self.title, self._python = 'Windows ' + version_text(version), windows.WindowsPython(version)
+
+    def running(self, tell):
+        return self._python.made(tell).running()
+
+
+class Part:
+    """Some files of a suite, or all of them, in one run of pytest."""
+
+    def __init__(self, suite, arguments, number=None):
+        self.suite, self._arguments = suite, arguments
+        self.name = suite.title if number is None else '%s, part %d' % (suite.title, number)
+        self._report = os.path.join(VENVS, 'report-%s.xml' % self.name.replace('Python ', '').replace(', part ', '-')
+                                    .replace(' ', '-').lower())
+
+    def run(self, run):
+        """Its Outcome. Whatever prevents that counts as one failure."""
+        say('== %s ==' % self.name)
+        tell = say if run.alone else lambda line: say('%s | %s' % (self.name, line))
+        try:
+            with self.suite.running(tell) as running:
+                return self._run_pytest(running, run)
+        except EnvironmentFailed as error:
+            say('%s: %s' % (self.name, error))
+            return Outcome(0, 1, 0, 'no environment')
+        except Ended as ended:
+            return Outcome(0, 1, 0, str(ended))
+
+    def _run_pytest(self, running, run):
+        if os.path.exists(self._report):
+            os.remove(self._report)
+        command = running.command + ['-m', 'pytest'] + self._arguments + ['--junitxml=' + self._report]
+        environment = dict(run.environment, **running.environment)
+        if run.alone and not self.suite.piped:
+            code = subprocess.call(command, cwd=ROOT, env=environment)
+        else:
+            output = Through() if run.alone else Apart(self.name)
+            code = run.follow(Lane(command + TELLS_WHERE_IT_HANGS, environment, output, running.end, run.ends_at))
+        return read_report(self._report, code)
+
+
+TELLS_WHERE_IT_HANGS = ['-o', 'faulthandler_timeout=300']
 
 
 def read_report(path, code):
@@ -63,32 +114,91 @@ def summary(outcome):
     return text + ', %d skipped' % outcome.skipped if outcome.skipped else text
 
 
-def run_all(interpreters, arguments, environment):
-    """Every interpreter in turn; a line for each, what was skipped and why, their sum, and the exit code."""
-    outcomes = []
-    for version, interpreter in interpreters:
-        say('== Python %s ==' % version_text(version))
-        outcome = Outcome(0, 1, 0, 'not found')
-        if interpreter:
-            outcome = run_tests(version, interpreter, arguments, environment)
-        outcomes.append((version, outcome))
+class Run:
+    """What all parts share; run() is the whole of it."""
+
+    def __init__(self, parts, environment, jobs=1, minutes=None):
+        self._parts, self.environment, self._jobs = parts, environment, jobs
+        self.alone = len(parts) == 1  # the terminal is its own
+        self.ends_at = minutes and time.monotonic() + 60 * minutes
+        self._lanes, self._why = set(), None
+
+    def follow(self, lane):
+        """The exit code of a lane, that ends when all have to end."""
+        self._lanes.add(lane)
+        try:
+            if self._why:
+                lane.stop(self._why)
+            return lane.run()
+        finally:
+            self._lanes.discard(lane)
+
+    def run(self):
+        """[(part, Outcome)], some parts at a time."""
+        with ThreadPoolExecutor(self._jobs) as pool:
+            try:
+                return list(zip(self._parts, pool.map(lambda part: part.run(self), self._parts)))
+            except KeyboardInterrupt:
+                self._stop('interrupted')
+                raise
+
+    def _stop(self, why):
+        self._why = why
+        for lane in list(self._lanes):
+            lane.stop(why)
+
+
+def report(outcomes):
+    """A line for each suite, what was skipped and why, their sum, and the exit code."""
+    by_title = OrderedDict()
+    for part, outcome in outcomes:
+        by_title.setdefault(part.suite.title, []).append((part, outcome))
     say()
-    for version, outcome in outcomes:
-        say('Python %-5s %s%s' % (version_text(version), summary(outcome), outcome.note and ' (%s)' % outcome.note))
+    sums = [(title, sum_of([outcome for _, outcome in of_one])) for title, of_one in by_title.items()]
+    for title, outcome in sums:
+        say('%-14s%s%s' % (title, summary(outcome), outcome.note and ' (%s)' % outcome.note))
         for reason, count in sorted(outcome.reasons.items()):
-            say('             %d skipped: %s' % (count, reason))
-    total = Outcome(*[sum(outcome[i] for _, outcome in outcomes) for i in range(3)])
+            say('              %d skipped: %s' % (count, reason))
+    total = sum_of([outcome for _, outcome in sums])
     say(summary(total))
     return 1 if total.failed or not total.passed else 0
 
 
-def chosen_interpreters(options):
-    """[(version, path)] to run on; the path is None for one that was asked for and is not there."""
-    if not options.all_pythons and not options.pythons:
-        return [(sys.version_info[:2], sys.executable)]
-    found = find_interpreters()
-    wanted = options.pythons or list(found)
-    return [(version, found.get(version)) for version in wanted]
+def sum_of(outcomes):
+    counts = [sum(outcome[i] for outcome in outcomes) for i in range(3)]
+    notes = '; '.join(outcome.note for outcome in outcomes if outcome.note)
+    return Outcome(*counts, note=notes, reasons=sum((outcome.reasons for outcome in outcomes), Counter()))
+
+
+def chosen_suites(options):
+    """The suites to run, in the order in which they are told about."""
+    suites = []
+    if options.all_pythons or options.pythons:
+        found = find_interpreters()
+        suites = [PythonSuite(version, found.get(version)) for version in options.pythons or found]
+    elif not options.windows or os.name == 'nt':
+        suites = [PythonSuite(sys.version_info[:2], sys.executable)]
+    return suites + ([] if os.name == 'nt' else [WindowsSuite(version) for version in options.windows])
+
+
+def parts_of(suite, options, arguments):
+    """All of a suite at once, if pytest's arguments say what to run or nothing runs beside; else some files each."""
+    if arguments or options.jobs == 1:
+        return [Part(suite, arguments)]
+    return [Part(suite, files, number + 1) for number, files in enumerate(dealt(TEST_FILES, 2 * options.jobs))]
+
+
+TEST_FILES = sorted('tests/' + os.path.basename(path) for path in glob.glob(os.path.join(ROOT, 'tests', 'test_*.py')))
+
+
+def dealt(files, count):
+    """As many heaps as that, of about the same size; a long file mostly takes long."""
+    heaps = [[0] for _ in range(count)]
+    for file in sorted(files, key=lambda file: -os.path.getsize(os.path.join(ROOT, file))):
+        heap = min(heaps, key=lambda heap: heap[0])
+        heap[0] += os.path.getsize(os.path.join(ROOT, file))
+        heap.append(file)
+    return [sorted(heap[1:]) for heap in heaps if heap[1:]]
 
 
 def version_list(text):
@@ -97,6 +207,18 @@ def version_list(text):
         if version not in SUPPORTED:
             raise argparse.ArgumentTypeError('%s is not supported: 3.6 to 3.13' % version_text(version))
     return versions
+
+
+def with_version(argv):
+    """`--windows` alone has its version: what follows is pytest's."""
+    return ['--windows=3.11' if item == '--windows' and not re.match(r'3\.\d', following) else item
+            for item, following in zip(argv, argv[1:] + [''])]
+
+
+def count(text):
+    if int(text) < 1:
+        raise ValueError(text)
+    return int(text)
 
 
 def setting(text):
@@ -119,21 +241,27 @@ def main(argv=None):
                                                  'Other arguments go to pytest.')
     parser.add_argument('--all-pythons', action='store_true', help='on every supported interpreter found')
     parser.add_argument('--pythons', type=version_list, metavar='3.6,3.13', help='on these interpreters')
+    parser.add_argument('--windows', type=version_list, default=[], metavar='3.11',
+                        help='on a Windows CPython: this one on Windows, elsewhere one under Wine')
+    parser.add_argument('--jobs', type=count, default=min(2, os.cpu_count() or 1), metavar='N',
+                        help='how many runs of pytest at a time, default %(default)s; one suite is shared among them')
+    parser.add_argument('--minutes', type=count, metavar='N', help='what still runs then is ended and has failed')
     parser.add_argument('--env', type=setting, action='append', default=[], metavar='NAME=VALUE',
                         help='what the tests are to find in their environment, which is bare otherwise')
     parser.add_argument('--list-pythons', action='store_true', help='show the interpreters found and stop')
-    options, arguments = parser.parse_known_args(argv)
+    options, arguments = parser.parse_known_args(with_version(sys.argv[1:] if argv is None else argv))
     if options.list_pythons:
         for version in find_interpreters():
             say(version_text(version))
         return 0
-    interpreters = chosen_interpreters(options)
-    if not interpreters:
+    suites = chosen_suites(options)
+    if not suites:
         say('no Python from 3.6 to 3.13 that can make virtual environments was found')
         return 1
     environment = run_environment(options.env)
     make_bare()
-    return run_all(interpreters, arguments, environment)
+    parts = [part for suite in suites for part in parts_of(suite, options, arguments)]
+    return report(Run(parts, environment, options.jobs, options.minutes).run())
 
 
 if __name__ == '__main__':

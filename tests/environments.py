@@ -2,6 +2,7 @@
 import contextlib
 import glob
 import hashlib
+import io
 import os
 import shutil
 import subprocess
@@ -62,17 +63,18 @@ def _launcher_paths():
     launcher = shutil.which('py') if os.name == 'nt' else None
     if not launcher:
         return []
-    lines = _output([launcher, '-0p']).splitlines()
+    lines = output([launcher, '-0p']).splitlines()
     return [line[line.index(':\\') - 1:].strip() for line in lines if ':\\' in line]
 
 
 def _probe(path):
     """The (major, minor) of an interpreter; None if it does not run or cannot make environments."""
-    words = _output([path, '-c', _PROBE]).split()
+    words = output([path, '-c', _PROBE]).split()
     return parse_version(words[0]) if words else None
 
 
-def _output(command):
+def output(command):
+    """What it prints; nothing where it fails or is not there."""
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
                               timeout=60, universal_newlines=True)
@@ -94,23 +96,31 @@ def make_environment(name, interpreter, installs, say):
     Two runs at once: the second waits, and finds it made.
     """
     directory = os.path.join(VENVS, name)
-    stamp, wanted = os.path.join(directory, 'made-from.txt'), _fingerprint(directory, interpreter, installs)
-    if _read(stamp) != wanted:
-        with _alone(directory + '.lock', say):
-            if _read(stamp) != wanted:
-                _make(directory, interpreter, installs, say)
-                with open(stamp, 'w') as file:
-                    file.write(wanted)
+    parts = [interpreter, output([interpreter, '--version'])]
+    for argument in [item for arguments in installs for item in arguments]:
+        parts.append(text_of(argument) or argument)
+    make_once(directory, parts, lambda: _make(directory, interpreter, installs, say), say)
     return python_of(directory)
 
 
+def make_once(directory, parts, make, say):
+    """The directory is there when this returns, made by make() from these parts (texts), anew if it was from others."""
+    stamp, wanted = os.path.join(directory, 'made-from.txt'), _fingerprint([directory] + parts)
+    if text_of(stamp) != wanted:
+        with _alone(directory + '.lock', say):
+            if text_of(stamp) != wanted:
+                if os.path.exists(directory):
+                    shutil.rmtree(directory)
+                make()
+                with open(stamp, 'w') as file:
+                    file.write(wanted)
+
+
 def _make(directory, interpreter, installs, say):
-    if os.path.exists(directory):
-        shutil.rmtree(directory)
     say('making %s with %s' % (os.path.relpath(directory, ROOT), interpreter))
-    _run_showing([interpreter, '-m', 'venv', directory], say)
+    run_showing([interpreter, '-m', 'venv', directory], say)
     for arguments in installs:
-        _run_showing(_pip(directory) + ['install'] + arguments, say)
+        run_showing(_pip(directory) + ['install'] + arguments, say)
 
 
 @contextlib.contextmanager
@@ -144,17 +154,15 @@ def _pip(directory):
     return [python_of(directory), '-m', 'pip', '--disable-pip-version-check']
 
 
-def _fingerprint(directory, interpreter, installs):
-    parts = [directory, interpreter, _output([interpreter, '--version'])]
-    for argument in [item for arguments in installs for item in arguments]:
-        parts.append(_read(argument) or argument)
+def _fingerprint(parts):
     return hashlib.sha256('\0'.join(parts).encode('utf-8')).hexdigest()
 
 
-def _read(path):
+def text_of(path):
+    """A file's, None where there is none."""
     if not os.path.isfile(path):
         return None
-    with open(path) as file:
+    with io.open(path, encoding='utf-8') as file:
         return file.read()
 
 
@@ -163,10 +171,10 @@ QUIET = ('Requirement already', '  Using cached', 'Ignoring ', 'WARNING: Locatio
          '[notice]')
 
 
-def _run_showing(command, say):
+def run_showing(command, say, environment=None):
     """Runs to the end, what matters shown as it comes; a failure carries the last lines, all of them."""
     last = deque(maxlen=60)
-    environment = installing_environment(PYTHONUNBUFFERED='1', PYTHONIOENCODING='utf-8')
+    environment = environment or installing_environment(PYTHONUNBUFFERED='1', PYTHONIOENCODING='utf-8')
     try:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment,
                                    stdin=subprocess.DEVNULL)

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
@@ -42,12 +44,18 @@ def test_this_run_is_bare():
     assert aside == {} and set(os.environ) - set(cleared) == set(kept) & set(os.environ)
 
 
+def as_named_here(name):
+    """Names of variables have no case on Windows."""
+    return name.upper() if os.name == 'nt' else name
+
+
 def test_the_command_gives_what_it_was_told_and_nothing_else(monkeypatch):
     for name, value in dict(HIDES, **INSTALLS).items():
         monkeypatch.setenv(name, value)
     environment = command.run_environment([('TZ', 'Pacific/Apia'), ('LC_ALL', 'C')])
     assert environment['TZ'] == 'Pacific/Apia' and environment['LC_ALL'] == 'C' and 'LANG' not in environment
-    assert INSTALLS.items() <= environment.items() and 'PYTHONUNBUFFERED' not in environment
+    installs = {as_named_here(name): value for name, value in INSTALLS.items()}
+    assert installs.items() <= environment.items() and 'PYTHONUNBUFFERED' not in environment
     assert not set(bare.divided(environment)[0]) & (set(HIDES) - {'TZ', 'LC_ALL'}), 'conftest leaves them'
 
 
@@ -118,7 +126,7 @@ def test_pytest_itself_runs_bare_and_without_deadlines(tmp_path):
     assert code == 0
 
 
-def test_skips_are_explained(tmp_path, monkeypatch, capsys):
+def test_skips_are_explained(tmp_path, capsys):
     report = tmp_path / 'report.xml'
     pytest_on(tmp_path, '''
         import pytest
@@ -132,11 +140,37 @@ def test_skips_are_explained(tmp_path, monkeypatch, capsys):
         ''', '--junitxml=%s' % report)
     outcome = command.read_report(str(report), 0)
     assert outcome[:3] == (1, 0, 3) and outcome.reasons == {'no such thing here': 2, 'another': 1}
-    monkeypatch.setattr(command, 'run_tests', lambda *_: outcome)
-    assert command.run_all([((3, 9), 'python')], [], {}) == 0
+    assert command.report([(part('Python 3.9'), outcome)]) == 0
     told = capsys.readouterr().out
     assert '1 passed, 0 failed, 3 skipped' in told and '1 skipped: another\n' in told
     assert '2 skipped: no such thing here\n' in told
+
+
+def part(title):
+    return command.Part(SimpleNamespace(title=title), [])
+
+
+def test_the_parts_of_a_suite_are_told_about_as_one(capsys):
+    outcomes = [command.Outcome(3, 0, 2, '', Counter({'posix: x': 2})), command.Outcome(4, 1, 1, 'why', Counter(y=1))]
+    suites = [part('Windows 3.11'), part('Python 3.13'), part('Windows 3.11')]
+    told = command.report(list(zip(suites, [outcomes[0], command.Outcome(5, 0, 0), outcomes[1]])))
+    assert told == 1 and capsys.readouterr().out.splitlines() == [
+        '', 'Windows 3.11  7 passed, 1 failed, 3 skipped (why)', '              2 skipped: posix: x',
+        '              1 skipped: y', 'Python 3.13   5 passed, 0 failed', '12 passed, 1 failed, 3 skipped']
+
+
+def test_the_heaps_hold_every_file_once_and_weigh_about_the_same():
+    heaps = command.dealt(command.TEST_FILES, 4)
+    assert sorted(file for heap in heaps for file in heap) == command.TEST_FILES
+    weights = [sum(os.path.getsize(os.path.join(environments.ROOT, file)) for file in heap) for heap in heaps]
+    assert len(heaps) == 4 and max(weights) < 1.2 * min(weights)
+    assert command.dealt(command.TEST_FILES[:1], 4) == [command.TEST_FILES[:1]]
+
+
+def test_what_follows_windows_is_its_version_or_pytests():
+    assert command.with_version(['--windows', 'tests/test_gate.py']) == ['--windows=3.11', 'tests/test_gate.py']
+    assert command.with_version(['--windows', '3.8,3.13', '-x']) == ['--windows', '3.8,3.13', '-x']
+    assert command.with_version(['-x', '--windows']) == ['-x', '--windows=3.11']
 
 
 MAKES = '''
@@ -172,8 +206,8 @@ def test_two_runs_make_an_environment_once(tmp_path):
 def test_what_pip_says_where_nothing_is_wrong_is_shown_with_a_failure_alone():
     lines = []
     script = "import sys; print('Ignoring pandas: markers'); print('WARNING: Location x is ignored'); print('good')"
-    environments._run_showing([sys.executable, '-c', script], lines.append)
+    environments.run_showing([sys.executable, '-c', script], lines.append)
     assert lines == ['  good']
     with pytest.raises(environments.EnvironmentFailed) as caught:
-        environments._run_showing([sys.executable, '-c', script + '; sys.exit(1)'], lines.append)
+        environments.run_showing([sys.executable, '-c', script + '; sys.exit(1)'], lines.append)
     assert 'Ignoring pandas' in str(caught.value) and 'Location x' in str(caught.value)
