@@ -144,6 +144,7 @@ difflib = LazyModule('difflib', globals())
 hashlib = LazyModule('hashlib', globals())
 hmac = LazyModule('hmac', globals())
 ipaddress = LazyModule('ipaddress', globals())
+locale = LazyModule('locale', globals())
 random = LazyModule('random', globals())
 secrets = LazyModule('secrets', globals())
 shlex = LazyModule('shlex', globals())
@@ -184,9 +185,17 @@ def iso_ms(ms):
     return from_ms(ms).isoformat()
 
 
+def beijing_moment(seconds):
+    """Unix time -> naive Beijing datetime. Not by fromtimestamp(), which on Windows refuses what is before 1970.
+
+    OverflowError or ValueError for what is no moment.
+    """
+    return _BEIJING_EPOCH + timedelta(seconds=seconds)
+
+
 @lru_cache(maxsize=8)
 def _log_second(seconds):
-    return datetime.fromtimestamp(seconds, BEIJING).strftime('%Y-%m-%d %H:%M:%S')
+    return beijing_moment(seconds).strftime('%Y-%m-%d %H:%M:%S')
 
 
 def log_time(seconds):
@@ -613,6 +622,59 @@ def _console_mode(kernel32, handle):
     ctypes = importlib.import_module('ctypes')
     mode = ctypes.c_uint32()
     return mode.value if kernel32.GetConsoleMode(handle, ctypes.byref(mode)) else None
+
+
+@contextlib.contextmanager
+def deaf_children():
+    """Processes that begin meanwhile do not hear Ctrl-C until they are hearing(): one that starts up dies of it loudly.
+
+    On POSIX one that comes meanwhile is heard afterwards, by them and here. Windows loses it here.
+    """
+    if IS_WINDOWS:
+        _ignore_ctrl_c(True)
+    else:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        if IS_WINDOWS:
+            _ignore_ctrl_c(False)
+        else:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def hearing():
+    """In the main thread of a deaf child: Ctrl-C is a KeyboardInterrupt here, and nothing from the end of it on."""
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if IS_WINDOWS:
+            _ignore_ctrl_c(False)
+        else:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # what came meanwhile is raised here
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _ignore_ctrl_c(ignored):
+    """Of this process and those that it begins meanwhile."""
+    importlib.import_module('ctypes').WinDLL('kernel32').SetConsoleCtrlHandler(None, ignored)
+
+
+def pool_size(jobs):
+    """Processes for so many jobs. On Windows a pool of more than 61 cannot be waited for."""
+    return max(1, min(jobs, os.cpu_count() or 1, 61))
+
+
+def let_dates_be_chinese():
+    """strftime('%Y年') works on a Chinese Windows before Python 3.8 too, whose C library stands at the locale 'C' there
+    and takes no such pattern.
+    """
+    try:
+        date(2000, 1, 1).strftime('年')
+    except UnicodeEncodeError:
+        locale.setlocale(locale.LC_CTYPE, '')
 
 
 SIGNAL_NAMES = ('SIGINT', 'SIGTERM', 'SIGBREAK', 'SIGHUP')
@@ -16563,7 +16625,7 @@ def _status_name(row):
 
 
 def _clock_text(seconds):
-    return '-' if not seconds else datetime.fromtimestamp(seconds, BEIJING).strftime('%H:%M:%S')
+    return '-' if not seconds else beijing_moment(seconds).strftime('%H:%M:%S')
 
 
 def run_orders(args):

@@ -75,15 +75,16 @@ from bullet_qmt import (
     BAR_MINUTES, BEIJING, CANCELED_STATUSES, FINAL_STATUSES, RUNS, BadRequest, BulletError, Clock, ConfigError,
     ConnectionLost, DataUnavailable, IdempotencyConflict, Interrupts, LazyModule, LocalConnection, NotSupported,
     OrderNotFound, OrderRejected, OrderStateUnknown, ProtocolError, RemoteQmtBroker, RemoteQmtProvider,
-    SecurityNotFound, ShortConnection, account_overview, as_shown, bars_elapsed, brief, calendar_groups, cancel_status,
-    check_choice, check_flag, check_moment, check_number, check_span, check_text, check_whole, check_write_key,
-    combine, connect, dict_of, exchange_opens, factor_at, factor_ranges, foreign, format_table, from_ms, has_panel,
-    inside_limits, instrument, listed_rows, load_settings, lot_problem, normalize_code, normalize_codes,
-    numbers_are_labels, open_own, open_service, optional_import, order_number, order_style, parse_bool,
-    parse_data_source, parse_frequency, parse_host, parse_moment, parse_order_id, parse_text, parse_token,
-    plain_status, price_limits, printable, protect_price, qmt_code, real, refuse_nothing_filled, refuse_rejected,
-    restrict_to_owner, round_lot, round_to_tick, rows_of, scale, surely_closed, sync_directory, tell_warning,
-    text_width, to_ms, tradable, trade_fees, value_of, warning_in, ways, whole, windows_from_end)
+    SecurityNotFound, ShortConnection, account_overview, as_shown, bars_elapsed, beijing_moment, brief,
+    calendar_groups, cancel_status, check_choice, check_flag, check_moment, check_number, check_span, check_text,
+    check_whole, check_write_key, combine, connect, deaf_children, dict_of, exchange_opens, factor_at, factor_ranges,
+    foreign, format_table, from_ms, has_panel, hearing, inside_limits, instrument, let_dates_be_chinese, listed_rows,
+    load_settings, lot_problem, normalize_code, normalize_codes, numbers_are_labels, open_own, open_service,
+    optional_import, order_number, order_style, parse_bool, parse_data_source, parse_frequency, parse_host,
+    parse_moment, parse_order_id, parse_text, parse_token, plain_status, pool_size, price_limits, printable,
+    protect_price, qmt_code, real, refuse_nothing_filled, refuse_rejected, restrict_to_owner, round_lot, round_to_tick,
+    rows_of, scale, surely_closed, sync_directory, tell_warning, text_width, to_ms, tradable, trade_fees, value_of,
+    warning_in, ways, whole, windows_from_end)
 from bullet_qmt import Account as AccountRow
 from bullet_qmt import Position as PositionRow
 
@@ -103,6 +104,7 @@ futures = LazyModule('concurrent.futures', globals())
 hashlib = LazyModule('hashlib', globals())
 pickle = LazyModule('pickle', globals())
 tempfile = LazyModule('tempfile', globals())
+tokenize = LazyModule('tokenize', globals())
 uuid = LazyModule('uuid', globals())
 
 # ======================================================================================================
@@ -201,9 +203,9 @@ def _moment(value):
         return None
     try:
         if isinstance(value, (int, float)):
-            return datetime.fromtimestamp(value, BEIJING).replace(tzinfo=None)
+            return beijing_moment(value)
         return parse_moment(value)[0]
-    except (ValueError, OverflowError, OSError):
+    except (ValueError, OverflowError):
         raise ProtocolError('服务端的回答里时间看不懂：%s' % brief(value), '核对服务端的版本')
 
 
@@ -3386,13 +3388,32 @@ class StrategyFile:
 
     def _read(self):
         try:
-            with open(self.path, encoding='utf-8-sig') as file:
+            return self._text('utf-8-sig')
+        except UnicodeDecodeError:  # which wins over what a file says of itself: most that say gbk are UTF-8 by now
+            return self._text(self._declared())
+
+    def _text(self, encoding):
+        try:
+            with open(self.path, encoding=encoding) as file:
                 return file.read()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError('策略文件 %s 读不出来：%s' % (self.path, error), '检查路径；文件应为 UTF-8')
+        except OSError as error:
+            raise ConfigError('策略文件 %s 读不出来：%s' % (self.path, error), '检查路径')
+
+    def _declared(self):
+        """The encoding that the first two lines name, as Python has it."""
+        try:
+            with open(self.path, 'rb') as file:
+                encoding = tokenize.detect_encoding(file.readline)[0]
+                file.seek(0)
+                file.read().decode(encoding)
+            return encoding
+        except (SyntaxError, UnicodeDecodeError) as error:
+            raise ConfigError('策略文件 %s 读不出来：不是 UTF-8（%s）' % (self.path, error),
+                              '用记事本打开，另存为，编码选 UTF-8；或者在第一行写明编码，例如 # coding: gbk')
 
     def load(self, names, params=None):
         """Runs the module's code with these names; params then replace its constants of the same names."""
+        let_dates_be_chinese()
         self.namespace = dict(names, __name__='__strategy__', __file__=self.path)
         exec(compile(self.source, self.path, 'exec'), self.namespace)
         self.namespace.update({name: value for name, value in names.items() if self._is_remote(name)})
@@ -3458,7 +3479,7 @@ class StrategyFile:
         problem = next(line for line in described if not line.startswith(' ')).splitlines()[0]
         module = type(error).__module__ + '.'
         problem = problem[len(module):] if problem.startswith(module) else problem
-        hint = getattr(error, 'hint', '') or _old_pandas_hint(error, problem, frames)
+        hint = getattr(error, 'hint', '') or _windows_hint(problem) or _old_pandas_hint(error, problem, frames)
         return StrategyError('Traceback (most recent call last):\n%s%s' % (text, hint and '\n建议：%s' % hint), line,
                              problem)
 
@@ -3472,6 +3493,10 @@ _GONE_FROM_PANDAS = {'append': 'pd.concat([a, b])', 'ix': 'loc 或 iloc', 'iteri
                      'rolling_std': 'series.rolling(n).std()',
                      'ewma': 'series.ewm(span=n).mean()', 'rolling_max': 'series.rolling(n).max()',
                      'rolling_min': 'series.rolling(n).min()', 'rolling_sum': 'series.rolling(n).sum()'}
+# What Windows says of a strftime() that JoinQuant's Linux takes -> what to write instead.
+_OF_WINDOWS = [(re.compile(pattern), hint) for pattern, hint in (
+    (r'^ValueError: Invalid format string$', "Windows 的 strftime 没有 %-d、%-m 之类：写 '%d' % 日期.day"),
+    (r"^UnicodeEncodeError: 'locale' codec", "这台 Windows 的 strftime 不认识中文：写 '%d年%d月' % (日期.year, 日期.month)"))]
 # What pandas or numpy says where it takes no longer what it took -> what to write instead.
 _CHANGED = [(re.compile(pattern), hint) for pattern, hint in (
     (r'Can only use .dt accessor', '日期一列不是 pandas 的时间：先写 pd.to_datetime(列)'),
@@ -3489,6 +3514,10 @@ _CHANGED = [(re.compile(pattern), hint) for pattern, hint in (
      'date 与 pandas 的时间不再能直接比较和相减：写 pd.Timestamp(日期)，或者对 pandas 的时间用 .date()'))]
 _NO_PANEL = ("若这是 get_price 取多个证券的结果：聚宽给 Panel，新的 pandas 没有，这里给 time、code 和各字段的长表；"
              "按证券取值写 frame.pivot(index='time', columns='code', values='close')")
+
+
+def _windows_hint(problem):
+    return next((hint for pattern, hint in _OF_WINDOWS if pattern.search(problem)), '')
 
 
 def _old_pandas_hint(error, problem, frames):
@@ -7918,16 +7947,26 @@ def parse_grid(texts):
     return [OrderedDict(zip(axes, values)) for values in itertools.product(*axes.values())]
 
 
-def run_grid_point(order, source, params, stop=None):
+def run_grid_point(order, source, params, going=None):
     """One backtest of a grid, wherever it runs: dict of metrics, or of `error`; notes: what to know of parameters.
 
-    order: a BacktestOrder as a dict; source: the strategy's text, whose file need not be there. stop: a path; once
-    there is a file, the run ends.
+    order: a BacktestOrder as a dict; source: the strategy's text, whose file need not be there. going: in a process of
+    a pool, a file; the run ends once it is gone.
     """
+    if going is None:
+        return _grid_point(order, source, params)
+    try:
+        with hearing():
+            return _grid_point(order, source, params, lambda: not os.path.exists(going))
+    except KeyboardInterrupt:  # before or after the backtest, which makes a result of it
+        return {'error': '被打断'}
+
+
+def _grid_point(order, source, params, is_over=lambda: False):
     order = BacktestOrder(**order)
 
     def progress(*figures):
-        if stop is not None and os.path.exists(stop):
+        if is_over():
             raise KeyboardInterrupt
     try:
         result = backtest(StrategyFile(order.path, source), order.start, order.end, order.cash, order.frequency,
@@ -7949,17 +7988,17 @@ def run_grid_command(order, points, screen, dask=None):
     strategy = StrategyFile(order.path)
     _check_grid(order, points, strategy, dask)
     names = ['grid.csv'] * order.csv
-    with _output_directory(order, names, screen.say) as directory, _grid_executor(dask) as (executor, stop), \
-            _whole_results(screen.say) as interrupts:
+    with _output_directory(order, names, screen.say) as directory, \
+            _grid_executor(dask, len(points)) as (executor, going), _whole_results(screen.say) as interrupts:
         done, code = OrderedDict(), 0
         screen.say('参数扫描：%d 组，每完成一组显示一行' % len(points))
         try:
-            for number, figures in _grid_figures(executor, order, strategy.source, points, stop):
+            for number, figures in _grid_figures(executor, order, strategy.source, points, going):
                 done[number] = figures
                 screen.say('%d/%d  %s' % (len(done), len(points), _point_text(points[number])))
         except KeyboardInterrupt:
             code = 130
-            _end_points(stop)
+            _end_points(going)
         interrupts.hold()
         rows = [(points[number], done[number]) for number in sorted(done, key=lambda number: _grid_rank(done[number]))]
         if not rows:
@@ -7981,10 +8020,11 @@ def _check_grid(order, points, strategy, dask):
             source.get_trade_days(count=1)
 
 
-def _grid_figures(executor, order, source, points, stop):
+def _grid_figures(executor, order, source, points, going):
     """(number of a point, what run_grid_point() gave), as they are done. What fails outside it is told the same way."""
-    waiting = {executor.submit(run_grid_point, dict(order._asdict()), source, dict(point), stop): number
-               for number, point in enumerate(points)}
+    with deaf_children():
+        waiting = {executor.submit(run_grid_point, dict(order._asdict()), source, dict(point), going): number
+                   for number, point in enumerate(points)}
     try:
         for future in futures.as_completed(waiting):
             try:
@@ -8014,14 +8054,17 @@ def _show_grid(order, directory, rows, total, screen):
 
 
 @contextlib.contextmanager
-def _grid_executor(dask):
-    """(executor, stop of its points or None): all cores of this machine, or a dask cluster that is given these modules.
+def _grid_executor(dask, jobs):
+    """(executor, `going` of its points or None): this machine's cores, or a dask cluster that is given these modules.
 
     Workers are never killed: one that holds a lock of the pool would take it along.
     """
     if dask is None:
-        with tempfile.TemporaryDirectory() as directory, futures.ProcessPoolExecutor() as executor:
-            yield executor, os.path.join(directory, 'stop')
+        with tempfile.TemporaryDirectory() as directory, futures.ProcessPoolExecutor(pool_size(jobs)) as executor:
+            going = os.path.join(directory, 'going')
+            with open(going, 'x'):
+                pass
+            yield executor, going
         return
     distributed = optional_import('distributed')
     if distributed is None:
@@ -8032,11 +8075,10 @@ def _grid_executor(dask):
         yield client.get_executor(pure=False), None
 
 
-def _end_points(stop):
+def _end_points(going):
     """Lets what still runs here come to its end."""
-    if stop is not None:
-        with open(stop, 'w'):
-            pass
+    if going is not None:
+        os.remove(going)
 
 
 def _dask_client(distributed, address):

@@ -1135,8 +1135,6 @@ def test_the_helpers_own_functions_know_the_server_too():
 
 
 def test_a_child_process_uses_no_connection_of_its_parent():
-    if not hasattr(os, 'fork'):
-        pytest.skip('needs fork')
     with trading() as strategy:
         strategy.context.portfolio.total_value
         kept = jq._clients[1]._connection._kept
