@@ -677,6 +677,37 @@ def let_dates_be_chinese():
         locale.setlocale(locale.LC_CTYPE, '')
 
 
+# Of a console's events those after which Windows ends the process: as soon as the last handler returns, and 5 s later.
+_CONSOLE_ENDS = {2: '窗口被关闭', 5: '用户注销', 6: '系统关机'}
+CLOSING_S = 4.0
+_console_handlers = []  # Windows calls them as long as the process lives
+
+
+def when_console_ends(tell, kernel32=None):
+    """tell(reason), in a thread of Windows, before it ends this process; which has CLOSING_S from then to do so itself.
+
+    Nobody is waited for and no lock is taken, so nothing can wait for the one who waits here. A handler is never taken
+    back: that would wait for one that runs.
+    """
+    if IS_WINDOWS and kernel32 is None:
+        kernel32 = importlib.import_module('ctypes').WinDLL('kernel32')
+    if kernel32 is not None:
+        _console_handlers.append(_console_handler(tell, kernel32))
+        kernel32.SetConsoleCtrlHandler(_console_handlers[-1], 1)
+
+
+def _console_handler(tell, kernel32):
+    ctypes = importlib.import_module('ctypes')
+
+    def handle(event):
+        if event not in _CONSOLE_ENDS:
+            return 0
+        tell(_CONSOLE_ENDS[event])
+        kernel32.Sleep(int(CLOSING_S * 1000))
+        return 1
+    return getattr(ctypes, 'WINFUNCTYPE', ctypes.CFUNCTYPE)(ctypes.c_int, ctypes.c_uint32)(handle)
+
+
 SIGNAL_NAMES = ('SIGINT', 'SIGTERM', 'SIGBREAK', 'SIGHUP')
 
 
@@ -1128,7 +1159,7 @@ class StopSignal:
     interpreter itself writes to the socket on which wait() sleeps. Windows wakes up from that as well.
     """
 
-    SPOKEN = {'SIGINT': 'Ctrl-C', 'SIGBREAK': 'Ctrl-Break，或窗口被关闭', 'SIGHUP': 'SIGHUP，终端已关闭'}
+    SPOKEN = {'SIGINT': 'Ctrl-C', 'SIGBREAK': 'Ctrl-Break', 'SIGHUP': 'SIGHUP，终端已关闭'}
 
     def __init__(self):
         self._read, self._write = socket.socketpair()
@@ -1140,7 +1171,14 @@ class StopSignal:
         signal.set_wakeup_fd(self._write.fileno())
         for name in stop_signals():
             signal.signal(getattr(signal, name), self._handle)
+        when_console_ends(self._end)
         return self
+
+    def _end(self, reason):
+        """In a thread of Windows."""
+        self.reason = self.reason or reason
+        with contextlib.suppress(BlockingIOError):  # whoever waits is awake as long as it is full
+            self._write.send(b'\0')
 
     def _handle(self, number, frame):
         name = next(name for name in SIGNAL_NAMES if getattr(signal, name, None) == number)

@@ -5078,7 +5078,7 @@ class DirectoryLock:
         except OSError as error:
             raise ConfigError('锁文件 %s 打不开：%s' % (self._path, error), '检查 --runtime-dir 的权限')
         try:
-            self._acquire()
+            self._acquire_in_time()
         except OSError as error:
             problem = self._problem(error)
             self._file.close()
@@ -5100,6 +5100,23 @@ class DirectoryLock:
     def __exit__(self, *exc_info):
         self._file.close()
 
+    PATIENCE_S = 2.0  # Windows gives back what a killed process had locked when it gets round to it
+
+    def _acquire_in_time(self):
+        deadline = monotonic() + self.PATIENCE_S
+        while True:
+            try:
+                return self._acquire()
+            except OSError as error:
+                if not self._is_held(error) or monotonic() >= deadline:
+                    raise
+            threading.Event().wait(0.05)
+
+    @staticmethod
+    def _is_held(error):
+        """By what the systems say of a lock that another process has; Wine's C library says nothing: 0."""
+        return error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK, 0)
+
     def _acquire(self):
         """On Windows a byte far behind the text, which stays readable so."""
         fcntl = optional_import('fcntl')
@@ -5112,7 +5129,7 @@ class DirectoryLock:
 
     def _problem(self, error):
         directory = os.path.dirname(self._path)
-        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):  # what the systems say of a lock that is held
+        if self._is_held(error):
             return ConfigError('运行目录 %s 已有一个实盘进程在用%s' % (directory, self._holder()), '先停掉它，或换一个 --runtime-dir')
         return ConfigError('运行目录 %s 不能上锁：%s' % (directory, error), '网络盘往往不能，换一个本机的 --runtime-dir')
 

@@ -8,6 +8,8 @@ import tempfile
 import threading
 
 LISTENING = re.compile(r'127\.0\.0\.1:(\d+)')
+# What asks a program for its end, as a test can send it: Windows' Ctrl-C is for all processes of a console.
+ENDS = [signal.CTRL_BREAK_EVENT] if os.name == 'nt' else [signal.SIGINT, signal.SIGTERM]
 OWN_GROUP = {'creationflags': subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == 'nt' else {}
 
 
@@ -65,7 +67,19 @@ class LineProcess:
 
     def interrupt(self):
         """What Ctrl-C or a service manager sends."""
-        self._process.send_signal(signal.CTRL_BREAK_EVENT if os.name == 'nt' else signal.SIGTERM)
+        self.give(ENDS[-1])
+
+    def give(self, number):
+        """A signal, unless it has ended."""
+        try:
+            self._process.send_signal(number)
+        except OSError:
+            self._process.wait(30)
+
+    def kill(self):
+        """SIGKILL, TerminateProcess: nothing of it runs any more."""
+        self._process.kill()
+        return self.wait()
 
     def wait(self, timeout_s=30):
         """Its exit code, with the rest of its lines in `seen`."""

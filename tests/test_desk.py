@@ -1299,7 +1299,7 @@ def test_one_server_at_a_time_may_hold_a_journal(on_disk):
     assert on_disk.place()['order_id'] == 'o1'
 
 
-@pytest.mark.skipif(os.name == 'nt', reason='links need rights there')
+@pytest.mark.posix('links need a right on Windows, and there is no way to open one unfollowed')
 @pytest.mark.parametrize('name', ['.holder', '.mark'])
 def test_a_link_beside_a_journal_is_not_followed(tmp_path, name):
     (tmp_path / 'precious').write_bytes(b'precious')

@@ -1,7 +1,6 @@
 """python bullet_qmt.py live, as a process, on the real clock: start, orders, signals, stop file, lock, exit codes."""
 import os
 import re
-import signal
 import subprocess
 import sys
 
@@ -12,7 +11,7 @@ import jq_helper as jq
 from tests.base import TOKEN, serving, short_client
 from tests.environments import ROOT
 from tests.live import stage, written
-from tests.processes import LineProcess, run
+from tests.processes import ENDS, LineProcess, run
 
 MODULE = os.path.abspath(bq.__file__)
 BUYING = '''
@@ -105,12 +104,11 @@ def test_a_second_start_orders_nothing_again(server, tmp_path):
     assert len(orders_of(server)) == before + 1
 
 
-@pytest.mark.skipif(os.name == 'nt', reason='Ctrl-C of a console')
 def test_ctrl_c_is_an_orderly_end(server, tmp_path):
     with live(server, tmp_path, BUYING, '--dry-run') as process:
         process.line_with('演练，没有发出：买入 000001.XSHE 100 股 市价')
         process.line_with('ready')
-        process._process.send_signal(signal.SIGINT)
+        process.give(ENDS[0])
         assert process.wait() == 0, process.story()
 
 
@@ -123,14 +121,13 @@ UNDER_WAY = {
     'the wait': 'log.info("begins")\n    log.info("done")'}
 
 
-@pytest.mark.skipif(os.name == 'nt', reason='Ctrl-C of a console')
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('number', ENDS)
 @pytest.mark.parametrize('what', list(UNDER_WAY))
 def test_whatever_is_under_way_ends_in_order_however_often_it_is_asked_to(server, tmp_path, what, number):
     with live(server, tmp_path, 'def initialize(context):\n    ' + UNDER_WAY[what]) as process:
         process.line_with('已就绪' if what == 'the wait' else 'begins')
         for _ in range(3):
-            process._process.send_signal(number)
+            process.give(number)
         assert process.wait() == 0, process.story()
         story = process.story()
         assert 'done' in story and '已停止' in story and 'Traceback' not in story
@@ -162,12 +159,10 @@ def test_one_process_for_a_directory_and_a_stop_file(server, tmp_path):
     assert third.returncode == 2 and '停止文件' in third.stdout
 
 
-@pytest.mark.skipif(os.name == 'nt', reason='SIGKILL')
 def test_a_killed_process_leaves_no_lock(server, tmp_path):
     with live(server, tmp_path, BUYING, '--dry-run') as process:
         process.line_with('ready')
-        os.kill(process._process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill()
     with live(server, tmp_path, BUYING, '--dry-run') as process:
         process.line_with('ready')
         process.interrupt()

@@ -15,7 +15,8 @@ from bullet_qmt import ConfigError
 from tests.live import moment, stage
 
 DAY = date(2025, 3, 3)
-needs_owners = pytest.mark.skipif(os.name == 'nt', reason='Windows keeps access lists')
+needs_owners = pytest.mark.posix('owners and modes of files; on Windows the folder\'s access list decides')
+needs_links = pytest.mark.posix('links need a right on Windows, and there is no way to open one unfollowed')
 
 
 def state_in(directory, **values):
@@ -114,7 +115,7 @@ def test_a_write_that_fails_leaves_the_old_state(tmp_path, monkeypatch):
     assert jq.LiveState.read(str(tmp_path)).number == 1
 
 
-@pytest.mark.skipif(os.name == 'nt', reason='POSIX permissions')
+@needs_owners
 def test_the_state_is_for_its_owner_alone(tmp_path):
     state_in(tmp_path).save()
     assert os.stat(str(tmp_path / jq.STATE_FILE)).st_mode & 0o077 == 0
@@ -179,7 +180,7 @@ def test_on_windows_the_folder_decides(monkeypatch):
     assert bullet_qmt.foreign(types.SimpleNamespace(st_uid=5, st_mode=0o100777)) is None
 
 
-@needs_owners
+@needs_links
 @pytest.mark.parametrize('name', [jq.LOCK_FILE, jq.STATE_FILE + '.new'])
 def test_a_link_in_the_directory_is_not_followed(tmp_path, name):
     (tmp_path / 'precious').write_text('precious')
@@ -287,6 +288,33 @@ def test_a_directory_has_one_process_on_windows_too(tmp_path, monkeypatch):
             jq.DirectoryLock(str(tmp_path)).__enter__()
     with jq.DirectoryLock(str(tmp_path)):
         assert (tmp_path / jq.LOCK_FILE).read_text('utf-8').count('进程') == 1
+
+
+class LateLocks(ByteLocks):
+    """Held by a process that was killed, until it has been asked for the n-th time; errno: as the C library says."""
+
+    def __init__(self, errno, times):
+        super().__init__()
+        self.errno, self.left = errno, times
+
+    def locking(self, descriptor, mode, count):
+        self.left -= 1
+        if self.left > 0:
+            raise OSError(self.errno, 'held')
+        super().locking(descriptor, mode, count)
+
+
+@pytest.mark.parametrize('number', [errno.EACCES, errno.EDEADLK, 0])
+def test_a_killed_process_s_lock_may_come_free_late(tmp_path, monkeypatch, number):
+    """LockFile: what a process had locked as it ended is unlocked by the system, in a time that nobody promises."""
+    monkeypatch.setattr(jq, 'optional_import', {'msvcrt': LateLocks(number, times=3)}.get)
+    monkeypatch.setattr(jq.DirectoryLock, 'PATIENCE_S', 60.0, raising=False)
+    with jq.DirectoryLock(str(tmp_path)):
+        assert str(os.getpid()) in (tmp_path / jq.LOCK_FILE).read_text('utf-8')
+    monkeypatch.setattr(jq, 'optional_import', {'msvcrt': LateLocks(number, times=1000)}.get)
+    monkeypatch.setattr(jq.DirectoryLock, 'PATIENCE_S', 0.2, raising=False)
+    with pytest.raises(ConfigError, match='已有一个实盘进程在用'):
+        jq.DirectoryLock(str(tmp_path)).__enter__()
 
 
 def test_a_lock_that_cannot_be_had_is_not_called_held(tmp_path, monkeypatch):

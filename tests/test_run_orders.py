@@ -42,14 +42,14 @@ def market(tmp_path):
 @pytest.fixture
 def helper(tmp_path, monkeypatch):
     """helper(name, text): a module that strategies can import."""
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, 'path', [str(tmp_path)] + sys.path)
     monkeypatch.setattr(sys, 'dont_write_bytecode', True)
     names = []
 
     def write(name, text):
         names.append(name)
         (tmp_path / (name + '.py')).write_bytes(text.encode('utf-8'))
-        importlib.invalidate_caches()
+        sys.path_importer_cache.pop(str(tmp_path), None)  # it may have looked in the same tick of the clock
     yield write
     for name in names:
         sys.modules.pop(name.replace('/__init__', ''), None)
