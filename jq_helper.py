@@ -104,7 +104,6 @@ futures = LazyModule('concurrent.futures', globals())
 hashlib = LazyModule('hashlib', globals())
 pickle = LazyModule('pickle', globals())
 tempfile = LazyModule('tempfile', globals())
-tokenize = LazyModule('tokenize', globals())
 uuid = LazyModule('uuid', globals())
 
 # ======================================================================================================
@@ -3403,7 +3402,7 @@ class StrategyFile:
         """The encoding that the first two lines name, as Python has it."""
         try:
             with open(self.path, 'rb') as file:
-                encoding = tokenize.detect_encoding(file.readline)[0]
+                encoding = optional_import('tokenize').detect_encoding(file.readline)[0]
                 file.seek(0)
                 file.read().decode(encoding)
             return encoding

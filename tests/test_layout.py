@@ -25,7 +25,7 @@ TITLE = re.compile(r'# (\d+)\. (\S.*?) - (\S.*)')
 STDLIB = set('''argparse array ast base64 bisect collections concurrent.futures contextlib csv datetime decimal difflib
 enum errno functools getpass hashlib heapq hmac importlib inspect io ipaddress itertools json locale logging
 logging.handlers math numbers operator os pickle platform queue random re secrets select selectors shlex shutil signal
-socket socketserver sqlite3 ssl string struct sys tempfile textwrap threading time tokenize traceback types unicodedata
+socket socketserver sqlite3 ssl string struct sys tempfile textwrap threading time traceback types unicodedata
 urllib.parse uuid warnings weakref zlib'''.split())
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 TEXT = 'value' if sys.version_info >= (3, 8) else 's'  # of the node of a string
