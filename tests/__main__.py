@@ -209,9 +209,19 @@ def version_list(text):
     return versions
 
 
+def windows_versions(text):
+    versions = version_list(text)
+    for version in versions:
+        if version not in windows.RUNTIMES and os.name != 'nt':
+            raise argparse.ArgumentTypeError('no Windows CPython %s is known how to make: %s' % (
+                version_text(version), ', '.join(map(version_text, sorted(windows.RUNTIMES)))))
+    return versions
+
+
 def with_version(argv):
     """`--windows` alone has its version: what follows is pytest's."""
-    return ['--windows=3.11' if item == '--windows' and not re.match(r'3\.\d', following) else item
+    alone = '--windows=3.11'
+    return [alone if item == '--windows' and not re.match(r'3\.\d', following) else item
             for item, following in zip(argv, argv[1:] + [''])]
 
 
@@ -241,8 +251,8 @@ def main(argv=None):
                                                  'Other arguments go to pytest.')
     parser.add_argument('--all-pythons', action='store_true', help='on every supported interpreter found')
     parser.add_argument('--pythons', type=version_list, metavar='3.6,3.13', help='on these interpreters')
-    parser.add_argument('--windows', type=version_list, default=[], metavar='3.11',
-                        help='on a Windows CPython: this one on Windows, elsewhere one under Wine')
+    parser.add_argument('--windows', type=windows_versions, default=[], metavar='3.11',
+                        help='on a Windows CPython: this one on Windows, elsewhere those of these versions under Wine')
     parser.add_argument('--jobs', type=count, default=min(2, os.cpu_count() or 1), metavar='N',
                         help='how many runs of pytest at a time, default %(default)s; one suite is shared among them')
     parser.add_argument('--minutes', type=count, metavar='N', help='what still runs then is ended and has failed')

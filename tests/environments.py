@@ -168,7 +168,7 @@ def text_of(path):
 
 # What pip says where nothing is wrong: shown only with a step that failed.
 QUIET = ('Requirement already', '  Using cached', 'Ignoring ', 'WARNING: Location ', 'WARNING: Running pip as the',
-         '[notice]')
+         '[notice]', 'Looking in ')
 
 
 def run_showing(command, say, environment=None):

@@ -1,4 +1,7 @@
 """Runs of pytest side by side: what they print stays apart, none outlives its deadline or leaves a process."""
+import operator
+import os
+import re
 import sys
 import threading
 import time
@@ -113,3 +116,20 @@ def test_no_windows_python_is_made_elsewhere(monkeypatch):
     monkeypatch.setattr(windows.platform, 'machine', lambda: 'arm64')
     with pytest.raises(EnvironmentFailed, match='under Wine on Linux on x86_64; this is darwin on arm64'):
         windows.install_tools(print)
+
+
+def test_every_windows_python_has_its_packages():
+    """Each package is named once for each interpreter."""
+    lines = windows.text_of(os.path.join(windows.HERE, 'requirements.txt')).splitlines()
+    for version in windows.RUNTIMES:
+        names = [line.split('==')[0] for line in lines if line[:1] not in ('', '#') and applies(line, version)]
+        assert {'numpy', 'pandas', 'pytest', 'hypothesis', 'cryptography', 'xtquant'} <= set(names)
+        assert len(names) == len(set(names)) and all('==' in line for line in lines if line[:1] not in ('', '#'))
+
+
+def applies(line, version):
+    return all(COMPARED[sign](version, tuple(map(int, text.split('.'))))
+               for sign, text in re.findall(r'python_version (\S+) "([\d.]+)"', line))
+
+
+COMPARED = {'<': operator.lt, '==': operator.eq, '>=': operator.ge}

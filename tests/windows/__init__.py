@@ -18,14 +18,16 @@ import sys
 import zipfile
 from collections import namedtuple
 
-from tests.environments import (ROOT, VENVS, EnvironmentFailed, find_interpreters, make_once, output, run_showing,
-                                text_of, version_text)
+from tests.environments import (OLD_PIP, ROOT, VENVS, EnvironmentFailed, find_interpreters, make_once, output,
+                                run_showing, text_of, version_text)
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-VERSION = (3, 11)
-WHEELS = {(3, 11): ['panda3d==1.10.16', 'msvc-runtime==14.44.35112']}  # the second: the C++ runtime, vcruntime140.dll
+# The interpreters, each with the newest msvc-runtime for it: vcruntime140.dll and its like, beside python.exe.
+RUNTIMES = {(3, 6): '14.29.30133', (3, 8): '14.34.31931', (3, 11): '14.44.35112', (3, 13): '14.51.36231'}
 TOOLS = ['wine', 'wineserver', 'x86_64-w64-mingw32-gcc', 'x86_64-w64-mingw32-objdump', 'localedef']
 PACKAGES = ['wine', 'wine64', 'gcc-mingw-w64-x86-64-win32', 'locales']
+# Windows' own libraries; _wmi calls what Wine lacks, and `platform` does without it.
+LEFT_OUT = ('api-ms-', 'ucrtbase.', '_wmi.')
 LOCALE = 'zh_CN.UTF-8'  # gives the code page 936, a Chinese Windows
 # Files of Lib/ that Windows has no use for, and what belongs to the interpreter it is taken from.
 NOT_OF_LIB = shutil.ignore_patterns('__pycache__', 'site-packages', 'dist-packages', 'lib-dynload', 'test', 'idlelib',
@@ -79,7 +81,10 @@ class WindowsPython:
     def _pip(self, interpreter, say):
         """Of the same version as what it installs for: then pip's own markers of versions are right."""
         run_showing([interpreter, '-m', 'venv', os.path.join(self.directory, 'pip')], say)
-        return [os.path.join(self.directory, 'pip', 'bin', 'python'), '-m', 'pip', '--disable-pip-version-check']
+        pip = [os.path.join(self.directory, 'pip', 'bin', 'python'), '-m', 'pip', '--disable-pip-version-check']
+        if self.version == (3, 6):
+            run_showing(pip + ['install', OLD_PIP], say)
+        return pip
 
     def _for_windows(self):
         return ['--only-binary=:all:', '--platform', 'win_amd64', '--implementation', 'cp', '--python-version',
@@ -87,7 +92,8 @@ class WindowsPython:
 
     def _unpack_wheels(self, pip, say):
         folder = os.path.join(self.directory, 'wheels')
-        run_showing(pip + ['download', '--no-deps', '-d', folder] + self._for_windows() + WHEELS[self.version], say)
+        run_showing(pip + ['download', '--no-deps', '-d', folder] + self._for_windows()
+                    + ['panda3d==1.10.16', 'msvc-runtime==' + RUNTIMES[self.version]], say)
         for path in glob.glob(os.path.join(folder, '*.whl')):
             with zipfile.ZipFile(path) as wheel:
                 for name in wheel.namelist():
@@ -96,9 +102,9 @@ class WindowsPython:
         shutil.rmtree(folder)
 
     def _place(self, wheel, name):
-        """What Python loads by name lies beside python.exe, what it imports in DLLs/; Windows' own is left out."""
+        """What Python loads by name lies beside python.exe, what it imports in DLLs/."""
         base = os.path.basename(name)
-        if base.startswith('api-ms-') or base == 'ucrtbase.dll':
+        if base.startswith(LEFT_OUT):
             return
         beside = base == self.dll or base.lower().startswith(('vcruntime', 'msvcp', 'concrt'))
         folder = self.home if beside else self.of_home('DLLs')
@@ -110,7 +116,8 @@ class WindowsPython:
         found = subprocess.check_output([interpreter, '-c', 'import sysconfig; print(sysconfig.get_path("stdlib"))'])
         shutil.copytree(found.decode().strip(), self.lib, ignore=NOT_OF_LIB)
         os.mkdir(self.packages)
-        _fill_empty_messages(os.path.join(self.lib, 'concurrent', 'futures', 'process.py'))
+        if self.version > (3, 6):
+            _fill_empty_messages(os.path.join(self.lib, 'concurrent', 'futures', 'process.py'))
 
     def _compile(self, say):
         say('  python.exe')
@@ -201,6 +208,7 @@ def _fill_empty_messages(path):
 
 def _wine_environment(prefix):
     return {'WINEPREFIX': prefix, 'WINEARCH': 'win64', 'WINEDEBUG': '-all', 'LC_ALL': LOCALE,
+            'PYENV_ROOT': '',  # Wine would run its interpreters, which are Linux's
             'WINEDLLOVERRIDES': 'mscoree,mshtml=;winemenubuilder.exe=d;winedbg.exe=d'}
 
 
