@@ -12,7 +12,8 @@ from collections import OrderedDict, deque
 from tests.bare import installing_environment
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-VENVS = os.path.join(ROOT, '.venvs')
+# Each system its own: under Wine, who deletes an environment of Linux deletes what its links lead to, the interpreter.
+VENVS = os.path.join(ROOT, '.venvs', 'nt') if os.name == 'nt' else os.path.join(ROOT, '.venvs')
 REQUIREMENTS = os.path.join(ROOT, 'tests', 'requirements.txt')
 SUPPORTED = [(3, minor) for minor in range(6, 14)]
 OLD_PIP = 'pip==21.3.1'  # the last for CPython 3.6; the one that comes with it does not know today's wheels
