@@ -70,6 +70,7 @@ if __name__ == '__main__':
 
 import contextlib
 import enum
+import errno
 import heapq
 import importlib
 import io
@@ -401,6 +402,14 @@ def plain_address(address):
     return getattr(ip, 'ipv4_mapped', None) or ip
 
 
+def plain_network(network):
+    """As plain_address: a network of IPv4-mapped addresses is one of IPv4 clients."""
+    first = getattr(network.network_address, 'ipv4_mapped', None)
+    if first is None or network.prefixlen < 96:
+        return network
+    return ipaddress.ip_network('%s/%d' % (first, network.prefixlen - 96))
+
+
 def host_and_port(host, port):
     """'127.0.0.1:58620', '[::1]:58620'."""
     return ('[%s]:%s' if ':' in host else '%s:%s') % (host, port)
@@ -426,6 +435,94 @@ def own_port_exclusively(sock):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
     else:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+
+
+def take_ipv4_too(sock):
+    """An IPv6 socket that listens on :: takes IPv4 as well, by IPv4-mapped addresses. Windows does not by itself."""
+    option = getattr(socket, 'IPV6_V6ONLY', 27)  # both names: Windows lacks some before 3.8
+    with contextlib.suppress(OSError):  # OpenBSD keeps the two apart whatever is asked
+        sock.setsockopt(getattr(socket, 'IPPROTO_IPV6', 41), option, 0)
+
+
+def listening_place(host, port):
+    """Family and address to listen on. A name that has several is served at its IPv4 one: clients try them all."""
+    found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
+    family, _, _, _, place = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+    return family, place
+
+
+def socket_error(code):
+    """The system's error of this number, with its text."""
+    text = importlib.import_module('ctypes').FormatError(code).strip() if IS_WINDOWS else os.strerror(code)
+    return OSError(code, text)
+
+
+def connect_socket(host, port, timeout_s):
+    """A connected socket, of the first address of the host that takes it; timeout_s is for all of them together.
+
+    Raises as socket.create_connection does, and does not wait as it does for one address before it tries the next:
+    localhost is ::1 first on Windows, which takes 2 s to say that nobody listens there.
+    """
+    with contextlib.closing(_Connecting(socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM))) as connecting:
+        sock = connecting.first(time.monotonic() + timeout_s)
+    sock.settimeout(timeout_s)
+    return sock
+
+
+class _Connecting:
+    """Attempts at several addresses; the next begins when one has failed, or has not answered for SLICE_S."""
+
+    SLICE_S = 0.25  # Ctrl-C is heard between two of them: Windows does not interrupt select()
+
+    def __init__(self, found):
+        self._left, self._errors, self._selector = deque(found), [], selectors.DefaultSelector()
+
+    def first(self, deadline):
+        """The first that is connected. Raises OSError: a refusal if there was one, else the last error."""
+        while self._left or self._selector.get_map():
+            if self._left:
+                self._begin(*self._left.popleft())
+            sock = self._connected(deadline - time.monotonic())
+            if sock is not None:
+                return sock
+            if time.monotonic() >= deadline:
+                raise socket.timeout('timed out')
+        raise next((error for error in self._errors if isinstance(error, ConnectionRefusedError)), self._errors[-1])
+
+    def _begin(self, family, kind, protocol, _, place):
+        try:
+            sock = socket.socket(family, kind, protocol)
+        except OSError as error:  # a family that this machine does not have
+            self._errors.append(error)
+            return
+        sock.setblocking(False)
+        self._selector.register(sock, selectors.EVENT_WRITE)
+        try:
+            sock.connect(place)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._failed(sock, error)
+
+    def _connected(self, left_s):
+        if self._selector.get_map():  # Windows' select() takes no empty lists
+            for key, _ in self._selector.select(max(0, min(self.SLICE_S, left_s))):
+                code = key.fileobj.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if not code:
+                    self._selector.unregister(key.fileobj)
+                    return key.fileobj
+                self._failed(key.fileobj, socket_error(code))
+        return None
+
+    def _failed(self, sock, error):
+        self._errors.append(error)
+        self._selector.unregister(sock)
+        sock.close()
+
+    def close(self):
+        for key in list(self._selector.get_map().values()):
+            key.fileobj.close()
+        self._selector.close()
 
 
 def require_tls12(context):
@@ -1564,7 +1661,7 @@ def parse_allowlist(text):
 
 def _parse_network(item):
     try:
-        return ipaddress.ip_network(item)
+        return plain_network(ipaddress.ip_network(item))
     except ValueError:
         raise ValueError('%s 不是地址或网段，例如 192.168.1.20、10.0.0.0/8、::1' % printable(item))
 
@@ -13168,7 +13265,7 @@ class Door:
             except OSError as error:
                 self._no_descriptor(error)
                 return
-            self._receive(sock, place[0])
+            self._receive(sock, str(plain_address(place[0])))
 
     def _no_descriptor(self, error):
         """One that waits gives up its own for the next; without such a one the listening rests for a moment."""
@@ -13803,6 +13900,12 @@ class Timekeeper:
 
 
 # -- the listening socket ------------------------------------------------------------------------------------------
+def _listen_advice(error):
+    if isinstance(error, (socket.gaierror, UnicodeError)) or error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+        return '%s 应是本机的地址：只给本机用 127.0.0.1，给别的机器用 0.0.0.0（只有 IPv4）或 ::（IPv4 和 IPv6）' % ways('listen')
+    return '换一个 %s，或先停掉占用它的程序' % ways('port')
+
+
 def server_tls(settings):
     """SSLContext of the server's certificate, or None without one."""
     if not settings.tls_cert:
@@ -13855,15 +13958,17 @@ class BulletServer(socketserver.TCPServer):
 
     def _bind(self, host, port):
         try:
-            self.address_family, _, _, _, place = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)[0]
-            super().__init__(place[:2], None, bind_and_activate=False)
+            self.address_family, place = listening_place(host, port)
+            super().__init__(place, None, bind_and_activate=False)
             own_port_exclusively(self.socket)
+            if self.address_family == socket.AF_INET6:
+                take_ipv4_too(self.socket)
             self.server_bind()
             self.server_activate()
         except (OSError, UnicodeError) as error:
             if hasattr(self, 'socket'):
                 self.socket.close()
-            raise ConfigError('不能监听 %s:%s：%s' % (host, port, error), '换一个 %s，或先停掉占用它的程序' % ways('port'))
+            raise ConfigError('不能监听 %s：%s' % (host_and_port(host, port), error), _listen_advice(error))
 
     def start(self):
         self._door.start()
@@ -14052,7 +14157,7 @@ class Endpoint:
 
     def open_socket(self, timeout_s=None):
         try:
-            sock = socket.create_connection((self.host, self.port), timeout_s or self.connect_timeout)
+            sock = connect_socket(self.host, self.port, timeout_s or self.connect_timeout)
         except socket.gaierror:
             raise ConnectionLost('找不到主机 %s' % self.host, '检查地址拼写和 DNS')
         except ConnectionRefusedError:

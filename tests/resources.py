@@ -1,5 +1,6 @@
 """What a test must not leave behind: threads and descriptors."""
 import contextlib
+import ctypes
 import gc
 import os
 import threading
@@ -13,8 +14,46 @@ def thread_names():
 
 
 def descriptors():
-    """Number of open descriptors, or None where the system does not tell."""
-    return len(os.listdir('/proc/self/fd')) if os.path.isdir('/proc/self/fd') else None
+    """Number of open descriptors, or None where the system does not tell.
+
+    Windows counts handles, of which it makes and keeps some for itself. Wine shows a /proc that is not the process's.
+    """
+    return len(os.listdir('/proc/self/fd')) if os.name != 'nt' and os.path.isdir('/proc/self/fd') else None
+
+
+def threads_of(pid):
+    """Number of threads of another process, or None where the system does not tell."""
+    if os.name == 'nt':
+        return _windows_threads_of(pid)
+    return len(os.listdir('/proc/%d/task' % pid)) if os.path.isdir('/proc/self/task') else None
+
+
+def descriptors_of(pid):
+    return len(os.listdir('/proc/%d/fd' % pid)) if descriptors() is not None else None
+
+
+class _ProcessEntry(ctypes.Structure):
+    """PROCESSENTRY32 of tlhelp32.h."""
+
+    _fields_ = [('size', ctypes.c_uint32), ('usage', ctypes.c_uint32), ('pid', ctypes.c_uint32),
+                ('heap', ctypes.c_size_t), ('module', ctypes.c_uint32), ('threads', ctypes.c_uint32),
+                ('parent', ctypes.c_uint32), ('priority', ctypes.c_int32), ('flags', ctypes.c_uint32),
+                ('name', ctypes.c_char * 260)]
+
+
+def _windows_threads_of(pid):
+    kernel32 = ctypes.WinDLL('kernel32')
+    kernel32.CreateToolhelp32Snapshot.restype = ctypes.c_void_p
+    snapshot = ctypes.c_void_p(kernel32.CreateToolhelp32Snapshot(2, 0))  # TH32CS_SNAPPROCESS
+    entry = _ProcessEntry(size=ctypes.sizeof(_ProcessEntry))
+    try:
+        more = kernel32.Process32First(snapshot, ctypes.byref(entry))
+        while more and entry.pid != pid:
+            more = kernel32.Process32Next(snapshot, ctypes.byref(entry))
+        assert more, 'no process %d' % pid
+        return entry.threads
+    finally:
+        kernel32.CloseHandle(snapshot)
 
 
 def becomes(condition, timeout_s=20):

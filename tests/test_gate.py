@@ -54,14 +54,177 @@ def test_a_peer_that_is_allowed_gets_in():
         assert login_raw(sock)['type'] == 'handshake_ack'
 
 
-def test_ipv6_end_to_end():
+@pytest.fixture
+def ipv6():
     with contextlib.closing(socket.socket(socket.AF_INET6)) as probe:
         try:
             probe.bind(('::1', 0))
         except OSError:
             pytest.skip('this machine has no IPv6')
+
+
+def test_ipv6_end_to_end(ipv6):
     with serving(listen='::1', allowlist=networks('::1/128')) as server, raw_socket(server) as sock:
         assert login_raw(sock)['type'] == 'handshake_ack'
+
+
+# -- both families on one socket -----------------------------------------------------------------------------
+def answers_at(server, host):
+    """The type of what a login from there is answered with; None where the connection ends without a word."""
+    with contextlib.closing(socket.create_connection((host, server.address[1]), 10)) as sock:
+        try:
+            answer = login_raw(sock)
+        except ConnectionError:  # Windows: ended while the login was on its way
+            answer = None
+        return answer and answer['type']
+
+
+def test_who_listens_everywhere_takes_ipv4_and_ipv6_on_every_system(ipv6, caplog):
+    caplog.set_level('INFO', 'bullet_qmt')
+    with serving(listen='::') as server:
+        assert answers_at(server, '127.0.0.1') == answers_at(server, '::1') == 'handshake_ack'
+    lines = [item.getMessage() for item in caplog.records]
+    assert {line.split()[0] for line in lines if line.startswith('客户端登录')} == {'客户端登录：127.0.0.1', '客户端登录：::1'}
+
+
+@pytest.mark.parametrize('allowed, ipv4, ipv6_too', [
+    ('127.0.0.0/8', True, False), ('::ffff:127.0.0.1', True, False), ('::ffff:127.0.0.0/104', True, False),
+    ('::1', False, True), ('::/0', False, True), ('0.0.0.0/0', True, False), ('10.0.0.0/8', False, False)])
+def test_an_ipv4_client_is_judged_by_its_ipv4_address_wherever_it_comes_in(ipv6, allowed, ipv4, ipv6_too):
+    with serving(listen='::', allowlist=bq.parse_allowlist(allowed)) as server:
+        assert answers_at(server, '127.0.0.1') == ('handshake_ack' if ipv4 else None)
+        assert answers_at(server, '::1') == ('handshake_ack' if ipv6_too else None)
+
+
+@pytest.mark.parametrize('text, meant', [
+    ('::ffff:192.0.2.7', '192.0.2.7/32'), ('::ffff:10.0.0.0/104', '10.0.0.0/8'), ('::ffff:0:0/96', '0.0.0.0/0'),
+    ('::ffff:c000:207', '192.0.2.7/32'), ('::/0', '::/0'), ('::/80', '::/80'), ('2001:db8::/32', '2001:db8::/32')])
+def test_an_allowlist_of_mapped_addresses_is_one_of_ipv4(text, meant):
+    assert [str(network) for network in bq.parse_allowlist(text)] == [meant]
+
+
+def addresses_of(name, *places):
+    """getaddrinfo() of a machine where this name has these addresses."""
+    asked = socket.getaddrinfo
+
+    def answer(host, *args):
+        if host != name:
+            return asked(host, *args)
+        return [(family, socket.SOCK_STREAM, 0, '', place) for family, place in places]
+    return answer
+
+
+def test_a_name_of_both_families_is_served_where_every_client_tries(monkeypatch):
+    """As localhost is on Windows. Who asks for ::1 gets it."""
+    monkeypatch.setattr(socket, 'getaddrinfo', addresses_of(
+        'trader.example', (socket.AF_INET6, ('::1', 0, 0, 0)), (socket.AF_INET, ('127.0.0.1', 0))))
+    with serving(listen='trader.example') as server:
+        assert server.address[0] == '127.0.0.1' and answers_at(server, '127.0.0.1') == 'handshake_ack'
+
+
+def test_where_one_cannot_listen_is_told_apart_from_a_port_that_is_taken():
+    with pytest.raises(bq.ConfigError) as caught, serving(listen='203.0.113.7'):
+        pass
+    assert '不能监听 203.0.113.7:' in caught.value.message and '--listen' in caught.value.hint
+    with serving() as server, pytest.raises(bq.ConfigError) as caught, serving(port=server.address[1]):
+        pass
+    assert '--port' in caught.value.hint and '--listen' not in caught.value.hint
+
+
+def test_a_taken_port_of_ipv6_is_told_with_brackets(ipv6):
+    with serving(listen='::1') as server, pytest.raises(bq.ConfigError) as caught:
+        with serving(listen='::1', port=server.address[1]):
+            pass
+    assert caught.value.message.startswith('不能监听 [::1]:%d：' % server.address[1])
+
+
+# -- a client and the addresses of a host ---------------------------------------------------------------------
+@pytest.fixture
+def listener():
+    with contextlib.closing(socket.socket()) as sock:
+        sock.bind(('127.0.0.1', 0))
+        sock.listen(5)
+        yield sock
+
+
+@pytest.fixture
+def closed_port():
+    """Bound and not listened on: refused, and nobody else's."""
+    with contextlib.closing(socket.socket()) as sock:
+        sock.bind(('127.0.0.1', 0))
+        yield sock.getsockname()
+
+
+class Unanswered:
+    """A connection of which nothing is ever heard: it does not become writable, as one whose buffers are full."""
+
+    def __init__(self):
+        self._full, self._other = socket.socketpair()
+        self._full.setblocking(False)
+        self.closed = False
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._full.send(bytes(65536))
+
+    def setblocking(self, flag):
+        pass
+
+    def connect(self, place):
+        raise BlockingIOError
+
+    def fileno(self):
+        return self._full.fileno()
+
+    def close(self):
+        self.closed = True
+        self._full.close()
+        self._other.close()
+
+
+@pytest.fixture
+def unanswered(monkeypatch):
+    """The next socket that is made is one; the name trader.example has an address for it first."""
+    made, real = Unanswered(), socket.socket
+
+    def once(*args):
+        monkeypatch.setattr(socket, 'socket', real)
+        return made
+    monkeypatch.setattr(socket, 'socket', once)
+    return made
+
+
+def name_with(monkeypatch, *places):
+    monkeypatch.setattr(socket, 'getaddrinfo', addresses_of('trader.example', *[(socket.AF_INET, p) for p in places]))
+    return bq.Endpoint('trader.example', 58620, TOKEN, connect_timeout=600)
+
+
+def test_an_address_that_does_not_answer_keeps_no_other_waiting(monkeypatch, listener, unanswered):
+    client = name_with(monkeypatch, ('203.0.113.7', 1), listener.getsockname())
+    with contextlib.closing(client.open_socket()) as sock:
+        assert sock.getpeername() == listener.getsockname() and sock.gettimeout() == 600
+    assert unanswered.closed
+
+
+def test_an_address_that_refuses_is_followed_by_the_next(monkeypatch, listener, closed_port):
+    client = name_with(monkeypatch, closed_port, listener.getsockname())
+    with contextlib.closing(client.open_socket()) as sock:
+        assert sock.getpeername() == listener.getsockname()
+
+
+def test_the_time_to_connect_is_for_all_addresses_together(monkeypatch, closed_port, unanswered):
+    client = name_with(monkeypatch, ('203.0.113.7', 1), closed_port)
+    with pytest.raises(bq.ConnectionLost) as caught:
+        client.open_socket(0.6)
+    assert 'timed out' in caught.value.message and unanswered.closed
+
+
+def test_where_all_fail_a_refusal_is_told(monkeypatch, closed_port):
+    """It says more than a family that the machine does not have."""
+    places = [(socket.AF_INET, closed_port), (9999, ('::1', 1, 0, 0))]
+    monkeypatch.setattr(socket, 'getaddrinfo', addresses_of('trader.example', *places))
+    with pytest.raises(bq.ConnectionLost) as caught:
+        bq.Endpoint('trader.example', 58620, TOKEN).open_socket()
+    assert '拒绝连接' in caught.value.message and '服务端没有启动' in caught.value.hint
 
 
 # -- number of connections -----------------------------------------------------------------------------------

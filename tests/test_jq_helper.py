@@ -121,7 +121,7 @@ def test_a_wrong_token_is_not_shown(monkeypatch):
 
 def test_configure_connects_to_nothing_and_keeps_one_client(monkeypatch):
     monkeypatch.setattr(jq, '_clients', None)
-    monkeypatch.setattr(bq.socket, 'create_connection', lambda *args: pytest.fail('connected'))
+    monkeypatch.setattr(bq, 'connect_socket', lambda *args: pytest.fail('connected'))
     assert jq.configure('127.0.0.1', 'some-token', 58620, 'main', 'research', retries=0, retry_interval=0,
                         rpc_timeout=5, debug=False, place_order_timeout_margin=40) is None
     assert jq.get_broker_client() is jq.get_broker_client() and jq.get_data_client() is jq.get_data_client()

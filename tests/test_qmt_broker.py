@@ -1232,11 +1232,48 @@ def test_ends_that_a_connection_which_never_was_is_told_cost_nothing():
         assert broker.health()['last_error'] == '连接 QMT 失败，返回 -1' and broker.health()['reason'] == 'connect'
 
 
+class Over(threading.Event):
+    """Of a call: whoever waits for its end is told as soon as it hangs, and not before, however slow the machine is."""
+
+    def __init__(self):
+        super().__init__()
+        self.hangs = threading.Event()
+
+    def set(self):
+        super().set()
+        self.hangs.set()
+
+    def wait(self, timeout=None):
+        assert self.hangs.wait(PATIENCE_S)
+        return self.is_set()
+
+
+class CallsThatHang:
+    """In the place of Terminal.waiting: set by a call that hangs, in its thread."""
+
+    def __init__(self, monkeypatch):
+        here = self._here = threading.local()
+
+        class Call(bq._GuardedCall):
+            def __init__(self, function, args):
+                super().__init__(function, args)
+                self.done = Over()
+
+            def run(self):
+                here.call = self
+                super().run()
+        monkeypatch.setattr(bq, '_GuardedCall', Call)
+
+    def set(self):
+        self._here.call.done.hangs.set()
+
+
 @pytest.mark.parametrize('call', ['connect', 'subscribe'])
-def test_of_objects_whose_calls_only_hang_each_is_kept_twice_as_long_as_the_one_before(call):
+def test_of_objects_whose_calls_only_hang_each_is_kept_twice_as_long_as_the_one_before(monkeypatch, call):
     terminal = Terminal()
     terminal.hung.add(call)
-    with hours_beside(terminal.vendor(), 140, connect_s=0.01) as broker:
+    terminal.waiting = CallsThatHang(monkeypatch)
+    with hours_beside(terminal.vendor(), 140) as broker:
         assert len(terminal.traders) == 9 and broker.health()['reason'] == 'hung'  # 1 + 2 + 4 ... + 32 + 32 + 32 < 140
         assert sum(1 for trader in terminal.traders if not trader.stopped) == 1
 

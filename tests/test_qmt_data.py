@@ -1,4 +1,5 @@
 """The qmt adapter's market data: on the stand-in terminal below the vendor's own layer, and on a fake xtdata."""
+import ctypes
 import importlib.util
 import math
 import os
@@ -23,16 +24,25 @@ FAST = dict(stall_s=0.2, probe_s=0.02, backoff_s=(0.02,), call_timeout_s=5.0)
 ALL = list(bq.HISTORY_FIELDS)
 
 
-@pytest.fixture(params=['Asia/Shanghai', 'America/New_York'])
+def take_zone():
+    """The C library looks at TZ again. On Windows Python has no name for that."""
+    if os.name == 'nt':
+        ctypes.cdll.LoadLibrary('ucrtbase')._tzset()
+    else:
+        time.tzset()
+
+
+@pytest.fixture(params=['CST-8', 'EST5EDT'], ids=['Shanghai', 'New York'])  # spelled as every C library takes it
 def zone(request):
     """The machine is somewhere else; nothing may depend on it."""
     before = os.environ.get('TZ')
     os.environ['TZ'] = request.param
-    time.tzset()
+    take_zone()
+    assert time.localtime(1735696800)[2:4] == {'CST-8': (1, 10), 'EST5EDT': (31, 21)}[request.param]  # 2 o'clock UTC
     yield
     os.environ.pop('TZ')
     os.environ.update({'TZ': before} if before else {})
-    time.tzset()
+    take_zone()
 
 
 @pytest.fixture

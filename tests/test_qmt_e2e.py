@@ -12,7 +12,7 @@ import bullet_qmt as bq
 from tests.base import TOKEN
 from tests.processes import run
 from tests.qmt_server import QmtServer, broker_of, terminal_process
-from tests.resources import becomes
+from tests.resources import becomes, descriptors_of, threads_of
 from tests.terminal import scene
 from tests.terminal.serve import HURRY_MARGIN_S
 
@@ -269,12 +269,11 @@ def silence_the_fourth(terminal):
     terminal.faults.silence('order')
 
 
-@pytest.mark.skipif(not os.path.isdir('/proc/self/task'), reason='counts threads and descriptors in /proc')
+@pytest.mark.skipif(threads_of(os.getpid()) is None, reason='this system does not tell the threads of a process')
 def test_restarts_of_the_terminal_leak_neither_threads_nor_descriptors(process, tmp_path):
     with QmtServer(process, tmp_path) as server, broker_of(server) as broker:
         def counted():
-            folder = '/proc/%d/' % server.process._process.pid
-            return len(os.listdir(folder + 'task')), len(os.listdir(folder + 'fd'))
+            return threads_of(server.process.pid), descriptors_of(server.process.pid) or 0
 
         def restarted():
             process.client.restart()
