@@ -61,7 +61,8 @@ def _end_quietly(kind, error, trace):
     if not issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
         return
-    sys.stderr.write(INTERRUPTED + '\n')
+    if sys.stderr is not None:
+        sys.stderr.write(INTERRUPTED + '\n')
     raise SystemExit(130)
 
 
@@ -151,6 +152,7 @@ secrets = LazyModule('secrets', globals())
 shlex = LazyModule('shlex', globals())
 sqlite3 = LazyModule('sqlite3', globals())
 ssl = LazyModule('ssl', globals())
+tempfile = LazyModule('tempfile', globals())
 uuid = LazyModule('uuid', globals())
 zlib = LazyModule('zlib', globals())
 
@@ -347,6 +349,29 @@ def make_console_safe():
         elif hasattr(stream, 'buffer'):
             setattr(sys, name, io.TextIOWrapper(stream.buffer, stream.encoding, 'backslashreplace',
                                                 line_buffering=True))
+
+
+def is_closed_pipe(error):
+    """Whether it says that whoever read what is printed has gone; to Windows that is a wrong argument."""
+    return isinstance(error, BrokenPipeError) or (
+        IS_WINDOWS and isinstance(error, OSError) and error.errno == errno.EINVAL)
+
+
+def written_to(place):
+    """place.write of a bare stream, where a reader that has gone is a BrokenPipeError on every system."""
+    def write(data):
+        try:
+            return place.write(data)
+        except OSError as error:
+            if is_closed_pipe(error):
+                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from error
+            raise
+    return write
+
+
+def is_terminal(stream):
+    """pythonw.exe has no streams at all."""
+    return stream is not None and stream.isatty()
 
 
 def shell_line(words):
@@ -562,26 +587,46 @@ def running_programs(names, kernel32=None):
         kernel32 = importlib.import_module('ctypes').WinDLL('kernel32')
     if kernel32 is None:
         return None
-    running = {name.lower() for name in _program_names(kernel32)}
+    running = {name.lower() for _, _, name in _programs(kernel32)}
     return [name for name in names if name in running] if running else None
 
 
 _SNAP_PROCESSES = 2  # of CreateToolhelp32Snapshot
 
 
-def _program_names(kernel32):
-    """File names of all programs, out of a snapshot of Windows; [] where it refuses one."""
+def _programs(kernel32):
+    """(process, parent, file name) of all programs, out of a snapshot of Windows; [] where it refuses one."""
     ctypes = importlib.import_module('ctypes')
     entry = _process_entry(ctypes)()
     entry.size = ctypes.sizeof(entry)
     kernel32.CreateToolhelp32Snapshot.restype = ctypes.c_void_p
-    snapshot, names = ctypes.c_void_p(kernel32.CreateToolhelp32Snapshot(_SNAP_PROCESSES, 0)), []
+    snapshot, found = ctypes.c_void_p(kernel32.CreateToolhelp32Snapshot(_SNAP_PROCESSES, 0)), []
     more = kernel32.Process32FirstW(snapshot, ctypes.byref(entry))
     while more:
-        names.append(entry.name)
+        found.append((entry.process, entry.parent, entry.name))
         more = kernel32.Process32NextW(snapshot, ctypes.byref(entry))
     kernel32.CloseHandle(snapshot)
-    return names
+    return found
+
+
+_PYTHON = re.compile(r'pyw?\.exe|python[\w.]*\.exe', re.IGNORECASE)
+
+
+def owns_window(kernel32=None, stdin=None):
+    """Whether the console's window closes with this program: who double-clicked it sees nothing of what it said last.
+
+    The first program above it that is no Python, nor the launcher of one, is the desktop then: no shell, no service.
+    """
+    if not (IS_WINDOWS or kernel32) or not is_terminal(stdin or sys.stdin):
+        return False
+    kernel32 = kernel32 or importlib.import_module('ctypes').WinDLL('kernel32')
+    programs = {process: (parent, name) for process, parent, name in _programs(kernel32)}
+    process, name = programs.get(os.getpid(), (0, ''))
+    for _ in range(8):
+        process, name = programs.get(process, (0, ''))
+        if not _PYTHON.fullmatch(name):
+            break
+    return name.lower() == 'explorer.exe'
 
 
 def _process_entry(ctypes):
@@ -599,6 +644,90 @@ def file_name(text):
         return text
     except UnicodeEncodeError:
         return os.fsdecode(text.encode('utf-8', 'surrogateescape'))
+
+
+_RESERVED = re.compile(r'(?:CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(?:COM|LPT)[0-9¹²³]) *(?:[.:].*)?', re.IGNORECASE)
+_VERBATIM = '\\\\?\\'  # before a path that Windows takes as it stands, however long
+
+
+def path_problem(text, is_windows=IS_WINDOWS):
+    """Why Windows would take the path for another file than was meant, or for none; None where it is fine."""
+    if not is_windows:
+        return None
+    if text.startswith('\\\\.\\'):
+        return '以 \\\\.\\ 开头的是设备，不是文件'
+    drive, rest = _split_drive(text[4:] if text.startswith(_VERBATIM) else text)
+    if re.fullmatch(r'[A-Za-z]:', drive) and rest and rest[0] not in '\\/':
+        return '%s 后面缺少 \\：那是这个盘当前目录里的文件，写成 %s\\%s' % (drive, drive, rest)
+    return next((problem for problem in map(_name_problem, re.split(r'[\\/]', rest)) if problem), None)
+
+
+def _split_drive(text):
+    match = re.match(r'[A-Za-z]:', text)
+    return (match.group(), text[2:]) if match else ('', text)
+
+
+def _name_problem(name):
+    odd = re.search('[<>"|?*:\x00-\x1f]', name)
+    if odd:
+        return '文件名里不能有 %s%s' % (printable(odd.group()), '；路径以 \\ 结尾时不要加引号' * (odd.group() == '"'))
+    if _RESERVED.fullmatch(name):
+        return '%s 是 Windows 的设备名，写进去的全部丢失' % name
+    if name.strip('.') and name[-1] in ' .':
+        return 'Windows 会去掉 %s 末尾的空格和点，那是另一个文件' % ascii(name)
+
+
+def unquoted(text, is_windows=IS_WINDOWS):
+    """A path as the explorer of Windows copies it is in quotes, which are no part of any name there."""
+    return text[1:-1].strip() if is_windows and re.fullmatch('".*[^ ].*"', text) else text
+
+
+def long_path(path):
+    """The path, in the spelling that has no limit of 260 where it or a file beside it comes near to that."""
+    whole = os.path.abspath(path) if IS_WINDOWS else ''
+    if len(whole) < 220 or whole.startswith(_VERBATIM):
+        return path
+    return _VERBATIM + ('UNC' + whole[1:] if whole.startswith('\\\\') else whole)
+
+
+def real_path(path):
+    """The file's own path, behind links; not on every drive does Windows tell it."""
+    try:
+        return os.path.realpath(path)
+    except OSError:
+        return os.path.abspath(path)
+
+
+PATIENCE_STEPS = 20  # of 0.05 s
+
+
+def patiently(action, *arguments, pause=lambda: threading.Event().wait(0.05)):
+    """What the action returns. A scanner or an indexer has a file of Windows for a moment after it was written."""
+    for _ in range(PATIENCE_STEPS if IS_WINDOWS else 0):
+        try:
+            return action(*arguments)
+        except PermissionError:
+            pause()
+    return action(*arguments)
+
+
+def read_text(path, most=-1):
+    """A UTF-8 file. Raises OSError; UnicodeError in Chinese that says what it looks like instead."""
+    with io.open(path, 'rb') as file:
+        data = file.read(most)
+    if data[:2] in (b'\xff\xfe', b'\xfe\xff') or b'\0' in data[:200]:
+        raise UnicodeError('是 UTF-16 编码（PowerShell 的 > 和记事本的“Unicode”这样写）')
+    try:
+        return io.StringIO(data.decode('utf-8-sig'), newline=None).read()
+    except UnicodeDecodeError as error:
+        raise UnicodeError('像是 GBK 编码（记事本的“ANSI”这样写）' if _is_gbk(data) else str(error)) from error
+
+
+def _is_gbk(data):
+    try:
+        return bool(data.decode('gb18030'))
+    except UnicodeDecodeError:
+        return False
 
 
 def sqlite_name(path):
@@ -636,8 +765,9 @@ def foreign(status):
 
 def open_own(path, mode, **how):
     """open() of a file of ours, for its owner alone if made now. A link in its place is an OSError, not followed."""
-    return io.open(path, mode, opener=lambda name, flags: os.open(name, flags | getattr(os, 'O_NOFOLLOW', 0), 0o600),
-                   **how)
+    def opener(name, flags):
+        return patiently(os.open, name, flags | getattr(os, 'O_NOFOLLOW', 0), 0o600)
+    return io.open(path, mode, opener=opener, **how)
 
 
 def open_appending(path):
@@ -1237,7 +1367,7 @@ def _writer_for(raw, name, places):
     for other, writer in places:
         if _is_same_place(raw, other):
             return writer
-    places.append((raw, LineWriter('console-' + name, raw.write, lost_lines)))
+    places.append((raw, LineWriter('console-' + name, written_to(raw), lost_lines)))
     return places[-1][1]
 
 
@@ -1604,7 +1734,17 @@ def parse_text(text):
 
 
 def parse_path(text):
-    return file_name(parse_text(text))
+    """Of a file of ours, or a folder with such."""
+    return long_path(parse_folder(text))
+
+
+def parse_folder(text):
+    """A path as it is pasted, on Windows perhaps in quotes."""
+    text = unquoted(parse_text(text))
+    problem = path_problem(text)
+    if problem:
+        raise ValueError(problem)
+    return file_name(text)
 
 
 def one_of(*allowed):
@@ -1620,7 +1760,7 @@ def parse_data_source(text):
     kind, _, directory = text.strip().partition(':')
     if kind not in ('qmt-remote', 'stub', 'csv') or bool(directory) != (kind == 'csv'):
         raise ValueError('应为 qmt-remote、stub 或 csv:目录')
-    return text.strip()
+    return kind if kind != 'csv' else 'csv:' + parse_path(directory)
 
 
 def whole(minimum, maximum):
@@ -1679,13 +1819,13 @@ def _parse_account(item):
     account_id, kind, path = _split_account(rest.strip())
     if not equals or not _KEY.fullmatch(key.strip()) or not _KEY.fullmatch(account_id):
         raise ValueError('%s 应写成 名称=资金账号[:类型[:userdata 路径]]' % printable(item.strip()))
-    return AccountSpec(key.strip(), account_id, parse_account_type(kind), path, None, True)
+    return AccountSpec(key.strip(), account_id, parse_account_type(kind), path and parse_folder(path), None, True)
 
 
 def _split_account(rest):
     """The colon after a drive letter belongs to the path, even where the type is left out."""
     account_id, _, tail = rest.partition(':')
-    if re.match(r'[A-Za-z]:?[\\/]', tail):
+    if re.match(r'"?(?:[A-Za-z]:?[\\/]|\\\\)', tail):
         return account_id.strip(), 'stock', tail.strip()
     kind, _, path = tail.partition(':')
     return account_id.strip(), kind.strip() or 'stock', path.strip() or None
@@ -1764,7 +1904,7 @@ OPTIONS = [
            '子账户：名称@账户[:limit=每笔金额上限(元)]，逗号分隔', 'server', metavar='SPEC,...'),
     Option('account_id', 'QMT_ACCOUNT_ID', None, parse_text, '没有 --accounts 时账户 default 的资金账号', 'server', ()),
     Option('account_type', 'QMT_ACCOUNT_TYPE', 'stock', parse_account_type, '账户 default 的类型', 'server', ()),
-    Option('data_path', 'QMT_DATA_PATH', None, parse_path, '账户 default 的 userdata 或 userdata_mini 路径', 'server', ()),
+    Option('data_path', 'QMT_DATA_PATH', None, parse_folder, '账户 default 的 userdata 或 userdata_mini 路径', 'server', ()),
     Option('session_id', 'QMT_SESSION_ID', None, whole(1, 2 ** 31 - 1), '账户 default 的 QMT 会话号', 'server', ()),
     Option('auto_subscribe', 'QMT_AUTO_SUBSCRIBE', '1', parse_bool, '账户 default 是否订阅回报', 'server', ()),
     Option('auto_download', 'QMT_SERVER_AUTO_DOWNLOAD', '1', parse_bool, 'qmt：本地缺少的历史行情先下载再回答', 'server',
@@ -1855,10 +1995,9 @@ def _take_token_file(values, sources, order):
 def read_token_file(path):
     """The token in a file of one line. Raises ConfigError, which never shows it."""
     try:
-        with io.open(path, encoding='utf-8-sig') as file:
-            return parse_token(file.read(4096).strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError('口令文件 %s 读不出来：%s' % (path, error), '应为 UTF-8 文本，只有一行')
+        return parse_token(read_text(path, 4096).strip())
+    except (OSError, UnicodeError) as error:
+        raise ConfigError('口令文件 %s 读不出来：%s' % (path, error), '应为 UTF-8 文本，只有一行；用记事本另存为 UTF-8')
     except ValueError as error:
         raise ConfigError('口令文件 %s 里的口令无效：%s' % (path, error), '应只有一行')
 
@@ -1921,10 +2060,9 @@ def read_dotenv(path, must_exist):
             raise ConfigError('找不到配置文件 %s' % path, '检查 env_file（命令行 --env-file，环境变量 BT_ENV_FILE）')
         return {}
     try:
-        with io.open(path, encoding='utf-8-sig') as file:
-            return parse_dotenv(file.read(), path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError('配置文件 %s 读不出来：%s' % (path, error), '应为 UTF-8 文本')
+        return parse_dotenv(read_text(path), path)
+    except (OSError, UnicodeError) as error:
+        raise ConfigError('配置文件 %s 读不出来：%s' % (path, error), '应为 UTF-8 文本：用记事本另存为 UTF-8，或用 env --write 新建')
 
 
 _DOTENV_LINE = re.compile(r'(?:export\s+)?([A-Za-z_]\w*)\s*=(.*)', re.ASCII)
@@ -1998,7 +2136,7 @@ def _refuse_same_file(settings):
     used = {}
     for name, path in (('state', state_path(settings)), ('log_file', settings.log_file),
                        ('tls_cert', settings.tls_cert), ('tls_key', settings.tls_key)):
-        real = path and os.path.normcase(os.path.realpath(path))
+        real = path and os.path.normcase(real_path(path))
         if real in used and {name, used[real]} != {'tls_cert', 'tls_key'}:
             raise ConfigError('%s与 %s是同一个文件 %s' % (ways(used[real]), ways(name), path), '各用一个文件')
         if real:
@@ -9718,7 +9856,7 @@ class QmtData(DataAdapter):
         Dict: ok; total: securities asked for; finished: of these ready; downloaded: of these fetched now;
         failed: codes; seconds.
         """
-        began, codes = time.monotonic(), list(query.securities)
+        began, codes = time.perf_counter(), list(query.securities)
         fetched, failed = set(), OrderedDict()
         for period in ('1d', '1m') if query.intraday else ('1d',):
             needs = [self._need_of(code, period, query) for code in codes if code not in failed]
@@ -9728,7 +9866,7 @@ class QmtData(DataAdapter):
             else:
                 failed.update((need.code, None) for need in needs if self._store.lacking(need, certain=False))
         return {'ok': not failed, 'total': len(codes), 'finished': len(codes) - len(failed),
-                'downloaded': len(fetched), 'failed': list(failed), 'seconds': round(time.monotonic() - began, 3)}
+                'downloaded': len(fetched), 'failed': list(failed), 'seconds': round(time.perf_counter() - began, 3)}
 
     def _need_of(self, code, period, query):
         first, last = self._within(self._info(code), -1 << 60, query.end)
@@ -10187,8 +10325,10 @@ class Journal:
                               '检查 %s：目录要存在、可写，且没有另一个服务端在使用它；文件若已损坏，%s' % (ways('state'), _MOVE_JOURNAL))
 
     def _open(self, path):
-        self._db = sqlite3.connect(sqlite_name(path or ':memory:'), timeout=1.0, isolation_level=None,
-                                   check_same_thread=False)
+        if path and os.path.exists(path) and not os.path.isfile(path):
+            raise ConfigError('委托日志 %s 不是文件，写进去的委托会丢失' % path, '换一个 ' + ways('state'))
+        self._db = sqlite3.connect(sqlite_name(os.path.abspath(path) if path else ':memory:'), timeout=1.0,
+                                   isolation_level=None, check_same_thread=False)
         try:
             self._db.text_factory = lambda data: data.decode('utf-8', 'surrogateescape')  # damage is judged by the row
             self._prepare(self._db, path)
@@ -10310,7 +10450,7 @@ class Journal:
         self._number = db.execute('SELECT coalesce(max(number), 0) FROM writes').fetchone()[0]
         sent = OrderedDict()
         if path:
-            self._sent = SentTags(os.path.realpath(path) + '.mark')
+            self._sent = SentTags(real_path(path) + '.mark')
             named, sent, odd = self._sent.read()
             self._compare(db, named, sent, odd)
         if self.losses:
@@ -14122,6 +14262,7 @@ class Endpoint:
         now, counter_s = self._clock.now(), self._clock.monotonic()
         self._compared = (server_ms - unix_ms(now)) / 1000.0 + round_trip_s / 2, round_trip_s / 2, now, counter_s
 
+    STEPS_S = 2 / 64  # Windows tells the time in steps of a 64th second, at either end
     DRIFT = 1e-4  # by how much a machine's counter may run faster or slower than its clock, which is set by others
 
     @property
@@ -14140,7 +14281,7 @@ class Endpoint:
         if compared is None:
             return None
         _, error_s, _, counter_s = compared
-        return error_s + self.DRIFT * (self._clock.monotonic() - counter_s)
+        return error_s + self.STEPS_S + self.DRIFT * (self._clock.monotonic() - counter_s)
 
     def _say_in_clear(self, channel):
         if self._tls is None and not _peer_address(channel).is_loopback:
@@ -16159,9 +16300,9 @@ def main(argv=None):
         with console_beside() if args.run in UNHINDERED else contextlib.ExitStack():
             return _run(args)
     except OSError as error:
-        if not isinstance(error, BrokenPipeError):  # else: whoever read it has seen enough
-            if _can_print():
-                raise
+        if not isinstance(error, BrokenPipeError) and _can_print():
+            raise
+        if not is_closed_pipe(error):  # else: whoever read it has seen enough
             _say('错误：标准输出写不下：%s' % error)
         _silence('stdout')
         return Exit.FAILED
@@ -16217,10 +16358,24 @@ def _connection_words(args):
 # -- what can be told, and what where it cannot ----------------------------------------------------------------------
 def _say(text):
     """A line on stderr. Where that takes nothing there is nobody left to tell."""
+    if sys.stderr is None:
+        return _leave_note(text)
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError:
         _silence('stderr')
+
+
+NOTE_FILE = 'bullet_qmt_error.txt'
+
+
+def _leave_note(text):
+    """pythonw.exe has no stderr: for whoever looks why it does not run, where it ran or else among temporary files."""
+    line = ('%s %s\n' % (log_time(time.time()), text)).encode('utf-8', 'backslashreplace')
+    for folder in (os.curdir, tempfile.gettempdir()):
+        with contextlib.suppress(OSError), open_own(os.path.join(folder, NOTE_FILE), 'ab') as file:
+            file.write(line)
+            return
 
 
 def _can_print():
@@ -16234,7 +16389,7 @@ def _can_print():
 
 def _silence(name):
     """Nothing more goes to this stream: the interpreter's end would fail with what is left in it."""
-    with contextlib.suppress(OSError), open(os.devnull, 'wb') as nothing:  # what has no descriptor has no such end
+    with contextlib.suppress(OSError, AttributeError), open(os.devnull, 'wb') as nothing:  # without one: no such end
         os.dup2(nothing.fileno(), getattr(sys, name).fileno())
 
 
@@ -16341,6 +16496,13 @@ class _ChineseParser:
             self.refuse('没有命令 %s' % printable(name), _nearest(name, self._commands.choices))
         return name
 
+    def _print_message(self, message, file=None):
+        """Also to who has gone: that is seen here, not when all is over."""
+        if file is sys.stdout and file is not None:
+            print(message, end='', flush=True)
+        else:
+            _say(message.rstrip('\n'))
+
     def error(self, message):
         """Where argparse itself refuses: a value that our own check of it does not take, or something left out."""
         problem = sys.exc_info()[1]
@@ -16436,6 +16598,8 @@ def run_server(args):
     settings = settings_from(args)
     refuse_idle_options(settings)
     made_token = settings.token is None
+    if made_token and sys.stdout is None:
+        raise ConfigError('没有给出口令，而随机生成的没有地方显示', '给出 %s' % ways('token'))
     if made_token:
         settings = settings.replace(token=secrets.token_urlsafe(24))
     with mouse_pauses_nothing(), logging_set_up(settings):
@@ -16491,7 +16655,7 @@ def _option_text(value):
 @contextlib.contextmanager
 def logging_set_up(settings):
     """Log lines on stderr, and in a rotating file if one is named, none of which anybody waits for; never a token."""
-    handlers, orders = [logging.StreamHandler()], []
+    handlers, orders = [logging.StreamHandler() if sys.stderr else logging.NullHandler()], []
     if settings.log_file:
         handlers.append(_log_file(settings.log_file))
         orders += [_order_files(settings.log_file)] * os.path.isfile(settings.log_file)  # nothing beside a device
@@ -17088,7 +17252,7 @@ def run_backtest(args):
         helper.parse_params(args.param), args.provider or settings.data_provider, _given_values(**config),
         'continue' if args.keep_going else 'stop', args.output, not args.no_html, not args.no_csv)
     with _strategy_log(args.log) as log:
-        screen = helper.Screen(_write_out, sys.stdout.isatty(), log)
+        screen = helper.Screen(_write_out, is_terminal(sys.stdout), log)
         with RUNS.added('回测'):  # the processes of a grid know it from the start
             if args.grid:
                 return Exit(helper.run_grid_command(order, helper.parse_grid(args.grid), screen, args.dask))
@@ -17195,6 +17359,7 @@ _positive_yuan, _seconds = _parsed(real(0.01, 1e12)), _parsed(real(0, 600))
 _shares, _number = _parsed(int, '应为整数，例如 100'), _parsed(float, '应为数字，例如 10.5')
 _SECURITY = _argument('security', metavar='CODE', help='证券代码，如 000001.XSHE')
 _OF_SECURITY = _argument('--security', metavar='CODE', help='只看这个证券')
+_path = _parsed(parse_path)
 _PATIENCE = _argument('--patience', type=_parsed(real(0.1, 3600)), metavar='SECONDS',
                       help='没有回答，或 QMT 没有连上时，最多等几秒（默认 5；设了 --rpc-timeout 就按它）')
 _IDEMPOTENCY = _argument('--key', metavar='KEY', help='idempotency_key；重试同一笔时用同一个')
@@ -17204,7 +17369,7 @@ _OF_ACCOUNT = ('client', 'account')  # the option groups of commands that concer
 COMMANDS = OrderedDict([
     ('server', (run_server, '启动服务端', ('server', 'stub'), [])),
     ('env', (run_env, '打印带注释的 .env 模板', (), [
-        _argument('--write', metavar='FILE', help='写进这个新文件（UTF-8），而不是打印')])),
+        _argument('--write', type=_path, metavar='FILE', help='写进这个新文件（UTF-8），而不是打印')])),
     ('doctor', (run_doctor, '检查与服务端的连接，指出问题和解决办法', _OF_ACCOUNT, [])),
     ('account', (run_account, '账户总览：资金与持仓', _OF_ACCOUNT, [
         _argument('--limit', type=_positive, default=20, metavar='N', help='最多显示几只持仓（默认 20）'), _PATIENCE])),
@@ -17235,7 +17400,7 @@ COMMANDS = OrderedDict([
         _argument('--cancel', action='store_true', help='这个 key 是撤单的'),
         _argument('--abandon', action='store_true', help='服务端没有收到过的委托就此作废，迟到的也不会提交')])),
     ('backtest', (run_backtest, '回测一个聚宽策略', ('client',), [
-        _argument('strategy', metavar='FILE', help='策略文件'),
+        _argument('strategy', type=_path, metavar='FILE', help='策略文件'),
         _argument('--start', required=True, metavar='DATE', help='开始日期'),
         _argument('--end', required=True, metavar='DATE', help='结束日期（包含）'),
         _argument('--cash', type=_number, default=1000000.0, metavar='YUAN', help='初始资金（默认 1000000）'),
@@ -17244,18 +17409,18 @@ COMMANDS = OrderedDict([
         _argument('--param', action='append', metavar='NAME=VALUE', help='策略参数，可多次给出：g.NAME 以及同名的模块常量'),
         _argument('--grid', action='append', metavar='NAME=V,V', help='参数扫描，可多次给出：所有组合各回测一次'),
         _argument('--dask', metavar='ADDRESS', help='参数扫描改在 dask 集群上运行，如 tcp://host:8786'),
-        _argument('--output', metavar='DIR', help='结果目录（默认 backtests/策略_开始_结束）'),
-        _argument('--log', metavar='FILE', help='策略的日志写进这个文件，而不是屏幕'),
+        _argument('--output', type=_path, metavar='DIR', help='结果目录（默认 backtests/策略_开始_结束）'),
+        _argument('--log', type=_path, metavar='FILE', help='策略的日志写进这个文件，而不是屏幕'),
         _argument('--no-html', action='store_true', help='不写 report.html'),
         _argument('--no-csv', action='store_true', help='不写 CSV 文件'),
         _argument('--keep-going', action='store_true', help='策略出错后继续运行（默认中止）'),
         _argument('--data-provider', dest='provider', metavar='qmt-remote|stub|csv:DIR',
                   help='行情来源（默认 DEFAULT_DATA_PROVIDER）')])),
     ('live', (run_live, '实盘运行一个聚宽策略', _OF_ACCOUNT, [
-        _argument('strategy', metavar='FILE', help='策略文件'),
+        _argument('strategy', type=_path, metavar='FILE', help='策略文件'),
         _argument('--broker', help='交易通道（默认 DEFAULT_BROKER）', **_choice('qmt-remote')),
         _argument('--data-provider', help='行情来源（默认 DEFAULT_DATA_PROVIDER）', **_choice('qmt-remote')),
-        _argument('--runtime-dir', metavar='DIR', help='运行目录：状态、锁、停止文件（默认 live/策略名）'),
+        _argument('--runtime-dir', type=_path, metavar='DIR', help='运行目录：状态、锁、停止文件（默认 live/策略名）'),
         _argument('--frequency', default='day', help='按日或按分钟运行（默认 day）', **_choice('day', 'minute')),
         _argument('--param', action='append', metavar='NAME=VALUE', help='策略参数，可多次给出：g.NAME 以及同名的模块常量'),
         _argument('--dry-run', action='store_true', help='演练：什么都照做，只是不发出委托和撤单'),
@@ -17267,7 +17432,7 @@ COMMANDS = OrderedDict([
         _argument('--late-limit', type=_seconds, default=300.0, metavar='SECONDS',
                   help='任务最多晚多少秒还补做、还能下单（默认 300）'),
         _argument('--overview-every', type=_minutes, default=0, metavar='MINUTES', help='每隔多少分钟显示账户总览（默认不）'),
-        _argument('--log', metavar='FILE', help='策略的日志写进这个文件（接在后面），而不是屏幕'),
+        _argument('--log', type=_path, metavar='FILE', help='策略的日志写进这个文件（接在后面），而不是屏幕'),
         _argument('--keep-going', action='store_true', help='策略出错后继续运行（默认停止）')])),
     ('call', (run_call, '直接调用一个 action，打印 JSON', _OF_ACCOUNT, [
         _argument('action', metavar='ACTION', help='例如 data.snapshot'),
@@ -17278,6 +17443,24 @@ COMMANDS = OrderedDict([
 UNHINDERED = (run_server, run_live)  # what prints there holds up nobody's money
 
 
+def program():
+    """main() as a program of its own: the window of a double click stays until what went wrong was read."""
+    try:
+        code = main()
+        is_told = code not in (Exit.OK, Exit.INTERRUPTED)
+    except SystemExit as error:  # help, or a wrong call
+        code, is_told = error.code, True
+    if is_told and owns_window():
+        _wait_for_enter()
+    sys.exit(code)
+
+
+def _wait_for_enter():
+    with contextlib.suppress(OSError, KeyboardInterrupt):
+        print('\n这个程序要在命令行窗口里运行。按回车键关闭窗口 ...', flush=True)
+        sys.stdin.readline()
+
+
 if __name__ == '__main__':
     RUNS.for_good = True  # also timers and exit handlers of a strategy reach no account
-    sys.exit(main())
+    program()

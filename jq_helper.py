@@ -69,7 +69,7 @@ from array import array
 from collections import Counter, OrderedDict, deque, namedtuple
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from time import monotonic
+from time import monotonic, perf_counter
 
 from bullet_qmt import (
     BAR_MINUTES, BEIJING, CANCELED_STATUSES, FINAL_STATUSES, RUNS, BadRequest, BulletError, Clock, ConfigError,
@@ -81,10 +81,10 @@ from bullet_qmt import (
     foreign, format_table, from_ms, has_panel, hearing, inside_limits, instrument, let_dates_be_chinese, listed_rows,
     load_settings, lot_problem, normalize_code, normalize_codes, numbers_are_labels, open_own, open_service,
     optional_import, order_number, order_style, parse_bool, parse_data_source, parse_frequency, parse_host,
-    parse_moment, parse_order_id, parse_text, parse_token, plain_status, pool_size, price_limits, printable,
-    protect_price, qmt_code, real, refuse_nothing_filled, refuse_rejected, restrict_to_owner, round_lot, round_to_tick,
-    rows_of, scale, surely_closed, sync_directory, tell_warning, text_width, to_ms, tradable, trade_fees, value_of,
-    warning_in, ways, whole, windows_from_end)
+    parse_moment, parse_order_id, parse_text, parse_token, patiently, plain_status, pool_size, price_limits,
+    printable, protect_price, qmt_code, real, refuse_nothing_filled, refuse_rejected, restrict_to_owner, round_lot,
+    round_to_tick, rows_of, scale, surely_closed, sync_directory, tell_warning, text_width, to_ms, tradable,
+    trade_fees, value_of, warning_in, ways, whole, windows_from_end)
 from bullet_qmt import Account as AccountRow
 from bullet_qmt import Position as PositionRow
 
@@ -5157,18 +5157,7 @@ def successor(path, fresh, mode, **how):
         yield file
         file.flush()
         os.fsync(file.fileno())
-    _replace(fresh, path)
-
-
-def _replace(fresh, path):
-    """On Windows a virus scanner may have the file open for a moment."""
-    for attempt in range(10):
-        try:
-            return os.replace(fresh, path)
-        except PermissionError:
-            if attempt == 9:
-                raise
-            threading.Event().wait(0.05)
+    patiently(os.replace, fresh, path)
 
 
 class LiveState:
@@ -7793,7 +7782,7 @@ class Screen:
 
     WIDTH, LEAST_WIDTH, REFRESH_S, LINE_S = 24, 5, 0.1, 60
 
-    def __init__(self, write, interactive, log=None, clock=monotonic, columns=lambda: shutil.get_terminal_size()[0]):
+    def __init__(self, write, interactive, log=None, clock=perf_counter, columns=lambda: shutil.get_terminal_size()[0]):
         self._write, self._interactive, self._log, self._clock, self._columns = write, interactive, log, clock, columns
         self._first, self._shown_at, self._tenths, self._bar = None, clock(), 0, ''
 

@@ -67,7 +67,7 @@ class ToldClock(FakeClock):
 def main(port, directory, strategy, now, instants):
     killer, clock = Killer(int(instants)), ToldClock(moment(now))
     jq.os.fsync = lambda descriptor: None  # the power does not fail here
-    jq.write_atomically, jq._replace = killer.around(jq.write_atomically), killer.around(jq._replace)
+    jq.write_atomically, jq.patiently = killer.around(jq.write_atomically), killer.around(jq.patiently)
     jq.LiveSession.fire = killer.around(jq.LiveSession.fire)
     jq.LiveSession.write_file = killer.around(jq.LiveSession.write_file)  # which is what a task of the test does first
     for name in ('get_account_info', 'place_order', 'cancel_order', 'wait_order'):

@@ -45,7 +45,7 @@ class BareMachine:
                                         '--token', TOKEN), **self.options)
 
 
-def test_it_serves_answers_and_stops(bare):
+def test_it_serves_and_answers(bare):
     with bare.serving() as server:
         port = server.line_with(LISTENING).group(1)
         server.line_with(r'account_id=10000001, type=stock')
@@ -58,11 +58,17 @@ def test_it_serves_answers_and_stops(bare):
         assert re.search(r'^511880\.XSHG .* 100 ', bare.run('positions', *there), re.MULTILINE)
         history = bare.run('history', '600519.XSHG', '--end', '2024-01-05', '--count', '3', *there).splitlines()
         assert [line.split()[0] for line in history[2:]] == ['2024-01-03', '2024-01-04', '2024-01-05']
+    assert [path.name for path in bare.home.iterdir()] == ['bullet_qmt.py'], 'it left files beside itself'
+    assert list(bare.elsewhere.iterdir()) == [], 'it left files where it ran'
+
+
+@pytest.mark.wine('its Ctrl-Break reaches no Python without site')
+def test_it_stops_when_told(bare):
+    with bare.serving() as server:
+        server.line_with(LISTENING)
         server.interrupt()
         assert server.wait() == 0, server.story()
         assert 'Traceback' not in server.story()
-    assert [path.name for path in bare.home.iterdir()] == ['bullet_qmt.py'], 'it left files beside itself'
-    assert list(bare.elsewhere.iterdir()) == [], 'it left files where it ran'
 
 
 IMPORT = '''

@@ -17,6 +17,8 @@ import pytest
 import bullet_qmt as bq
 from tests.base import TOKEN, read_raw, send_raw, server_settings
 from tests.fakes import FakeClock
+from tests.processes import OWN_GROUP
+from tests.resources import becomes
 
 CODE = '000001.XSHE'
 SUBS = (bq.SubAccountSpec('demo', 'default', 5000.0),)
@@ -278,23 +280,92 @@ def test_an_order_whose_key_cannot_be_printed_is_not_sent(server):
         assert code == bq.Exit.FAILED and len(err.splitlines()) == 1 and '写不下' in err
 
 
-@pytest.mark.skipif(os.name == 'nt', reason='Windows closes no standard stream before a program begins')
+def without_streams(*arguments, **options):
+    """The exit code of a command that has neither stdout nor stderr, as a service manager or pythonw.exe starts it."""
+    env = dict({name: value for name, value in os.environ.items() if name != 'PYTHONUNBUFFERED'})
+    command = [sys.executable, bq.__file__] + list(arguments)
+    if os.name == 'nt':
+        command[0] = os.path.join(os.path.dirname(sys.executable), 'pythonw.exe')
+        options['startupinfo'] = subprocess.STARTUPINFO()
+        options['startupinfo'].dwFlags = subprocess.STARTF_USESTDHANDLES  # none of them, as from the desktop
+    else:
+        command = ['sh', '-c', 'exec "$0" "$@" >&- 2>&-'] + command
+    return subprocess.call(command, env=env, timeout=60, **options)
+
+
 def test_an_order_without_a_stdout_is_an_order(server):
-    """As a service manager may start it."""
-    env = {name: value for name, value in os.environ.items() if name != 'PYTHONUNBUFFERED'}
-    code = subprocess.call(['sh', '-c', 'exec "$0" "$@" >&-', sys.executable, bq.__file__, 'order', CODE, 'buy', '100',
-                            '--market', '--key', 'silent', '--port', str(server.address[1]), '--token', TOKEN], env=env)
+    code = without_streams('order', CODE, 'buy', '100', '--market', '--key', 'silent', '--port',
+                           str(server.address[1]), '--token', TOKEN)
     assert code == bq.Exit.OK and len(order_of(server, 'silent')) == 1
+    for question in (['account'], ['doctor'], ['call', 'admin.health']):
+        code = without_streams(*(question + ['--port', str(server.address[1]), '--token', TOKEN]))
+        assert code == bq.Exit.OK, question
 
 
-@pytest.mark.skipif(os.name == 'nt', reason='a pipe without a reader is another error there')
-def test_a_question_whose_reader_has_gone_ends_quietly(server):
+@pytest.mark.parametrize('arguments, told', [
+    (['server', '--port', 'x'], '应为 0 到 65535 的整数'), (['server', '--prot', '1'], '不认识的选项 --prot'),
+    (['server', '--server-type', 'stub', '--port', '0'], '随机生成的没有地方显示'),
+    (['account', '--port', '1', '--token', TOKEN], '没有启动')])
+def test_what_is_wrong_where_nothing_can_be_shown_is_in_a_file(arguments, told, tmp_path):
+    code = without_streams(*arguments, cwd=str(tmp_path))
+    note = (tmp_path / 'bullet_qmt_error.txt').read_bytes().decode('utf-8')
+    assert code in (bq.Exit.USAGE, bq.Exit.UNREACHABLE) and told in note and TOKEN not in note
+    assert re.match(r'\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} ', note)
+
+
+def unread(server, *arguments):
+    """piped() into a pipe whose reader has gone."""
     read, write = os.pipe()
     os.close(read)
     with open(write, 'wb') as out:
-        assert piped(server, out, 'orders') == (bq.Exit.FAILED, '')
-        code, err = piped(server, out, 'order', CODE, 'buy', '100', '--market', '--key', 'gone')
+        return piped(server, out, *arguments)
+
+
+@pytest.mark.parametrize('question', [['orders'], ['history', CODE, '--count', '800'], ['call', 'admin.health']])
+def test_a_question_whose_reader_has_gone_ends_quietly(server, question):
+    code, err = unread(server, *question)
+    assert 'Traceback' not in err and (code, err) == (
+        (bq.Exit.FAILED, '') if question[0] != 'call' else (bq.Exit.OK, err)) and len(err.splitlines()) <= 1
+
+
+def test_an_order_whose_reader_has_gone_is_not_sent(server):
+    code, err = unread(server, 'order', CODE, 'buy', '100', '--market', '--key', 'gone')
     assert code == bq.Exit.USAGE and '没有发出任何委托' in err and not order_of(server, 'gone')
+
+
+@pytest.mark.parametrize('arguments', [['--help'], ['server', '--help'], ['env'], ['--version']], ids=' '.join)
+def test_help_whose_reader_has_gone_ends_quietly(arguments):
+    read, write = os.pipe()
+    os.close(read)
+    env = dict(os.environ, PYTHONIOENCODING='utf-8')
+    env.pop('PYTHONUNBUFFERED', None)
+    with open(write, 'wb') as out:
+        done = subprocess.run([sys.executable, bq.__file__] + arguments, stdout=out, stderr=subprocess.PIPE, env=env,
+                              timeout=60)
+    assert (done.returncode, done.stderr) == (bq.Exit.FAILED, b'')
+
+
+def test_a_server_whose_reader_has_gone_serves_and_stops(tmp_path):
+    """Its account is told into a pipe that nobody reads any more."""
+    read, write = os.pipe()
+    os.close(read)
+    log = tmp_path / 'x.log'
+    with open(write, 'wb') as out:
+        process = subprocess.Popen(
+            [sys.executable, bq.__file__, 'server', '--server-type', 'stub', '--port', '0', '--token', TOKEN,
+             '--log-file', str(log)], stdout=out, stderr=out, **OWN_GROUP)
+    try:
+        assert becomes(lambda: log.exists() and '监听' in log.read_text(encoding='utf-8'))
+        port = re.search(r'127\.0\.0\.1:(\d+)', log.read_text(encoding='utf-8')).group(1)
+        done = subprocess.run([sys.executable, bq.__file__, 'account', '--port', port, '--token', TOKEN],
+                              stdout=subprocess.PIPE, timeout=60)
+        assert done.returncode == bq.Exit.OK and b'1,000,000.00' in done.stdout
+        process.send_signal(signal.CTRL_BREAK_EVENT if os.name == 'nt' else signal.SIGTERM)
+        assert process.wait(60) == bq.Exit.OK and 'Traceback' not in log.read_text(encoding='utf-8')
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait(60)
 
 
 def test_an_order_to_who_never_answers_a_login_was_not_sent(run):

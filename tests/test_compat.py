@@ -211,3 +211,169 @@ def test_the_clock_moves_on():
     assert clock.now().tzinfo is None
     beijing = datetime.now(timezone(timedelta(hours=8))).replace(tzinfo=None)
     assert abs(clock.now() - beijing) < timedelta(minutes=1)
+
+
+# -- paths -------------------------------------------------------------------------------------------------------------
+# Microsoft, "Naming Files, Paths, and Namespaces": reserved characters, names and endings, drives, \\?\ and \\.\.
+@pytest.mark.parametrize('path', [
+    'NUL', 'nul', 'C:\\logs\\aux.log', 'con.py', 'COM1', 'com9.sqlite', 'LPT1 .txt', 'prn/x.log', 'CONIN$', 'COM\u00b2',
+    'C:x.log', 'd:logs\\x.log', '\\\\.\\COM1', '\\\\.\\PhysicalDrive0', 'x.log.', 'logs.\\x.log', 'logs \\x.log',
+    'x.sqlite:stream', 'D:\\qmt" --port 1', 'a?b.log', 'a*.log', '<x>', 'a|b', ':memory:', 'x\n.log', '\\\\?\\C:x'])
+def test_what_windows_would_take_for_something_else_is_no_path(path):
+    assert b.path_problem(path, True) and b.path_problem(path, False) is None
+
+
+@pytest.mark.parametrize('path', [
+    'x.log', 'C:\\logs\\x.log', 'c:/logs/x.log', '\\logs\\x.log', '..\\x.log', './x.log', '.env', 'C:', 'D:\\', '..',
+    '\\\\server\\share\\x.log', '\\\\?\\C:\\logs\\x.log', '\\\\?\\UNC\\server\\share\\x', 'D:\\国金交易端\\userdata_mini',
+    'con1.log', 'nulls', 'console.py', 'COM10', 'my com1.log', 'a.b.c', 'x y\\z.log', 'C:\\a\\\\b', 'logs\\'])
+def test_what_windows_takes_as_it_stands_is_a_path(path):
+    assert b.path_problem(path, True) is None
+
+
+def test_a_path_as_the_explorer_copies_it_loses_its_quotes_on_windows_alone():
+    assert b.unquoted('"D:\\a b\\userdata_mini"', True) == 'D:\\a b\\userdata_mini'
+    assert b.unquoted('"D:\\a b"', False) == '"D:\\a b"'
+    for text in ('""', '"', '" "', 'D:\\a"', '"D:\\a'):
+        assert b.unquoted(text, True) == text
+
+
+def test_a_file_far_below_is_written_and_read(tmp_path):
+    """Beyond the 260 characters that Windows takes without being asked for more."""
+    folder = b.long_path(os.path.join(str(tmp_path), *['d' * 90] * 3))
+    path = b.long_path(os.path.join(folder, '日志 x.log'))
+    os.makedirs(folder)
+    sink = b.LogFile(path, limit=10, count=2)
+    for number in range(3):
+        sink(b'%d23456789\n' % number)
+    sink.close()
+    assert sorted(os.listdir(folder)) == ['日志 x.log', '日志 x.log.1', '日志 x.log.2']
+    b.Journal(os.path.join(folder, 'x.sqlite'), b.Clock()).close()
+    assert (path != os.path.join(folder, '日志 x.log') or path.startswith('\\\\?\\')) == (os.name == 'nt')
+    assert b.long_path(path) == path and b.long_path('x.log') == 'x.log'
+
+
+@pytest.mark.skipif(os.name != 'nt', reason='names without case are those of Windows')
+def test_a_journal_by_another_spelling_is_the_same_journal(tmp_path):
+    (tmp_path / 'Folder').mkdir()
+    journal = b.Journal(str(tmp_path / 'Folder' / 'x.sqlite'), b.Clock())
+    try:
+        for path in (tmp_path / 'FOLDER' / 'X.SQLITE', tmp_path / 'Folder' / '..' / 'folder' / 'x.sqlite'):
+            with pytest.raises(b.ConfigError) as caught:
+                b.Journal(str(path), b.Clock())
+            assert '进程 %d' % os.getpid() in str(caught.value)
+    finally:
+        journal.close()
+
+
+@pytest.mark.parametrize('path', [os.devnull, os.curdir])
+def test_what_is_no_file_is_no_journal(path):
+    with pytest.raises(b.ConfigError) as caught:
+        b.Journal(path, b.Clock())
+    assert '--state' in caught.value.hint
+
+
+def test_a_journal_named_as_one_in_memory_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(str(tmp_path))
+    if os.name == 'nt':
+        with pytest.raises(ValueError):
+            b.parse_path(':memory:')
+    else:
+        b.Journal(b.parse_path(':memory:'), b.Clock()).close()
+        assert os.path.isfile(str(tmp_path / ':memory:'))
+
+
+# -- files that others hold for a moment -------------------------------------------------------------------------------
+def test_a_file_that_is_held_for_a_moment_is_replaced_when_it_is_free(tmp_path):
+    """As by a virus scanner that looks at what was just written."""
+    path, fresh = tmp_path / 'state', tmp_path / 'state.new'
+    path.write_bytes(b'old')
+    fresh.write_bytes(b'new')
+    holder, pauses = open(str(path), 'rb'), []
+
+    def pause():
+        pauses.append(path.read_bytes())
+        if len(pauses) == 3:
+            holder.close()
+    b.patiently(os.replace, str(fresh), str(path), pause=pause)
+    holder.close()
+    assert path.read_bytes() == b'new' and not fresh.exists()
+    assert pauses == ([b'old'] * 3 if os.name == 'nt' else [])
+
+
+def test_a_file_that_stays_held_is_an_error_and_nothing_is_lost(tmp_path):
+    path, pauses = tmp_path / 'a_folder', []
+    fresh = tmp_path / 'state.new'
+    path.mkdir()
+    fresh.write_bytes(b'new')
+    with pytest.raises(OSError):
+        b.patiently(os.replace, str(fresh), str(path), pause=lambda: pauses.append(1))
+    assert fresh.read_bytes() == b'new' and path.is_dir()
+    assert len(pauses) == (b.PATIENCE_STEPS if os.name == 'nt' else 0)
+
+
+# -- texts by their encoding -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize('data, told', [
+    ('口令=1\n'.encode('utf-16'), 'UTF-16'), ('a=1\n'.encode('utf-16-le'), 'UTF-16'),
+    ('a=1\n'.encode('utf-16-be'), 'UTF-16'), ('QMT_SERVER_LOG_FILE=D:\\日志.log\n'.encode('gbk'), 'GBK'),
+    (b'a=\xff\xff\xff', 'utf-8')])
+def test_a_text_in_another_encoding_is_told_by_its_name(data, told, tmp_path):
+    (tmp_path / '.env').write_bytes(data)
+    with pytest.raises(UnicodeError) as caught:
+        b.read_text(str(tmp_path / '.env'))
+    assert told in str(caught.value)
+    for read in (lambda path: b.read_dotenv(path, True), b.read_token_file):
+        with pytest.raises(b.ConfigError) as caught:
+            read(str(tmp_path / '.env'))
+        assert told in caught.value.message and 'UTF-8' in caught.value.hint
+
+
+@pytest.mark.parametrize('end', ['\n', '\r\n', '\r'])
+def test_a_utf8_text_is_read_with_any_line_ends_and_with_a_mark(end, tmp_path):
+    for encoding in ('utf-8', 'utf-8-sig'):
+        (tmp_path / 'x').write_bytes(('甲' + end + 'b' + end).encode(encoding))
+        assert b.read_text(str(tmp_path / 'x')) == '甲\nb\n'
+
+
+# -- whose window ------------------------------------------------------------------------------------------------------
+class Machine:
+    """Windows' list of programs, by process: (parent, name)."""
+
+    def __init__(self, programs):
+        self._programs, self._left = programs, []
+        self.CreateToolhelp32Snapshot = types.SimpleNamespace()
+        self.CreateToolhelp32Snapshot = type('Function', (), {'__call__': lambda *ignored: 7})()
+        self.Process32FirstW = self.Process32NextW = self._next
+
+    def _next(self, snapshot, entry):
+        if not self._left:
+            self._left = list(self._programs.items()) + [None]
+        one = self._left.pop(0)
+        if one is None:
+            return 0
+        entry._obj.process, (entry._obj.parent, entry._obj.name) = one
+        return 1
+
+    def CloseHandle(self, snapshot):
+        pass
+
+
+OWN = os.getpid()
+CONSOLE = types.SimpleNamespace(isatty=lambda: True)
+
+
+@pytest.mark.parametrize('above, owns', [
+    ({OWN: (91, 'python.exe'), 91: (90, 'explorer.exe'), 90: (0, 'userinit.exe')}, True),
+    ({OWN: (92, 'python.exe'), 92: (91, 'py.exe'), 91: (90, 'Explorer.EXE')}, True),
+    ({OWN: (93, 'python3.11.exe'), 93: (92, 'python.exe'), 92: (91, 'py.exe'), 91: (90, 'explorer.exe')}, True),
+    ({OWN: (91, 'python.exe'), 91: (90, 'cmd.exe'), 90: (1, 'explorer.exe')}, False),
+    ({OWN: (91, 'python.exe'), 91: (90, 'powershell.exe'), 90: (1, 'explorer.exe')}, False),
+    ({OWN: (91, 'python.exe'), 91: (90, 'svchost.exe')}, False),
+    ({OWN: (91, 'python.exe'), 91: (OWN, 'python.exe')}, False), ({OWN: (91, 'python.exe')}, False), ({}, False)])
+def test_the_window_of_a_double_click_is_the_programs_own(above, owns):
+    assert b.owns_window(Machine(above), CONSOLE) is owns
+    assert b.owns_window(Machine(above), types.SimpleNamespace(isatty=lambda: False)) is False
+
+
+def test_these_tests_run_in_no_window_of_their_own():
+    assert b.owns_window(stdin=CONSOLE) is False

@@ -108,7 +108,7 @@ def run(arguments, environment, cwd):
     """(exit code, output) of a Python subprocess."""
     process = subprocess.Popen([sys.executable] + arguments, env=environment, cwd=str(cwd), stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT)
-    output = process.communicate(timeout=60)[0].decode('utf-8')
+    output = process.communicate(timeout=60)[0].decode('utf-8').replace(os.linesep, '\n')
     return process.returncode, output
 
 

@@ -268,6 +268,7 @@ def test_a_certificate_and_its_key_may_share_a_file():
     ('main=55001234:STOCK', [('main', '55001234', 'stock', None)]),
     ('main=55001234:stock:C:\\Qmt\\userdata_mini', [('main', '55001234', 'stock', 'C:\\Qmt\\userdata_mini')]),
     ('main=55001234:C:\\Qmt\\userdata_mini', [('main', '55001234', 'stock', 'C:\\Qmt\\userdata_mini')]),
+    ('main=55001234:\\\\qmt\\d\\userdata_mini', [('main', '55001234', 'stock', '\\\\qmt\\d\\userdata_mini')]),
     ('main=1::D:/Qmt/u', [('main', '1', 'stock', 'D:/Qmt/u')]),
     ('main=1:stock:/opt/qmt', [('main', '1', 'stock', '/opt/qmt')]),
     (' main = 1 , hedge = 2:credit ', [('main', '1', 'stock', None), ('hedge', '2', 'credit', None)]),
@@ -445,3 +446,42 @@ def test_a_long_line_is_read_at_once(line, value):
 def test_a_long_line_that_is_wrong_is_refused_at_once(line):
     with pytest.raises(b.ConfigError):
         b.parse_dotenv(line + '\nB=1')
+
+
+# -- paths that are none on Windows --------------------------------------------------------------------------------
+PATHS = ['token_file', 'tls_cert', 'tls_key', 'log_file', 'state', 'stub_data', 'data_path']
+WINDOWS = pytest.mark.skipif(os.name != 'nt', reason='elsewhere these are names as any other')
+
+
+@WINDOWS
+@pytest.mark.parametrize('text', ['NUL', 'D:x', 'logs\\aux.log', 'x.log.', 'D:\\x" --port'])
+@pytest.mark.parametrize('name', PATHS)
+def test_a_path_that_windows_takes_for_something_else_is_refused(name, text, folder):
+    option = next(option for option in b.OPTIONS if option.name == name)
+    told = refused(environ={option.env: text})
+    assert option.env in told and '环境变量' in told and os.listdir(str(folder)) == []
+    assert 'main' not in told and '应写成' not in refused(environ={'QMT_SERVER_ACCOUNTS': 'main=1:stock:' + text})
+
+
+@WINDOWS
+@pytest.mark.parametrize('arguments', [
+    ['backtest', 'con.py', '--start', '2024-01-02', '--end', '2024-01-03'], ['live', 'aux.py'],
+    ['env', '--write', 'NUL'],
+    ['backtest', 'x.py', '--start', '2024-01-02', '--end', '2024-01-03', '--output', 'D:x'],
+    ['backtest', 'x.py', '--start', '2024-01-02', '--end', '2024-01-03', '--log', 'nul'],
+    ['backtest', 'x.py', '--start', '2024-01-02', '--end', '2024-01-03', '--data-provider', 'csv:COM1'],
+    ['live', 'x.py', '--runtime-dir', 'live.'], ['live', 'x.py', '--log', 'prn']], ids=' '.join)
+def test_so_is_one_on_the_command_line(arguments, folder, capsys):
+    write(folder / 'x.py', 'def initialize(context):\n    pass\n')
+    try:
+        code = b.main(arguments)
+    except SystemExit as error:
+        code = error.code
+    err = capsys.readouterr().err
+    assert code == b.Exit.USAGE and err.count('错误 [CONFIG_INVALID]') == 1 and os.listdir(str(folder)) == ['x.py']
+
+
+@WINDOWS
+def test_a_path_that_was_pasted_with_its_quotes_is_that_path(folder):
+    assert load({'log_file': '"D:\\a b\\x.log"'}).log_file == 'D:\\a b\\x.log'
+    assert b.parse_accounts('main=1:stock:"D:\\a b\\userdata_mini"')[0].data_path == 'D:\\a b\\userdata_mini'
