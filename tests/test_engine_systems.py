@@ -1,5 +1,6 @@
 """What a system could make different of a backtest: its numbers, its clock, its locale, its processes, its editors."""
 import contextlib
+import hashlib
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 
 import bullet_qmt as bq
 import jq_helper as jq
-from tests.engine import A, REAL, strategy_path, written
+from tests.engine import A, REAL, MadeMarket, day_row, days_from, run, strategy_path, written
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SPAN = ['--start', '2018-01-02', '--end', '2018-01-12', '--data-provider', REAL]
@@ -45,6 +46,61 @@ def test_any_unix_time_is_a_moment_on_any_system(seconds, shown):
 def test_what_is_no_moment_is_one_clear_error(seconds):
     with pytest.raises(bq.ProtocolError):
         jq._moment(seconds)
+
+
+# -- numbers of more than 32 bits ----------------------------------------------------------------------------------
+@pytest.mark.parametrize('compact', [False, True])
+@pytest.mark.parametrize('dtype', ['int32', 'int64'])
+@pytest.mark.parametrize('pack', [bq.encode_table_frame, None], ids=['binary', 'json'])
+def test_whole_numbers_of_any_width_arrive_as_they_are(dtype, compact, pack):
+    """int32 is what numpy before 2 makes of whole numbers on Windows: their differences may need more."""
+    numpy = pytest.importorskip('numpy')
+    values = [2147483647, -2147483648, 0, 2147483647] * 100
+    table = bq.Table([('volume', numpy.array(values, dtype)), ('money', numpy.array(values, dtype))],
+                     {'volume': 'int', 'money': 'float'})
+    if pack is None:
+        told = bq.Table.from_wire(bq.decode_frame(bq.encode_frame(table.to_wire())[4:]))
+    else:
+        told = bq.decode_table_frame(bytearray(b''.join(map(bytes, pack({}, table, compact))))[4:])['payload']
+    assert told['volume'] == values and told['money'] == values
+    assert list(told.to_pandas()['volume'] * 2) == [2 * value for value in values]
+
+
+HUGE = 3000000000  # shares in a minute: beyond 2 ** 31 by itself, beyond 2 ** 32 with the next
+
+
+@pytest.fixture(scope='module')
+def huge(tmp_path_factory):
+    """Days and minutes of a security, whose volumes no 32 bits hold."""
+    market, days = MadeMarket(tmp_path_factory.mktemp('huge')), days_from('2024-03-04', 10)
+    market.daily(A, [day_row(day, 10.0, volume=240 * HUGE) for day in days])
+    rows = [['%s %02d:%02d' % ((day,) + divmod(minute, 60)), 10.0, 10.0, 10.0, 10.0, HUGE, 10.0 * HUGE]
+            for day in days for minute in bq.BAR_MINUTES]
+    market.write_minutes(A, rows)
+    return market
+
+
+def test_volumes_and_money_beyond_32_bits_are_what_they_are(huge, tmp_path):
+    """As daily, weekly and minute bars, as what is known of the running day, as sums of them and as a quote."""
+    result, _ = run(tmp_path, """
+    def told(frame):
+        return [float(frame[name].sum()) for name in ('volume', 'money')]
+
+    def handle_data(context, data):
+        if str(context.current_dt) == '2024-03-15 10:00:00':
+            code = '600000.XSHG'
+            g.told = [told(get_price(code, count=2, fields=['volume', 'money'])),
+                      told(attribute_history(code, 5, '1d', ['volume', 'money'])),
+                      told(attribute_history(code, 3, '1m', ['volume', 'money'])),
+                      told(get_bars(code, 1, '1w', ['volume', 'money'], include_now=True)),
+                      told(get_bars(code, 1, '30m', ['volume', 'money']))]
+            order(code, 1000000)
+            record(days=g.told[0][0], history=g.told[1][0], minutes=g.told[2][1], week=g.told[3][0], bar=g.told[4][1])
+    """, huge.source, '2024-03-13', '2024-03-15', frequency='minute', cash=1e8)
+    (day, values), = result.records
+    assert values == {'days': 240 * HUGE + 30 * HUGE, 'history': 5 * 240 * HUGE, 'minutes': 3 * 10 * HUGE,
+                      'week': 4 * 240 * HUGE + 30 * HUGE, 'bar': 30 * 10 * HUGE}
+    assert [trade['amount'] for trade in result.trades] == [1000000]
 
 
 # -- the strategy's text -------------------------------------------------------------------------------------------
@@ -202,3 +258,26 @@ def test_a_sweep_runs_in_a_folder_whose_name_is_chinese_and_has_blanks(tmp_path)
     rows = data.decode('utf-8-sig').split('\r\n')
     assert code == 1 and 'ZeroDivisionError' in output and '3/3' in output, output
     assert len(rows) == 5 and rows[-1] == '' and not any('\r' in row or '\n' in row for row in rows)
+
+
+# -- the same on each system ---------------------------------------------------------------------------------------
+SAME = {'dividends': 'a8de69aee072ff89', 'limit_orders': '41b6df238d1f2202',
+        'moving_average': '0b94ff73e8c9bb7e', 'suspended': 'aeac3bd042f737dd',
+        'target_value': 'c052fa9bc16269ef', 'weekly_rotation': '95fdf3eecac79b4c'}
+
+
+@pytest.mark.parametrize('name', sorted(SAME))
+def test_figures_are_the_same_to_the_last_byte_on_each_system(tmp_path, name):
+    """As Linux with 3.6 and with 3.13 and a Windows with 3.11 wrote them: all of it is plain arithmetic. Where other
+    figures are wanted, these are written anew, from two systems.
+    """
+    folder = str(tmp_path / 'here')
+    assert bq.main(['backtest', strategy_path(name), '--start', '2016-01-04', '--end', '2018-06-29', '--data-provider',
+                    REAL, '--no-html', '--output', folder, '--log', str(tmp_path / 'log')]) == 0
+    digest = hashlib.sha256()
+    for each in ('trades.csv', 'daily_records.csv', 'positions.csv'):
+        with open(os.path.join(folder, each), 'rb') as file:
+            data = file.read()
+        assert data.startswith(b'\xef\xbb\xbf') and data.count(b'\r\n') == data.count(b'\n') == data.count(b'\r')
+        digest.update(data)
+    assert digest.hexdigest()[:16] == SAME[name]
