@@ -3,10 +3,12 @@ import sys
 from functools import lru_cache
 
 from tests.environments import find_interpreters, make_environment
+from tests.processes import on_wine
 
 # 3.11 is what the peer was observed on; its pandas<3 has wheels for each of these.
 PEER_VERSIONS = [(3, 11), (3, 10), (3, 12), (3, 9), (3, 13), (3, 8)]
-PEER_INSTALLS = [['--no-deps', 'bullet-trade==0.10.0'], ['pandas<3', 'numpy', 'python-dotenv']]
+FRAMES = ['pandas<2.3', 'numpy<2'] if on_wine() else ['pandas<3', 'numpy']  # numpy 2 calls what Wine's C library lacks
+PEER_INSTALLS = [['--no-deps', 'bullet-trade==0.10.0'], FRAMES + ['python-dotenv']]
 NO_PEER = 'bullet-trade needs CPython 3.8 to 3.13, and this machine has none'
 
 
