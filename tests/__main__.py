@@ -1,10 +1,9 @@
-"""python -m tests [--all-pythons | --pythons 3.6,3.13] [--windows] [--jobs N] [--minutes N] [--env NAME=VALUE] [...]
+"""python -m tests [--fast] [--all-pythons | --pythons 3.6,3.13] [--windows] [--jobs N] [--minutes N] [...]
 
 Makes a virtual environment in .venvs/, installs what the tests need and runs pytest in it, in a bare environment.
 """
 import argparse
 import contextlib
-import glob
 import os
 import re
 import subprocess
@@ -19,6 +18,7 @@ from tests.bare import KEPT, divided, make_bare
 from tests.environments import (ROOT, SUPPORTED, VENVS, EnvironmentFailed, find_interpreters, parse_version,
                                 test_environment, version_text)
 from tests.lanes import Apart, Ended, Lane, Through, say
+from tests.selection import TEST_FILES, core_files, dealt, fast_files
 
 # reasons: Counter of what skipped tests said.
 Outcome = namedtuple('Outcome', 'passed failed skipped note reasons')
@@ -56,7 +56,7 @@ class Part:
     """Some files of a suite, or all of them, in one run of pytest."""
 
     def __init__(self, suite, arguments, number=None):
-        self.suite, self._arguments = suite, arguments
+        self.suite, self.arguments = suite, arguments
         self.name = suite.title if number is None else '%s, part %d' % (suite.title, number)
         self._report = os.path.join(VENVS, 'report-%s.xml' % self.name.replace('Python ', '').replace(', part ', '-')
                                     .replace(' ', '-').lower())
@@ -77,7 +77,7 @@ class Part:
     def _run_pytest(self, running, run):
         if os.path.exists(self._report):
             os.remove(self._report)
-        command = running.command + ['-m', 'pytest'] + self._arguments + ['--junitxml=' + self._report]
+        command = running.command + ['-m', 'pytest'] + self.arguments + ['--junitxml=' + self._report]
         environment = dict(run.environment, **running.environment)
         if run.alone and not self.suite.piped:
             code = subprocess.call(command, cwd=ROOT, env=environment)
@@ -183,22 +183,14 @@ def chosen_suites(options):
 
 def parts_of(suite, options, arguments):
     """All of a suite at once, if pytest's arguments say what to run or nothing runs beside; else some files each."""
-    if arguments or options.jobs == 1:
+    if arguments:
         return [Part(suite, arguments)]
-    return [Part(suite, files, number + 1) for number, files in enumerate(dealt(TEST_FILES, 2 * options.jobs))]
-
-
-TEST_FILES = sorted('tests/' + os.path.basename(path) for path in glob.glob(os.path.join(ROOT, 'tests', 'test_*.py')))
-
-
-def dealt(files, count):
-    """As many heaps as that, of about the same size; a long file mostly takes long."""
-    heaps = [[0] for _ in range(count)]
-    for file in sorted(files, key=lambda file: -os.path.getsize(os.path.join(ROOT, file))):
-        heap = min(heaps, key=lambda heap: heap[0])
-        heap[0] += os.path.getsize(os.path.join(ROOT, file))
-        heap.append(file)
-    return [sorted(heap[1:]) for heap in heaps if heap[1:]]
+    files = fast_files() if options.fast else TEST_FILES
+    if options.core and isinstance(suite, WindowsSuite):
+        files = [file for file in files if file in core_files()]
+    if options.jobs == 1:
+        return [Part(suite, files)]
+    return [Part(suite, heap, number + 1) for number, heap in enumerate(dealt(files, 2 * options.jobs))]
 
 
 def version_list(text):
@@ -253,6 +245,8 @@ def main(argv=None):
     parser.add_argument('--pythons', type=version_list, metavar='3.6,3.13', help='on these interpreters')
     parser.add_argument('--windows', type=windows_versions, default=[], metavar='3.11',
                         help='on a Windows CPython: this one on Windows, elsewhere those of these versions under Wine')
+    parser.add_argument('--fast', action='store_true', help='without the files that take long: for a commit')
+    parser.add_argument('--core', action='store_true', help='under Wine only what a server stands and falls with')
     parser.add_argument('--jobs', type=count, default=min(2, os.cpu_count() or 1), metavar='N',
                         help='how many runs of pytest at a time, default %(default)s; one suite is shared among them')
     parser.add_argument('--minutes', type=count, metavar='N', help='what still runs then is ended and has failed')

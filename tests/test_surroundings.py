@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests import __main__ as command
-from tests import bare, environments
+from tests import bare, environments, selection
 
 HIDES = {'PYTHONUNBUFFERED': '1', 'PYTHONPATH': '/x', 'LANG': 'zh_CN.UTF-8', 'LC_ALL': 'C', 'TZ': 'Asia/Shanghai',
          'COLUMNS': '200', 'NO_COLOR': '1', 'QMT_SERVER_TOKEN': 't', 'BT_ENV_FILE': 'x', 'DEFAULT_BROKER': 'x',
@@ -160,11 +160,36 @@ def test_the_parts_of_a_suite_are_told_about_as_one(capsys):
 
 
 def test_the_heaps_hold_every_file_once_and_weigh_about_the_same():
-    heaps = command.dealt(command.TEST_FILES, 4)
-    assert sorted(file for heap in heaps for file in heap) == command.TEST_FILES
+    heaps = selection.dealt(selection.TEST_FILES, 4)
+    assert sorted(file for heap in heaps for file in heap) == selection.TEST_FILES
     weights = [sum(os.path.getsize(os.path.join(environments.ROOT, file)) for file in heap) for heap in heaps]
     assert len(heaps) == 4 and max(weights) < 1.2 * min(weights)
-    assert command.dealt(command.TEST_FILES[:1], 4) == [command.TEST_FILES[:1]]
+    assert selection.dealt(selection.TEST_FILES[:1], 4) == [selection.TEST_FILES[:1]]
+
+
+def test_the_fast_run_has_every_file_but_the_slow_ones_which_are_there():
+    slow = [selection.file_of(name) for name in selection.SLOW]
+    assert slow == sorted(set(slow)) and sorted(slow + selection.fast_files()) == selection.TEST_FILES
+
+
+def test_the_core_is_there():
+    assert selection.CORE == sorted(set(selection.CORE)) and set(selection.core_files()) <= set(selection.TEST_FILES)
+
+
+def test_the_core_is_for_wine_alone():
+    options = SimpleNamespace(fast=False, core=True, jobs=1)
+    under_wine, = command.parts_of(command.WindowsSuite((3, 11)), options, [])
+    here, = command.parts_of(command.PythonSuite((3, 11), 'python'), options, [])
+    assert under_wine.arguments == selection.core_files() and here.arguments == selection.TEST_FILES
+
+
+def test_a_run_without_arguments_is_shared_among_its_jobs():
+    suite, alone = SimpleNamespace(title='Python 3.9'), SimpleNamespace(fast=True, core=False, jobs=1)
+    assert [one.arguments for one in command.parts_of(suite, alone, [])] == [selection.fast_files()]
+    assert [one.arguments for one in command.parts_of(suite, alone, ['-x', 'a.py'])] == [['-x', 'a.py']]
+    shared = command.parts_of(suite, SimpleNamespace(fast=False, core=False, jobs=2), [])
+    assert sorted(file for one in shared for file in one.arguments) == selection.TEST_FILES
+    assert [one.name for one in shared] == ['Python 3.9, part %d' % number for number in (1, 2, 3, 4)]
 
 
 def test_what_follows_windows_is_its_version_or_pytests():

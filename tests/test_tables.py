@@ -234,7 +234,7 @@ BOMB = zlib.compress(bytes(50 * 1024 * 1024))
     body(described(1, ['a', 'float', 'delta', 8, {'width': 1, 'first': 1 << 60, 'digits': 2}]), bytes(8)),
     body(described(1, ['a', 'float', 'delta', 8, {'width': 1, 'first': 0, 'digits': 400}]), bytes(8)),
     body(described(1, ['a', 'float', 'delta', 8, {'width': 1, 'first': 0, 'digits': 2, 'nulls': 99}]), bytes(8)),
-    body(described(1, ['a', 'bool', 'bytes', 2]), bytes(8))])
+    body(described(1, ['a', 'bool', 'bytes', 2]), bytes(8))], ids=lambda data: repr(data[:90]))  # one is 100 kB
 @pytest.mark.parametrize('mode', MODES)
 def test_a_table_that_makes_no_sense_is_a_protocol_error(data, mode):
     with mode(), pytest.raises(bq.ProtocolError):

@@ -189,9 +189,9 @@ def install_tools(say):
                                 % (', '.join(missing), ' '.join(PACKAGES)))
     if missing:
         say('installing %s' % ' '.join(PACKAGES))
-        debian = dict(os.environ, DEBIAN_FRONTEND='noninteractive')
-        run_showing(['apt-get', 'update', '-qq'], say, debian)
-        run_showing(['apt-get', 'install', '-y', '-qq', '--no-install-recommends'] + PACKAGES, say, debian)
+        apt, debian = ['apt-get', '-qq', '-o', 'Acquire::Retries=3'], dict(os.environ, DEBIAN_FRONTEND='noninteractive')
+        run_showing(apt + ['update'], say, debian)
+        run_showing(apt + ['install', '-y', '--no-install-recommends'] + PACKAGES, say, debian)
     if LOCALE.lower().replace('-', '') not in output(['locale', '-a']).lower().replace('-', ''):
         run_showing(['localedef', '-i', LOCALE.split('.')[0], '-f', 'UTF-8', LOCALE], say)
 
