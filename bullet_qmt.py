@@ -381,25 +381,70 @@ def shell_line(words):
     return ' '.join(map(shlex.quote, words))
 
 
-def input_waiter(sock):
+LOOK_UP_S = 0.2
+
+
+def interruptible(wait, timeout_s, is_over=None):
+    """wait(seconds) -> whether it came; as one wait of timeout_s (None: for ever) that a Ctrl-C or is_over() ends.
+
+    On Windows a Ctrl-C ends neither select() nor the wait for a lock, and a socket that another thread shuts down ends
+    no select(). There the main thread, which alone sees a Ctrl-C, looks up now and then, and any that has an is_over.
+    """
+    if not IS_WINDOWS or (is_over is None and threading.current_thread() is not threading.main_thread()):
+        return wait(timeout_s)
+    end = math.inf if timeout_s is None else time.monotonic() + timeout_s
+    while True:
+        left_s = end - time.monotonic()
+        came = wait(max(0, min(LOOK_UP_S, left_s)))
+        if came or left_s <= LOOK_UP_S or (is_over is not None and is_over()):
+            return came
+
+
+def wait_for_event(event, timeout_s=None):
+    return interruptible(event.wait, timeout_s)
+
+
+def wait_for_condition(condition, predicate, timeout_s=None):
+    """With its lock held. What the predicate gave last."""
+    return interruptible(lambda seconds: condition.wait_for(predicate, seconds), timeout_s)
+
+
+def wait_for_lock(lock, timeout_s=None):
+    """Whether it is ours now."""
+    return interruptible(lambda seconds: lock.acquire(timeout=-1 if seconds is None else seconds), timeout_s)
+
+
+def wait_for_thread(thread, timeout_s=None):
+    """Whether it has ended."""
+    def ended(seconds):
+        thread.join(seconds)
+        return not thread.is_alive()
+    return interruptible(ended, timeout_s)
+
+
+def input_waiter(sock, is_over=None):
     """wait(timeout_s) -> whether the socket became readable in time, for one that is waited for again and again."""
     if not hasattr(select, 'poll'):
-        return lambda timeout_s: wait_for_socket(sock, timeout_s)
+        return lambda timeout_s: wait_for_socket(sock, timeout_s, is_over=is_over)
     poller = select.poll()
     poller.register(sock, select.POLLIN)
     return lambda timeout_s: bool(poller.poll(None if timeout_s is None else max(0, timeout_s * 1000)))
 
 
-def wait_for_socket(sock, timeout_s, writing=False):
-    """Whether the socket became readable (or writable) in time. Works for any descriptor number."""
+def wait_for_socket(sock, timeout_s, writing=False, is_over=None):
+    """Whether the socket became readable (or writable) in time. Works for any descriptor number.
+
+    is_over(): whether it was shut down meanwhile, by a thread that wakes nobody thereby.
+    """
     if hasattr(select, 'poll'):
         poller = select.poll()
         poller.register(sock, select.POLLOUT if writing else select.POLLIN)
         return bool(poller.poll(None if timeout_s is None else max(0, timeout_s * 1000)))
     watched = [sock]
-    timeout_s = None if timeout_s is None else max(0, timeout_s)
-    ready = select.select([] if writing else watched, watched if writing else [], watched, timeout_s)
-    return any(ready)
+
+    def is_ready(seconds):
+        return any(select.select([] if writing else watched, watched if writing else [], watched, seconds))
+    return interruptible(is_ready, None if timeout_s is None else max(0, timeout_s), is_over)
 
 
 def most_waited_for():
@@ -1006,7 +1051,7 @@ class JobThreads:
             self._changed.notify_all()
         deadline = time.monotonic() + timeout_s
         for thread in self._threads:
-            thread.join(max(0, deadline - time.monotonic()))
+            wait_for_thread(thread, max(0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
 
@@ -1039,7 +1084,7 @@ class Mailbox:
             self._closing.set()
             self._changed.notify()
         if self._thread.ident is not None:
-            self._thread.join()
+            wait_for_thread(self._thread)
 
     def _run(self):
         while True:
@@ -1109,7 +1154,7 @@ class LineWriter:
         deadline, taken = time.monotonic() + self.CLOSE_S, -1
         while self._thread is not None and self._taken != taken and time.monotonic() < deadline:
             taken = self._taken
-            self._thread.join(self.PATIENCE_S)
+            wait_for_thread(self._thread, self.PATIENCE_S)
 
     def _append(self, data):
         self._parts.append(data)
@@ -3959,10 +4004,10 @@ class Channel:
         self.sock, self.decode, self.binary = sock, decode, binary
         self.write_timeout_s = self.WRITE_TIMEOUT_S if write_timeout_s is None else write_timeout_s
         self._buffer, self._body, self._streams = bytearray(), None, {}
-        self._wait_for_input, self._spin = input_waiter(sock), _Spin()
+        self.alive = True
+        self._wait_for_input, self._spin = input_waiter(sock, self._is_over), _Spin()
         self._write_lock = threading.Lock()
         self._tls_lock = threading.Lock() if isinstance(sock, ssl.SSLSocket) else None
-        self.alive = True
         self.last_read = time.monotonic()  # when bytes last came in
 
     # -- reading -----------------------------------------------------------------------------------------------------
@@ -4093,7 +4138,7 @@ class Channel:
 
         wait_s: for another's long frame to be out; RequestTimeout, and nothing was sent, if it takes longer.
         """
-        if not self._write_lock.acquire(timeout=wait_s):
+        if not wait_for_lock(self._write_lock, None if wait_s < 0 else wait_s):
             raise RequestTimeout('线路被别的请求占用')
         try:
             sent = self._send_some(data)
@@ -4148,7 +4193,7 @@ class Channel:
 
     def end_writing(self, patience_s):
         """From any thread: the peer gets what was written and then the end; reading goes on. Whether it was done."""
-        if not self.alive or not self._write_lock.acquire(timeout=patience_s):
+        if not self.alive or not wait_for_lock(self._write_lock, patience_s):
             return False
         try:
             self._locked(end_sending, self.sock)
@@ -4182,11 +4227,15 @@ class Channel:
     def _wait(self, deadline, writing):
         timeout_s = None if deadline is None else deadline - time.monotonic()
         try:
-            ready = wait_for_socket(self.sock, timeout_s, True) if writing else self._wait_for_input(timeout_s)
+            ready = (wait_for_socket(self.sock, timeout_s, True, self._is_over) if writing
+                     else self._wait_for_input(timeout_s))
         except (OSError, ValueError) as error:
             raise ConnectionLost('连接已关闭：%s' % error)
-        if not ready:
+        if not ready and self.alive:
             raise RequestTimeout('等待对方数据超时')
+
+    def _is_over(self):
+        return not self.alive
 
     def _locked(self, call, argument):
         if self._tls_lock is None:
@@ -6006,7 +6055,7 @@ class StubData(DataAdapter):
         with self._lock:
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
-            thread.join()
+            wait_for_thread(thread)
 
     def _push_loop(self):
         while not self._stop.is_set():
@@ -6373,7 +6422,7 @@ class StubExchange:
             self._stopping = True
             self._lock.notify_all()
         if self._thread is not None:
-            self._thread.join()
+            wait_for_thread(self._thread)
 
     @property
     def open_orders(self):
@@ -6923,7 +6972,7 @@ class CallGuard(JobThreads):
     def call(self, function, *args, deadline_s):
         job = _GuardedCall(function, args)
         self._enter(job)
-        if not job.done.wait(deadline_s):
+        if not wait_for_event(job.done, deadline_s):
             self._give_up(job)
         return job.outcome()
 
@@ -7536,7 +7585,7 @@ class QmtKeeper:
         self._wake.set()
         trader.abandon()
         if self._thread.ident is not None:
-            self._thread.join()
+            wait_for_thread(self._thread)
         self._guard.close(self.timing.close_s)
         with self._lock:
             self._enter_state('closed')
@@ -7985,7 +8034,7 @@ class _QmtFaults:
     def wait(self, kind, name, seconds):
         """The reason, or None if none comes in time."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._reasons.get((kind, name)), seconds)
+            return wait_for_condition(self._changed, lambda: self._reasons.get((kind, name)), seconds)
 
     def explain(self, order):
         """The order with the reason in its status_msg."""
@@ -8637,7 +8686,7 @@ class _QmtDataLink:
     def call(self, function, *args, **options):
         """options: deadline_s."""
         deadline_s = options.get('deadline_s', self.deadline_s)
-        self._settled.wait(deadline_s)  # the first attempt is on its way
+        wait_for_event(self._settled, deadline_s)  # the first attempt is on its way
         if not self.connected:
             raise self.unavailable('QMT 行情没有连接：%s' % (self._last_error or '正在连接'))
         return self._ask(function, args, deadline_s)
@@ -8677,7 +8726,7 @@ class _QmtDataLink:
         self._wake.set()
         self._settled.set()
         if self._thread.ident is not None:
-            self._thread.join(2 * self.deadline_s)
+            wait_for_thread(self._thread, 2 * self.deadline_s)
 
     def disconnect(self):
         """The last call: it also ends a download that waits for progress. Nothing is asked after it."""
@@ -9021,7 +9070,7 @@ class _QmtDownloads(CallGuard):
 
     def _await(self, job):
         seen = self._moves
-        while not job.done.wait(self.stall_s):
+        while not wait_for_event(job.done, self.stall_s):
             if self._moves == seen:
                 self._give_up(job)
                 return
@@ -9500,7 +9549,7 @@ class _QmtFeed:
             self._closed = True
             self._arrived.notify_all()
         if self._thread is not None:
-            self._thread.join()
+            wait_for_thread(self._thread)
 
     # -- subscriptions ----------------------------------------------------------------------------------------
     def _apply(self):
@@ -10106,7 +10155,7 @@ class QmtBackend(Backend):
     def close(self):
         """All of them, even if one fails."""
         self._ending.set()
-        self._thread.join()
+        wait_for_thread(self._thread)
         for part in list(self.brokers.values()) + [self.data, self.machine]:
             try:
                 part.close()
@@ -11157,8 +11206,14 @@ class OrderWatch:
         if self._waiting[urgent] >= (self.CANCEL_LIMIT if urgent else self.LIMIT):
             return
         self._waiting[urgent] += 1
-        self._changed.wait_for(lambda: self._stopped or (watched[1] is not None and watched[1].final), timeout_s)
-        self._waiting[urgent] -= 1
+        try:
+            wait_for_condition(self._changed, lambda: self._stopped or self._is_final(watched[1]), timeout_s)
+        finally:
+            self._waiting[urgent] -= 1
+
+    @staticmethod
+    def _is_final(order):
+        return order is not None and order.final
 
     def _enter(self, account_key, order_id):
         with self._changed:
@@ -11187,7 +11242,7 @@ class KeyLocks:
         with self._lock:
             slot = self._held.setdefault(key, [0, threading.Lock()])
             slot[0] += 1
-        got = slot[1].acquire(timeout=timeout_s)
+        got = wait_for_lock(slot[1], timeout_s)
         try:
             yield got
         finally:
@@ -11225,7 +11280,7 @@ class Settler:
             self._closed = True
             self._changed.notify()
         if self._thread.ident is not None:
-            self._thread.join()
+            wait_for_thread(self._thread)
 
     def _run(self):
         left = False
@@ -12315,7 +12370,7 @@ class AccessLog:
             thread = self._thread
             self._changed.notify()
         if thread is not None:
-            thread.join()
+            wait_for_thread(thread)
         self._write()
 
     def _wake(self):
@@ -12914,7 +12969,7 @@ class Outbox:
             self._closed, thread = True, self._thread
             self._changed.notify_all()
         if thread is not None:
-            thread.join()
+            wait_for_thread(thread)
 
     # -- with the lock held ------------------------------------------------------------------------------------------
     def _admit(self, size):
@@ -13351,7 +13406,7 @@ class Door:
         self._closing.set()
         self._ring.close()  # which wakes the thread
         if self._thread.ident is not None:
-            self._thread.join()
+            wait_for_thread(self._thread)
         for guest in self._guests():
             self._drop(guest)
         self._listener.close()
@@ -14004,7 +14059,7 @@ class Timekeeper:
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._thread.join()
+        wait_for_thread(self._thread)
 
     def _run(self):
         while True:
@@ -14133,11 +14188,11 @@ class BulletServer(socketserver.TCPServer):
             session.end_writing()
         leave = time.monotonic() + self.LEAVE_S
         for _, thread in sessions:
-            thread.join(max(0, leave - time.monotonic()))
+            wait_for_thread(thread, max(0, leave - time.monotonic()))
         for session, _ in sessions:
             session.abort()
         for _, thread in sessions:
-            thread.join(max(0.1, deadline - time.monotonic()))
+            wait_for_thread(thread, max(0.1, deadline - time.monotonic()))
 
     def run_later(self, lane, job):
         self._pools[lane].submit(job)
@@ -14531,7 +14586,7 @@ class _Call:
         return self._event is not None and not self.finished
 
     def wait(self, timeout_s):
-        self._event.wait(timeout_s)
+        wait_for_event(self._event, timeout_s)
 
     def lost(self, reason):
         """The error for a call that got no answer: a write that was sent is unknown, anything else just failed."""
@@ -14634,7 +14689,7 @@ class EventDispatcher:
             self._end_at = min(self._end_at, time.monotonic() + self.CLOSING_S)
             self._changed.notify()
         if thread is not None and thread is not threading.current_thread():
-            thread.join()
+            wait_for_thread(thread)
 
     def _run(self):
         while True:
@@ -14919,7 +14974,7 @@ class RemoteQmtConnection(PushingConnection):
                 self._channel.abort()
             self._changed.notify_all()
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+            wait_for_thread(self._thread)
         self._fail_all('连接已关闭')
         self._events.close()
 
@@ -15374,7 +15429,7 @@ class ShortConnection(BaseConnection):
                 pause_s = max(self.retry_interval, _retry_after(error))
                 if not error.retryable or attempt == self.retries or time.monotonic() + pause_s >= last_try:
                     raise call.verdict(error)
-                self._pause.wait(pause_s)
+                wait_for_event(self._pause, pause_s)
 
     def _attempt(self, call, deadline):
         """On the kept connection first; one that has died meanwhile costs no attempt."""
@@ -16052,7 +16107,7 @@ class RemoteQmtBroker:
             if waited_s >= timeout_s:
                 raise OrderStateUnknown('%g 秒后委托状态仍然未知%s' % (timeout_s, _told(answer)),
                                         '稍后再用同一 key 查询，或在 QMT 里核对', idempotency_key=idempotency_key)
-            pause.wait(0.5)
+            wait_for_event(pause, 0.5)
 
     def _ask_what_became(self, key, abandon):
         """A server that cannot be asked now, or says what makes no sense, has told nothing."""

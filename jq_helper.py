@@ -78,13 +78,13 @@ from bullet_qmt import (
     SecurityNotFound, ShortConnection, account_overview, as_shown, bars_elapsed, beijing_moment, brief,
     calendar_groups, cancel_status, check_choice, check_flag, check_moment, check_number, check_span, check_text,
     check_whole, check_write_key, combine, connect, deaf_children, dict_of, exchange_opens, factor_at, factor_ranges,
-    foreign, format_table, from_ms, has_panel, hearing, inside_limits, instrument, let_dates_be_chinese, listed_rows,
-    load_settings, lot_problem, normalize_code, normalize_codes, numbers_are_labels, open_own, open_service,
-    optional_import, order_number, order_style, parse_bool, parse_data_source, parse_frequency, parse_host,
-    parse_moment, parse_order_id, parse_text, parse_token, patiently, plain_status, pool_size, price_limits,
-    printable, protect_price, qmt_code, real, refuse_nothing_filled, refuse_rejected, restrict_to_owner, round_lot,
-    round_to_tick, rows_of, scale, surely_closed, sync_directory, tell_warning, text_width, to_ms, tradable,
-    trade_fees, value_of, warning_in, ways, whole, windows_from_end)
+    foreign, format_table, from_ms, has_panel, hearing, inside_limits, instrument, interruptible, let_dates_be_chinese,
+    listed_rows, load_settings, lot_problem, normalize_code, normalize_codes, numbers_are_labels, open_own,
+    open_service, optional_import, order_number, order_style, parse_bool, parse_data_source, parse_frequency,
+    parse_host, parse_moment, parse_order_id, parse_text, parse_token, patiently, plain_status, pool_size,
+    price_limits, printable, protect_price, qmt_code, real, refuse_nothing_filled, refuse_rejected, restrict_to_owner,
+    round_lot, round_to_tick, rows_of, scale, surely_closed, sync_directory, tell_warning, text_width, to_ms, tradable,
+    trade_fees, value_of, wait_for_event, warning_in, ways, whole, windows_from_end)
 from bullet_qmt import Account as AccountRow
 from bullet_qmt import Position as PositionRow
 
@@ -5051,7 +5051,7 @@ class LiveView(DataView):
 STATE_FILE, LOCK_FILE, STOP_FILE = 'state.bin', 'lock', 'stop'
 STATE_MAGIC = b'bullet-qmt live state\n'
 STATE_VERSION = 1
-POLL_S = 1.0            # how soon a stop file or a signal is noticed
+POLL_S = 0.4            # how soon a stop file or a signal is noticed
 RETRY_S = 15.0          # between attempts to begin a day or to read the account
 RESOLVE_S = 10.0        # between looks at orders whose outcome is unknown
 CALENDAR_S = 600.0      # between looks whether a weekday has become a trade day after all
@@ -8031,7 +8031,7 @@ def _grid_figures(executor, order, source, points, going):
         waiting = {executor.submit(run_grid_point, dict(order._asdict()), source, dict(point), going): number
                    for number, point in enumerate(points)}
     try:
-        for future in futures.as_completed(waiting):
+        for future in _as_completed(waiting):
             try:
                 yield waiting[future], future.result()
             except Exception as error:  # its process died
@@ -8039,6 +8039,16 @@ def _grid_figures(executor, order, source, points, going):
     finally:
         for future in waiting:
             future.cancel()
+
+
+def _as_completed(left):
+    """As futures.as_completed(), whose one long wait no Ctrl-C ends on Windows."""
+    left = set(left)
+    while left:
+        interruptible(lambda seconds: futures.wait(left, seconds, futures.FIRST_COMPLETED).done, None)
+        done = {future for future in left if future.done()}
+        left -= done
+        yield from done
 
 
 def _show_grid(order, directory, rows, total, screen):
@@ -8331,7 +8341,7 @@ class JqClock(Clock):
 
 
 def _jq_wait(seconds):
-    threading.Event().wait(seconds)
+    wait_for_event(threading.Event(), seconds)
 
 
 def _jq_warn(namespace, text):

@@ -255,8 +255,10 @@ def test_a_peer_that_drips_does_not_stretch_the_deadline():
 
 def test_abort_wakes_a_reader():
     with pair() as (channel, raw):
+        raw.sendall(b'\x00')
+        with pytest.raises(b.RequestTimeout):
+            channel.read_frame(timeout_s=0.2)  # it is inside a frame now
         thread = started(channel.read_frame)
-        raw.sendall(b'\x00')  # the reader is inside a frame
         channel.abort()
         assert isinstance(joined(thread), b.ConnectionLost)
 
