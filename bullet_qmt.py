@@ -7290,21 +7290,25 @@ def qmt_session_id(spec):
 # -- the userdata folder: looked at before the vendor is, whose connect() makes what is not there -------------------
 _QMT_USERDATA = ('userdata_mini', 'userdata')
 _QMT_USERDATA_PARTS = ('users', 'log', 'datadir', 'cfg', 'up_queue_xtquant')
+_QMT_PATH_FAULTS = ('missing', 'file', 'foreign', 'empty', 'readonly')
 _QmtPathFault = namedtuple('_QmtPathFault', 'kind message hint')
 
 
 def qmt_path_fault(path):
     """What is wrong with a path given as userdata folder, or None. It asks the disk, which can take its time.
 
-    kind: 'missing', 'file', 'foreign' (another folder) or 'readonly'.
+    kind: one of _QMT_PATH_FAULTS.
     """
     shown = printable(path)
     if not os.path.exists(path):
-        return _QmtPathFault('missing', '没有目录 %s' % shown, _qmt_right_path(path))
+        return _QmtPathFault('missing', '没有目录 %s' % shown, _qmt_missing_hint(path))
     if not os.path.isdir(path):
         return _QmtPathFault('file', '%s 是文件，不是目录' % shown, _qmt_right_path(os.path.dirname(path)))
     if not _is_userdata(path):
         return _QmtPathFault('foreign', '%s 不是 QMT 的 userdata 目录' % shown, _qmt_right_path(path))
+    if _is_unused(path):
+        return _QmtPathFault('empty', '%s 是空的：没有 QMT 用过它' % shown,
+                             _qmt_right_path(path) + '；是新装的 QMT 就先登录一次，服务端会自己连上')
     problem = _write_problem(path)
     return problem and _QmtPathFault(
         'readonly', '目录 %s 不能写：%s' % (shown, problem),
@@ -7317,11 +7321,33 @@ def _is_userdata(path):
     return name.startswith('userdata') or any(os.path.exists(os.path.join(path, part)) for part in _QMT_USERDATA_PARTS)
 
 
+def _is_unused(path):
+    """Nothing in it but what the vendor's connect() leaves. One that cannot be listed may be in use."""
+    try:
+        return all(name.startswith('down_queue_') for name in os.listdir(path))
+    except OSError:
+        return False
+
+
+def _qmt_missing_hint(path):
+    """What may be wrong beside the name."""
+    drive = os.path.splitdrive(path)[0]
+    if path[:1] in _QUOTES or path[-1:] in _QUOTES:
+        return '路径两头不带引号；' + _qmt_right_path(path)
+    if drive and not os.path.exists(drive + os.sep):
+        return '没有盘 %s：接上以后服务端会自己连上（网络盘要由运行服务端的用户连接）；盘符不对就%s' % (
+            printable(drive), _qmt_right_path(path))
+    return _qmt_right_path(path)
+
+
+_QUOTES = ('"', "'", '“', '”', '‘', '’')
+
+
 def _qmt_right_path(path):
     """Names the folder that was probably meant: inside of the one given, or beside it."""
     near = [os.path.join(base, name) for base in (path, os.path.dirname(os.path.normpath(path)))
             for name in _QMT_USERDATA]
-    found = next((folder for folder in near if os.path.isdir(folder)), None)
+    found = next((folder for folder in near if folder != os.path.normpath(path) and os.path.isdir(folder)), None)
     where = '改成 %s' % printable(found) if found else '改成 QMT 安装目录下的 userdata_mini，例如 D:\\国金QMT交易端\\userdata_mini'
     return '把 QMT_DATA_PATH（或 %s 里的路径）%s' % (ways('accounts'), where)
 
@@ -7391,7 +7417,13 @@ class _QmtTrader:
             self.linked = True
         elif not (self.linked and self._spec.auto_subscribe):
             self.broken = self.linked  # what a connection that never was is told of its end counts for nothing
-            raise QmtUnavailable('连接 QMT 失败，返回 %s' % brief(result), _QMT_CONNECT_HINT, reason='connect')
+            raise QmtUnavailable('连接 QMT 失败，返回 %s' % brief(result), self._connect_hint(), reason='connect')
+
+    def _connect_hint(self):
+        folder, name = os.path.split(os.path.normpath(self._spec.data_path))
+        if name.lower() == _QMT_USERDATA[1] and os.path.isdir(os.path.join(folder, _QMT_USERDATA[0])):
+            return _QMT_CONNECT_HINT + '；路径是完整版 QMT 的 userdata，MiniQMT 用它旁边的 userdata_mini'
+        return _QMT_CONNECT_HINT
 
     def _subscribe(self):
         result = self._step(self._trader.subscribe, self.account)
@@ -8959,7 +8991,7 @@ class QmtFacts(Record):
 QmtFinding = namedtuple('QmtFinding', 'kind message hint')
 # kind, whether it is that, what it is, what to do. The first that holds counts; None: as the facts have it themselves.
 _QMT_FINDINGS = (
-    ('path', lambda facts: facts.reason in ('missing', 'file', 'foreign', 'readonly'), None, None),
+    ('path', lambda facts: facts.reason in _QMT_PATH_FAULTS, None, None),
     ('ok', lambda facts: not facts.down and facts.data == 'connected', 'QMT 已连接', ''),
     ('switched_off', lambda facts: facts.refused and facts.unserved,
      'MiniQMT（程序接口）已被券商停用：终端在运行，端口 58600 对每个问题只回答 200005，交易连接返回 -1',

@@ -2,6 +2,7 @@
 import contextlib
 import errno
 import itertools
+import ntpath
 import os
 import queue
 import threading
@@ -1350,11 +1351,16 @@ def wrong_paths(folder):
     (folder / 'other').mkdir()
     (folder / 'other' / 'down_queue_17').write_text('left by a program that was given this path before')
     (folder / 'QMT' / 'userdata_mini').mkdir(parents=True)
+    (folder / 'new' / 'userdata').mkdir(parents=True)
+    (folder / 'made' / 'userdata_mini').mkdir(parents=True)
+    (folder / 'made' / 'userdata_mini' / 'down_queue_17').write_text('all that a program left that made it by mistake')
     return [(folder / 'typo', 'missing', '没有目录'), (folder / 'file', 'file', '不是目录'),
-            (folder / 'other', 'foreign', '不是 QMT 的 userdata'), (folder / 'QMT', 'foreign', '不是 QMT 的 userdata')]
+            (folder / 'other', 'foreign', '不是 QMT 的 userdata'), (folder / 'QMT', 'foreign', '不是 QMT 的 userdata'),
+            (folder / 'new' / 'userdata', 'empty', '没有 QMT 用过'),
+            (folder / 'made' / 'userdata_mini', 'empty', '没有 QMT 用过')]
 
 
-@pytest.mark.parametrize('number', range(4))
+@pytest.mark.parametrize('number', range(6))
 def test_a_wrong_path_is_told_and_the_vendor_is_not_called(tmp_path, number):
     path, reason, message = wrong_paths(tmp_path)[number]
     before = sorted(tmp_path.rglob('*'))
@@ -1393,9 +1399,40 @@ def test_a_path_that_is_mended_is_taken_without_a_restart(tmp_path):
                           pauses)
     broker.start()
     pauses.reached(1)
-    folder.mkdir()
+    (folder / 'users').mkdir(parents=True)
     assert pauses.go() == broker.timing.warm_up_s
     broker.close()
+
+
+@pytest.mark.parametrize('quoted', ['"%s"', "'%s'", '“%s”', '"%s', '%s"'])
+def test_quotes_around_a_path_are_told(quoted):
+    fault = bq.qmt_path_fault(quoted % SPEC.data_path)
+    assert fault.kind == 'missing' and '不带引号' in fault.hint
+
+
+def test_a_drive_that_is_not_there_is_told(monkeypatch):
+    """Windows' paths, judged as Windows does, whatever system this is."""
+    real = bq.os.path.exists
+    monkeypatch.setattr(bq.os.path, 'splitdrive', ntpath.splitdrive)
+    monkeypatch.setattr(bq.os.path, 'exists', lambda path: not str(path).startswith('Q:') and real(path))
+    fault = bq.qmt_path_fault('Q:\\QMT\\userdata_mini')
+    assert fault.kind == 'missing' and '没有盘 Q:' in fault.hint and '自己连上' in fault.hint
+
+
+def test_the_folder_of_the_full_program_beside_that_of_the_small_one_is_told(tmp_path):
+    for name in ('userdata', 'userdata_mini'):
+        (tmp_path / name / 'users').mkdir(parents=True)
+    hints = []
+    for name in ('userdata', 'userdata_mini'):
+        terminal, pauses = Terminal(), Pauses()
+        terminal.answers['connect'] = -1
+        broker = bq.QmtBroker(terminal.vendor(), SPEC._replace(data_path=str(tmp_path / name)), FakeClock(NOW), None,
+                              lambda: 1.0, pauses)
+        broker.start()
+        pauses.reached(1)
+        hints.append(broker.health()['hint'])
+        broker.close()
+    assert '旁边的 userdata_mini' in hints[0] and '旁边' not in hints[1]
 
 
 def test_nothing_is_left_in_a_good_folder():

@@ -46,7 +46,7 @@ REFUSED = {'state': 'down', 'reason': 'connect', 'data': 'disconnected'}  # conn
     ('nothing', dict(programs=[MINI], port='open', may_order=True)),
     ('nothing', dict(programs=None, port='open')),
 ] + [('path', dict(state='down', reason=reason, message='没有目录 C:\\x', hint='改路径', programs=[], full_port='no_service'))
-     for reason in ('missing', 'file', 'foreign', 'readonly')])
+     for reason in ('missing', 'file', 'foreign', 'empty', 'readonly')])
 def test_the_findings(kind, facts):
     finding = bq.qmt_diagnosis(bq.QmtFacts(**facts))
     assert finding.kind == kind and finding.message
@@ -284,6 +284,9 @@ def test_doctor_on_the_trading_machine_tells_without_a_server(monkeypatch, capsy
         assert '[本机] QMT 账户 default：没有目录' in capsys.readouterr().out
         (tmp_path / 'userdata_mini').mkdir()
         monkeypatch.setenv('QMT_DATA_PATH', str(tmp_path / 'userdata_mini'))
+        bq.main(command)
+        assert '没有 QMT 用过它' in capsys.readouterr().out
+        (tmp_path / 'userdata_mini' / 'users').mkdir()
         bq.main(command)
         out = capsys.readouterr().out
         assert '[本机] QMT 账户 default：QMT 没有运行' in out and '建议：启动 QMT' in out

@@ -1,7 +1,6 @@
 """The stand-in QMT terminal, below the vendor's own XtQuantTrader and xtdata."""
 import os
 import queue
-import signal
 import sys
 import threading
 from datetime import datetime
@@ -23,6 +22,7 @@ from tests.terminal.structs import LATER_FIELDS, REQUESTS, Structs  # noqa: E402
 from tests.terminal.terminal import Terminal  # noqa: E402
 
 WAIT = 10
+USERDATA = userdata_folder()
 BUY, SELL, FIXED = 23, 24, 11
 
 
@@ -74,7 +74,7 @@ class Heard:
 class Trading:
     """A vendor's trader with its account; every blocking call runs in a thread of its own."""
 
-    def __init__(self, session=123, path='D:\\QMT\\userdata_mini', account=ACCOUNT):
+    def __init__(self, session=123, path=USERDATA, account=ACCOUNT):
         from xtquant.xttrader import XtQuantTrader
         from xtquant.xttype import StockAccount
         self.heard, self.account = Heard(), StockAccount(account)
@@ -422,9 +422,9 @@ def test_a_session_id_serves_one_client(terminal, trading):
 
 
 def test_the_path_must_be_right():
-    terminal = new_terminal(path='D:\\QMT\\userdata_mini')
+    terminal = new_terminal(path=USERDATA)
     native.install(terminal)
-    wrong, right = Trading(1, 'D:\\other'), Trading(2)
+    wrong, right = Trading(1, userdata_folder()), Trading(2)
     assert (wrong.ask('connect'), right.ask('connect')) == (-1, 0)
     wrong.close()
     right.close()
@@ -504,6 +504,7 @@ def test_a_hanging_connect(terminal):
     terminal.faults.hang('connect')
     trading = Trading()
     answer = trading.start_asking('connect')
+    terminal.wait_parked(['connect'])
     trading.close()
     assert answer.get(timeout=WAIT) == -1
 
@@ -895,7 +896,7 @@ def test_no_thread_is_left(terminal):
 # -- in a process of its own ----------------------------------------------------------------------------------
 @pytest.fixture
 def process():
-    with TerminalProcess(NOW, path='D:\\QMT\\userdata_mini') as process:
+    with TerminalProcess(NOW, path=USERDATA) as process:
         populate(process.client)
         native.install(process.gateway)
         yield process
@@ -945,7 +946,7 @@ from tests.terminal.remote import Gateway
 install(Gateway(('127.0.0.1', int(sys.argv[1]))))
 from xtquant.xttrader import XtQuantTrader, XtQuantTraderCallback
 from xtquant.xttype import StockAccount
-trader = XtQuantTrader('D:/QMT/userdata_mini'.replace('/', chr(92)), 123, XtQuantTraderCallback())
+trader = XtQuantTrader(sys.argv[3], 123, XtQuantTraderCallback())
 trader.start()
 account = StockAccount(sys.argv[2])
 print('connected', trader.connect(), trader.subscribe(account))
@@ -958,12 +959,11 @@ for line in sys.stdin:
 
 def start_client(process):
     environment = dict(os.environ, PYTHONIOENCODING='utf-8')
-    client = LineProcess([sys.executable, '-c', CLIENT, str(process.address[1]), ACCOUNT], env=environment, cwd=ROOT)
+    client = LineProcess([sys.executable, '-c', CLIENT, str(process.address[1]), ACCOUNT, USERDATA], environment, ROOT)
     assert client.line_with('connected (.*)').group(1) == '0 0'
     return client
 
 
-@pytest.mark.skipif(os.name == 'nt', reason='no SIGKILL')
 def test_orders_outlive_a_killed_client(process):
     with start_client(process) as client:
         client.send('first')
@@ -971,7 +971,7 @@ def test_orders_outlive_a_killed_client(process):
         process.client.faults.accept_late()
         client.send('second')
         process.client.wait_parked(['order'])
-        os.kill(client._process.pid, signal.SIGKILL)
+        client._process.kill()
         client.wait()
     process.client.wait_links(0)
     process.client.faults.release()
