@@ -17,7 +17,7 @@ import pytest
 import bullet_qmt as bq
 from tests.base import TOKEN, read_raw, send_raw, server_settings
 from tests.fakes import FakeClock
-from tests.processes import OWN_GROUP
+from tests.processes import ENDS, OWN_GROUP
 from tests.resources import becomes
 
 CODE = '000001.XSHE'
@@ -731,8 +731,8 @@ class Process:
                        PYTHONIOENCODING='utf-8')
         self.process = subprocess.Popen(
             [sys.executable, bq.__file__, 'server', '--server-type=stub', '--port', '0'] + list(arguments), env=environ,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
-        self.watchdog = threading.Timer(30, self.process.kill)
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, **OWN_GROUP)
+        self.watchdog = threading.Timer(120, self.process.kill)
         self.watchdog.daemon = True
         self.watchdog.start()
         self.lines = []
@@ -745,15 +745,15 @@ class Process:
     def port(self):
         return int(re.search(r':(\d+)（', self.lines[0]).group(1))
 
-    def stop(self, number=signal.SIGTERM):
+    def stop(self, number=ENDS[-1]):
         """(exit code, the rest of stdout, stderr)."""
         self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=30)
+        out, err = self.process.communicate(timeout=60)
         self.watchdog.cancel()
         return self.process.returncode, out.decode('utf-8'), err.decode('utf-8')
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('number', ENDS)
 def test_the_server_says_where_and_as_whom_and_stops_cleanly(number, tmp_path, capsys):
     log = tmp_path / 'server.log'
     process = Process('--token', TOKEN, '--log-file', str(log), '--sub-accounts', 'demo@default', '--stub-cash', '5000')
@@ -769,7 +769,6 @@ def test_the_server_says_where_and_as_whom_and_stops_cleanly(number, tmp_path, c
     assert 'broker.account' in logged and TOKEN not in logged + text + out + err
 
 
-@pytest.mark.skipif(os.name == 'nt', reason='Windows has no such signal to send')
 def test_the_log_begins_with_how_it_was_started_and_ends_with_why_it_stopped(tmp_path):
     log = tmp_path / 'server.log'
     process = Process('--token', TOKEN, '--log-file', str(log), '--sub-accounts', 'demo@default:limit=5000',
@@ -779,7 +778,7 @@ def test_the_log_begins_with_how_it_was_started_and_ends_with_why_it_stopped(tmp
     for told in ('启动：bullet-qmt %s' % bq.__version__, '127.0.0.1:%d' % process.port, 'sub_accounts=demo/default/5000.0',
                  'access_log=False', 'request_timeout=45.0', 'token=（来自命令行）'):
         assert told in first
-    assert last.endswith('停止：SIGTERM')
+    assert last.endswith('停止：Ctrl-Break' if os.name == 'nt' else '停止：SIGTERM')
 
 
 def test_orders_have_files_of_their_own_that_no_other_line_drives_out(tmp_path):
@@ -915,7 +914,7 @@ def test_who_starts_without_its_terminal_is_told_at_once_and_once(capsys):
     assert capsys.readouterr().out.count('读到后再显示') == 1
 
 
-@pytest.mark.skipif(os.name == 'nt', reason='Windows has no SIGHUP')
+@pytest.mark.posix('Windows has no SIGHUP')
 @pytest.mark.parametrize('ignored', [False, True])
 def test_a_closed_terminal_ends_the_program_in_order_unless_nohup_says_otherwise(ignored):
     script = ('import os, signal, bullet_qmt as bq\n'
