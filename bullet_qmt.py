@@ -35,7 +35,8 @@ Contents, each section using only those above it:
     12. SERVER              gate, sessions, action table, tick hub
     13. CLIENTS             RemoteQmtConnection, ShortConnection, LocalConnection
     14. FACADES             RemoteQmtProvider, RemoteQmtBroker, get_price and its sisters
-    15. COMMAND LINE        main(argv)
+    15. AUTOSTART           a task of Windows, a user unit of systemd
+    16. COMMAND LINE        main(argv)
 
 Errors, all BulletError with code, message, hint, retryable:
 
@@ -152,6 +153,8 @@ secrets = LazyModule('secrets', globals())
 shlex = LazyModule('shlex', globals())
 sqlite3 = LazyModule('sqlite3', globals())
 ssl = LazyModule('ssl', globals())
+subprocess = LazyModule('subprocess', globals())
+tempfile = LazyModule('tempfile', globals())
 tempfile = LazyModule('tempfile', globals())
 uuid = LazyModule('uuid', globals())
 zlib = LazyModule('zlib', globals())
@@ -947,6 +950,37 @@ def let_dates_be_chinese():
         date(2000, 1, 1).strftime('年')
     except UnicodeEncodeError:
         locale.setlocale(locale.LC_CTYPE, '')
+
+
+def autostart_kind():
+    """What starts a program with its owner's session here: 'task' of Windows, 'unit' of systemd; '' of others."""
+    return 'task' if IS_WINDOWS else 'unit' if sys.platform.startswith('linux') else ''
+
+
+def python_without_window():
+    """This Python; on Windows its twin that opens no window, which somebody would close, if it is there."""
+    twin = re.sub(r'python(\.exe)?$', r'pythonw\1', sys.executable, flags=re.IGNORECASE)
+    return twin if IS_WINDOWS and os.path.isfile(twin) else sys.executable
+
+
+def system_program(name):
+    """[a program of the system]; on Windows not by its name alone, which the current folder could have as well."""
+    if not IS_WINDOWS:
+        return [name]
+    return [os.path.join(os.environ.get('SystemRoot', r'C:\Windows'), 'System32', name + '.exe')]
+
+
+def windows_user():
+    """DOMAIN\\name of whoever runs this, as the system's tools write it; '' where Windows does not tell."""
+    return '\\'.join(filter(None, [os.environ.get('USERDOMAIN'), os.environ.get('USERNAME')]))
+
+
+def program_text(data, kernel32=None):
+    """What a program of the system printed: on Windows in the code page of the console, or of the machine."""
+    if IS_WINDOWS and kernel32 is None:
+        kernel32 = importlib.import_module('ctypes').WinDLL('kernel32')
+    page = kernel32 and (kernel32.GetConsoleOutputCP() or kernel32.GetOEMCP())
+    return data.decode('utf-8' if page in (None, 65001) else 'cp%d' % page, 'backslashreplace')
 
 
 # Of a console's events those after which Windows ends the process: as soon as the last handler returns, and 5 s later.
@@ -16361,7 +16395,280 @@ get_live_current = _provider_call('get_live_current')
 
 
 # ======================================================================================================
-# 15. COMMAND LINE - main(argv). Only here is anything printed or exited
+# 15. AUTOSTART - a task of Windows, a user unit of systemd: a server that starts with its owner's session
+# ======================================================================================================
+AUTOSTART_MARK = 'made-by-bullet-qmt'    # in whatever we install: of others nothing is replaced or removed
+AUTOSTART_NAME, AUTOSTART_LOG = 'bullet-qmt', 'bullet.log'
+RESTART_S = 10                           # systemd: from the end of one server to the next
+TOOL_TIMEOUT_S = 60
+_TASK_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_-]{0,99}', re.ASCII)
+
+
+# What starts a server: its name there, the words of its command, the folder it runs in, its log.
+Autostart = namedtuple('Autostart', 'name words folder log')
+
+
+def parse_task_name(text):
+    """A name that is one for a file of Windows and for a unit of systemd."""
+    if not _TASK_NAME.fullmatch(text):
+        raise ValueError('应为英文字母、数字、- 和 _，最多 100 个，以字母或数字开头')
+    return text
+
+
+def autostart_of(name, arguments, log):
+    """The Autostart of this program with these arguments, which is to run in this folder. Raises ConfigError."""
+    if not sys.executable:
+        raise ConfigError('不知道正在运行的是哪个 Python', '用 python.exe 的完整路径运行')
+    words = [python_without_window(), os.path.abspath(__file__)] + arguments
+    plan = Autostart(name, list(map(_written, words)), _written(os.getcwd()), _written(log))
+    for text in plan.words + [plan.folder]:
+        if any(unicodedata.category(char) in ('Cc', 'Cs', 'Cn') for char in text):  # XML holds no such
+            raise ConfigError('%s 里有不能写进文件的字符' % printable(text), '换一个目录或文件名')
+    return plan
+
+
+def _written(path):
+    """As UTF-8 has it: in the C locale 3.6 knows names of files in ASCII and escapes alone."""
+    return os.fsencode(path).decode('utf-8', 'surrogateescape')
+
+
+def run_tool(name, arguments, hint=''):
+    """(exit code, what it printed) of a program of the system. Raises ConfigError where it cannot run or does not end.
+
+    It has no stdin: nothing may wait for an answer there.
+    """
+    try:
+        done = subprocess.run(system_program(name) + arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, timeout=TOOL_TIMEOUT_S)
+    except OSError as error:
+        raise ConfigError('%s 不能运行：%s' % (name, error), hint)
+    except subprocess.TimeoutExpired:
+        raise ConfigError('%s %s 在 %d 秒内没有结束' % (name, arguments[0], TOOL_TIMEOUT_S), hint)
+    return done.returncode, program_text(done.stdout).strip()
+
+
+def _require_tool(name, arguments, hint=''):
+    """It has to succeed. Raises ConfigError with its own words."""
+    code, told = run_tool(name, arguments, hint)
+    if code:
+        raise ConfigError('%s %s 失败（退出码 %d）：%s' % (
+            name, ' '.join(arguments[:2]), code, printable(' '.join(told.split()))), hint)
+
+
+# -- Windows ---------------------------------------------------------------------------------------------------------
+# RestartOnFailure is there for a crash; the repetition, for whatever end the scheduler takes for none, changes nothing
+# while the server runs (IgnoreNew). Priority 7, the default, would be below other programs.
+_TASK_XML = '''<?xml version="1.0" encoding="UTF-16"?>
+<Task version="1.2" xmlns="http://schemas.microsoft.com/windows/2004/02/mit/task">
+  <RegistrationInfo>
+    <Source>{mark}</Source>
+    <Description>bullet-qmt server</Description>
+  </RegistrationInfo>
+  <Triggers>
+    <LogonTrigger>
+      <Enabled>true</Enabled>
+      <Repetition>
+        <Interval>PT5M</Interval>
+      </Repetition>
+      <UserId>{user}</UserId>
+    </LogonTrigger>
+  </Triggers>
+  <Principals>
+    <Principal id="Owner">
+      <UserId>{user}</UserId>
+      <LogonType>InteractiveToken</LogonType>
+      <RunLevel>LeastPrivilege</RunLevel>
+    </Principal>
+  </Principals>
+  <Settings>
+    <MultipleInstancesPolicy>IgnoreNew</MultipleInstancesPolicy>
+    <DisallowStartIfOnBatteries>false</DisallowStartIfOnBatteries>
+    <StopIfGoingOnBatteries>false</StopIfGoingOnBatteries>
+    <AllowHardTerminate>true</AllowHardTerminate>
+    <RunOnlyIfNetworkAvailable>false</RunOnlyIfNetworkAvailable>
+    <IdleSettings>
+      <StopOnIdleEnd>false</StopOnIdleEnd>
+      <RestartOnIdle>false</RestartOnIdle>
+    </IdleSettings>
+    <AllowStartOnDemand>true</AllowStartOnDemand>
+    <Enabled>true</Enabled>
+    <Hidden>false</Hidden>
+    <RunOnlyIfIdle>false</RunOnlyIfIdle>
+    <WakeToRun>false</WakeToRun>
+    <ExecutionTimeLimit>PT0S</ExecutionTimeLimit>
+    <Priority>5</Priority>
+    <RestartOnFailure>
+      <Interval>PT1M</Interval>
+      <Count>255</Count>
+    </RestartOnFailure>
+  </Settings>
+  <Actions Context="Owner">
+    <Exec>
+      <Command>{command}</Command>
+      <Arguments>{arguments}</Arguments>
+      <WorkingDirectory>{folder}</WorkingDirectory>
+    </Exec>
+  </Actions>
+</Task>
+'''
+_XML_ESCAPES = {ord(char): '&#%d;' % ord(char) for char in '&<>"\''}
+
+
+class WindowsTask:
+    """A task of the Task Scheduler. No rights of an administrator: it is for its owner's log-on alone."""
+
+    HINT = '用 --print 看要登记的内容，存成文件，在任务计划程序里“导入任务”'
+
+    def text(self, plan):
+        """Its definition. Raises ConfigError for what the scheduler would put something else in place of."""
+        for word in plan.words + [plan.folder]:
+            if '%' in word or '$(' in word:
+                raise ConfigError('%s 里有 %% 或 $(，任务计划程序会把它换成别的' % printable(word), '换一个目录或文件名')
+        user = windows_user()
+        if not user:
+            raise ConfigError('不知道你的 Windows 用户名：环境变量 USERNAME 是空的', '在你自己登录的窗口里运行')
+        values = dict(mark=AUTOSTART_MARK, user=user, command=plan.words[0],
+                      arguments=subprocess.list2cmdline(plan.words[1:]), folder=plan.folder)
+        return _TASK_XML.format(**{name: value.translate(_XML_ESCAPES) for name, value in values.items()})
+
+    def install(self, plan):
+        """Whether one was there before, which this one replaces."""
+        text, before = self.text(plan), self._is_there(plan.name)
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, plan.name + '.xml')
+            with io.open(path, 'w', encoding='utf-16') as file:  # begins with a mark of the byte order
+                file.write(text)
+            _require_tool('schtasks', ['/Create', '/TN', plan.name, '/XML', path, '/F'], self.HINT)
+        return before
+
+    def remove(self, name):
+        """Whether there was one. A server that it has started ends."""
+        if not self._is_there(name):
+            return False
+        run_tool('schtasks', ['/End', '/TN', name])  # which fails where none runs
+        _require_tool('schtasks', ['/Delete', '/TN', name, '/F'], '在任务计划程序里删除它')
+        return True
+
+    def _is_there(self, name):
+        code, told = run_tool('schtasks', ['/Query', '/TN', name, '/XML'], self.HINT)
+        if not code and AUTOSTART_MARK not in told.replace('\0', ''):
+            raise ConfigError('已有一个叫 %s 的任务，不是 install-task 登记的' % name, '用 --name 换一个名称')
+        return not code
+
+    def advice(self, plan):
+        """(title, what to type or to know) of what comes next."""
+        name, by_window = plan.name, '' if plan.words[0] != sys.executable else '（没有 pythonw.exe：会有一个窗口，不要关）'
+        return [('何时启动', '你登录 Windows 时%s；QMT 在你的桌面里运行，没有人登录就没有 QMT，所以不是开机时' % by_window),
+                ('现在启动', 'schtasks /Run /TN %s' % name),
+                ('查看', 'schtasks /Query /TN %s /V /FO LIST' % name),
+                ('停止', 'schtasks /Change /TN %s /DISABLE，再 schtasks /End /TN %s（不禁用，5 分钟内会再启动）' % (name, name)),
+                ('恢复', 'schtasks /Change /TN %s /ENABLE，再 schtasks /Run /TN %s' % (name, name))]
+
+
+# -- systemd ---------------------------------------------------------------------------------------------------------
+# What a wrong setting ends with (2) is not tried again: it would fail in the same way.
+_UNIT = '''# {mark}
+[Unit]
+Description=bullet-qmt server
+
+[Service]
+WorkingDirectory={folder}
+ExecStart={command}
+Restart=on-failure
+RestartSec={restart_s}
+RestartPreventExitStatus=2
+TimeoutStopSec=30
+
+[Install]
+WantedBy=default.target
+'''
+
+
+class SystemdUnit:
+    """A unit of the user's own systemd. No rights of root."""
+
+    def text(self, plan):
+        """Its definition. Raises ConfigError for what a unit cannot name."""
+        if plan.folder != plan.folder.strip() or plan.folder.endswith('\\'):
+            raise ConfigError('目录 %s 以空格或反斜杠结尾' % printable(plan.folder), '换一个目录')
+        if set(plan.words[0]) & set('"\'\\'):
+            raise ConfigError('Python 的路径 %s 里有引号或反斜杠，systemd 不运行它' % printable(plan.words[0]), '换一个 Python')
+        command = [self._quoted(word, is_program=not number) for number, word in enumerate(plan.words)]
+        return _UNIT.format(mark=AUTOSTART_MARK, folder=plan.folder.replace('%', '%%'), command=' '.join(command),
+                            restart_s=RESTART_S)
+
+    @staticmethod
+    def _quoted(word, is_program):
+        """In systemd's quotes. Variables are put in everywhere but in the path of the program."""
+        word = word.replace('\\', '\\\\').replace('"', '\\"').replace('%', '%%')
+        return '"%s"' % (word if is_program else word.replace('$', '$$'))
+
+    def install(self, plan):
+        """Whether one was there before, which this one replaces. It is written even where systemd cannot be asked."""
+        text, path, before = self.text(plan), self.path(plan.name), self._is_there(plan.name)
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with io.open(path, 'w', encoding='utf-8') as file:
+                file.write(text)
+        except OSError as error:
+            raise ConfigError('不能写 %s：%s' % (path, error), '用 --print 看内容，自己放到别处')
+        for arguments in (['daemon-reload'], ['enable', plan.name + '.service']):
+            _require_tool('systemctl', ['--user'] + arguments, '已写好 %s，但没有启用：在自己登录的会话里（不是容器、su、sudo）运行 '
+                          'systemctl --user daemon-reload，再 systemctl --user enable %s' % (path, plan.name))
+        return before
+
+    def remove(self, name):
+        """Whether there was one. A server that it has started ends, if systemd can be asked; the file goes anyway."""
+        if not self._is_there(name):
+            return False
+        path = self.path(name)
+        try:
+            _require_tool('systemctl', ['--user', 'disable', '--now', name + '.service'],
+                          '%s 已删除；它启动的服务端要是还在运行，自己停止它' % path)
+        finally:
+            for left in (path, os.path.join(os.path.dirname(path), 'default.target.wants', name + '.service')):
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(left)
+        _require_tool('systemctl', ['--user', 'daemon-reload'], '%s 已删除' % path)
+        return True
+
+    @staticmethod
+    def path(name):
+        base = os.environ.get('XDG_CONFIG_HOME') or os.path.join(os.path.expanduser('~'), '.config')
+        return os.path.join(base, 'systemd', 'user', name + '.service')
+
+    def _is_there(self, name):
+        try:
+            with io.open(self.path(name), encoding='utf-8', errors='replace') as file:
+                is_ours = AUTOSTART_MARK in file.read()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise ConfigError('%s 读不出来：%s' % (self.path(name), error), '检查它的权限')
+        if not is_ours:
+            raise ConfigError('%s 已存在，不是 install-task 写的' % self.path(name), '用 --name 换一个名称')
+        return True
+
+    def advice(self, plan):
+        """(title, what to type or to know) of what comes next."""
+        return [('何时启动', '你登录时；没有人登录也要运行：loginctl enable-linger'),
+                ('现在启动', 'systemctl --user restart %s' % plan.name),
+                ('查看', 'systemctl --user status %s' % plan.name),
+                ('停止', 'systemctl --user stop %s' % plan.name)]
+
+
+def autostart_system():
+    """What installs an Autostart here. Raises ConfigError where there is nothing that we know."""
+    kind = autostart_kind()
+    if not kind:
+        raise ConfigError('这里没有任务计划程序，也没有 systemd', 'macOS 上自己写一个 launchd 的 plist：'
+                          'ProgramArguments 是 python、bullet_qmt.py 的完整路径和 server，WorkingDirectory 是 .env 所在的目录，'
+                          '加上 RunAtLoad 和 KeepAlive，放进 ~/Library/LaunchAgents，再 launchctl load 它')
+    return WindowsTask() if kind == 'task' else SystemdUnit()
+
+
+# ======================================================================================================
+# 16. COMMAND LINE - main(argv). Only here is anything printed or exited
 # ======================================================================================================
 class Exit(enum.IntEnum):
     """Exit codes of the command line."""
@@ -16682,8 +16989,9 @@ def refuse_idle_options(settings):
 
 def run_server(args):
     """Serves until Ctrl-C or SIGTERM."""
-    settings = settings_from(args)
-    refuse_idle_options(settings)
+    with _told_in_log(args.log_file):
+        settings = settings_from(args)
+        refuse_idle_options(settings)
     made_token = settings.token is None
     if made_token and sys.stdout is None:
         raise ConfigError('没有给出口令，而随机生成的没有地方显示', '给出 %s' % ways('token'))
@@ -16706,6 +17014,27 @@ def run_server(args):
             LOG.info('停止：%s', reason)
         print('已停止。', flush=True)
     return Exit.OK
+
+
+@contextlib.contextmanager
+def _told_in_log(path):
+    """What is wrong with the settings also goes to the log of the command line: a task's screen is seen by nobody."""
+    try:
+        yield
+    except ConfigError as error:
+        if path and not _is_database(path):
+            with contextlib.suppress(ConfigError, OSError, ValueError):  # main() tells on the screen, if there is one
+                with open_appending(parse_path(path)) as file:
+                    file.write(('%s ERROR 没有启动：%s\n' % (log_time(time.time()), printable(error))).encode(
+                        'utf-8', 'backslashreplace'))
+        raise
+
+
+def _is_database(path):
+    """Nothing is written into a journal that was named by mistake."""
+    with contextlib.suppress(OSError), io.open(path, 'rb') as file:
+        return file.read(6) == b'SQLite'
+    return False
 
 
 def told_version():
@@ -17205,6 +17534,65 @@ def run_env(args):
     return Exit.OK
 
 
+# -- autostart -----------------------------------------------------------------------------------------------------
+def run_install_task(args):
+    """The server of these settings starts by itself from now on; with --print only what would be installed is shown."""
+    system = autostart_system()
+    plan = _checked_autostart(args)
+    if args.print:
+        print(system.text(plan), end='')
+        return Exit.OK
+    before = system.install(plan)
+    print('%s %s：%s' % ('已替换' if before else '已登记', plan.name, shell_line(plan.words)))
+    for title, text in [('工作目录', plan.folder), ('日志', plan.log)] + system.advice(plan) + [
+            ('检查', 'python bullet_qmt.py doctor（启动之后）'),
+            ('取消', 'python bullet_qmt.py uninstall-task%s' % _unless_default(plan.name))]:
+        print('  %s  %s' % (pad(title, 8), text))
+    return Exit.OK
+
+
+def run_uninstall_task(args):
+    if autostart_system().remove(args.name):
+        print('已取消 %s，它启动的服务端已停止；设置、日志和委托日志都还在' % args.name)
+    else:
+        print('没有登记过 %s，什么也没有做' % args.name)
+    return Exit.OK
+
+
+def _unless_default(name):
+    return '' if name == AUTOSTART_NAME else ' --name ' + name
+
+
+def _checked_autostart(args):
+    """The Autostart of the command. What `server` would refuse is refused now: at log-on nobody sees it."""
+    settings = settings_from(args)
+    refuse_idle_options(settings)
+    _refuse_what_is_not_there_at_log_on(settings, args)
+    server_tls(check_server_settings(settings))
+    arguments, log = ['server'], os.path.abspath(settings.log_file or AUTOSTART_LOG)
+    if args.env_file:
+        arguments += ['--env-file', os.path.abspath(args.env_file)]
+    for option in options_of(*args.groups):
+        text = getattr(args, option.name, None)
+        if text is not None and option.name != 'log_file':
+            arguments.append(option.flags[text == '0'] if option.is_switch else '%s=%s' % (option.flags[0], text))
+    return autostart_of(args.name, arguments + ['--log-file', log], log)
+
+
+def _refuse_what_is_not_there_at_log_on(settings, args):
+    if settings.sources['token'] == '命令行' != settings.sources['token_file']:
+        raise ConfigError('口令不能写在命令行上：登记的内容本机别人看得到',
+                          '写进当前目录的 .env（QMT_SERVER_TOKEN=...），或放进文件，用 --token-file')
+    here = [option.env for option in options_of(*args.groups) if settings.sources.get(option.name) == '环境变量']
+    here += ['BT_ENV_FILE'] * (not args.env_file and bool(os.environ.get('BT_ENV_FILE')))
+    if here:
+        raise ConfigError('%s 是这个窗口的环境变量，自动启动的服务端看不到' % '、'.join(here),
+                          '写进当前目录的 .env（python bullet_qmt.py env --write .env 给出模板）；BT_ENV_FILE 改用 --env-file')
+    if settings.token is None:
+        raise ConfigError('没有口令：每次随机生成的口令没有人看得到',
+                          '在当前目录的 .env 里写一行，例如 QMT_SERVER_TOKEN=%s' % secrets.token_urlsafe(24))
+
+
 # -- doctor --------------------------------------------------------------------------------------------------------
 def run_doctor(args):
     """Each step that a connection takes, with the remedy for the first that fails."""
@@ -17449,6 +17837,8 @@ _OF_SECURITY = _argument('--security', metavar='CODE', help='只看这个证券'
 _path = _parsed(parse_path)
 _PATIENCE = _argument('--patience', type=_parsed(real(0.1, 3600)), metavar='SECONDS',
                       help='没有回答，或 QMT 没有连上时，最多等几秒（默认 5；设了 --rpc-timeout 就按它）')
+_AUTOSTART_NAME = _argument('--name', type=_parsed(parse_task_name), default=AUTOSTART_NAME, metavar='NAME',
+                            help='任务或服务的名称（默认 %s）' % AUTOSTART_NAME)
 _IDEMPOTENCY = _argument('--key', metavar='KEY', help='idempotency_key；重试同一笔时用同一个')
 
 _OF_ACCOUNT = ('client', 'account')  # the option groups of commands that concern an account
@@ -17457,6 +17847,9 @@ COMMANDS = OrderedDict([
     ('server', (run_server, '启动服务端', ('server', 'stub'), [])),
     ('env', (run_env, '打印带注释的 .env 模板', (), [
         _argument('--write', type=_path, metavar='FILE', help='写进这个新文件（UTF-8），而不是打印')])),
+    ('install-task', (run_install_task, '让服务端自动启动：Windows 任务计划程序的任务，Linux 的 systemd 用户服务', ('server', 'stub'), [
+        _AUTOSTART_NAME, _argument('--print', action='store_true', help='只显示要登记的内容')])),
+    ('uninstall-task', (run_uninstall_task, '取消 install-task 登记的，停止它启动的服务端', (), [_AUTOSTART_NAME])),
     ('doctor', (run_doctor, '检查与服务端的连接，指出问题和解决办法', _OF_ACCOUNT, [])),
     ('account', (run_account, '账户总览：资金与持仓', _OF_ACCOUNT, [
         _argument('--limit', type=_positive, default=20, metavar='N', help='最多显示几只持仓（默认 20）'), _PATIENCE])),

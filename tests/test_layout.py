@@ -18,14 +18,15 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ALLOWED = {1: set(), 2: {1}, 3: {1, 2}, 4: {1, 2, 3}, 5: {1, 2, 3}, 6: {1, 2, 3, 4, 5}, 7: {1, 2, 3, 6},
            8: {1, 2, 3, 4, 5, 6}, 9: {1, 2, 3, 4, 5, 6, 8}, 10: {1, 2, 3, 4, 5, 6, 8}, 11: {1, 2, 3, 4, 5, 6, 8},
            12: {1, 2, 3, 4, 5, 6, 7, 8, 11}, 13: {1, 2, 3, 4, 5, 6, 7}, 14: {1, 2, 3, 4, 5, 6, 7, 13},
-           15: set(range(1, 15))}
+           15: {1, 2, 3, 4}, 16: set(range(1, 16))}
 LAST = max(ALLOWED)
 RULE = re.compile(r'# ={20,}')
 TITLE = re.compile(r'# (\d+)\. (\S.*?) - (\S.*)')
 STDLIB = set('''argparse array ast base64 bisect collections concurrent.futures contextlib csv datetime decimal difflib
 enum errno functools getpass hashlib heapq hmac importlib inspect io ipaddress itertools json locale logging
 logging.handlers math numbers operator os pickle platform queue random re secrets select selectors shlex shutil signal
-socket socketserver sqlite3 ssl string struct sys tempfile textwrap threading time traceback types unicodedata
+socket socketserver sqlite3 ssl string struct subprocess
+sys tempfile textwrap threading time traceback types unicodedata
 urllib.parse uuid warnings weakref zlib'''.split())
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 TEXT = 'value' if sys.version_info >= (3, 8) else 's'  # of the node of a string
