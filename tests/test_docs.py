@@ -152,6 +152,69 @@ def test_python_examples_run(number, environment, tmp_path):
     assert shown == [], output
 
 
+# -- Windows ---------------------------------------------------------------------------------------------------
+SERVER_ENV, LISTENING_ENV, CLIENT_ENV = blocks('ini')
+
+
+def settings_of(text, tmp_path, monkeypatch, *arguments):
+    """What these lines of a .env in the current folder say."""
+    for name in [name for name in os.environ if name.startswith(('QMT_', 'BT_', 'DEFAULT_'))]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(str(tmp_path))
+    (tmp_path / '.env').write_bytes(text.encode('utf-8'))
+    os.chmod(str(tmp_path / '.env'), 0o600)
+    return bq.settings_from(bq.build_parser().parse_args(list(arguments)))
+
+
+def test_the_settings_of_the_windows_chapter_say_what_it_says(tmp_path, monkeypatch):
+    pasted = settings_of(SERVER_ENV, tmp_path, monkeypatch, 'server')
+    assert '口令容易被猜中' in bq.safety_warnings(pasted)[0], 'a token that every reader knows'
+    own = SERVER_ENV.replace(pasted.token, bq.secrets.token_urlsafe(24))
+    settings = settings_of(own + LISTENING_ENV, tmp_path, monkeypatch, 'server')
+    account, = bq.account_specs(bq.check_server_settings(settings))
+    folder = os.fsdecode('C:\\国金QMT交易端\\userdata_mini'.encode('utf-8'))
+    assert (account.account_id, account.data_path) == ('55001234', folder)
+    assert settings.listen == '0.0.0.0' and settings.tls_cert == 'cert.pem' and settings.tls_key == 'key.pem'
+    assert bq.safety_warnings(settings) == [], 'what is told to be typed is not warned of'
+    client = settings_of(CLIENT_ENV, tmp_path, monkeypatch, 'doctor')
+    assert (client.host, client.tls_cert, client.token) == ('192.168.1.10', 'cert.pem', pasted.token)
+
+
+def bad_start(tmp_path, text, *arguments):
+    """(exit code, output) of a server in a folder with this .env."""
+    (tmp_path / '.env').write_bytes(text)
+    bare = {name: value for name, value in os.environ.items() if not name.startswith(('QMT_', 'BT_', 'DEFAULT_'))}
+    return run([MODULE, 'server'] + list(arguments), dict(bare, PYTHONIOENCODING='utf-8'), tmp_path)
+
+
+@pytest.mark.parametrize('text, shown', [
+    (b'', '没有配置账户'), ('\n'.join('#' + line for line in SERVER_ENV.splitlines()).encode('utf-8'), '没有配置账户'),
+    (SERVER_ENV.encode('gbk'), '像是 GBK 编码（记事本的“ANSI”这样写）')])
+def test_a_bad_start_looks_as_told(tmp_path, text, shown):
+    code, output = bad_start(tmp_path, text)
+    assert code == bq.Exit.USAGE and shown in output and '建议：' in output and '| `%s` |' % shown in README
+
+
+def test_a_server_without_xtquant_looks_as_told(tmp_path, monkeypatch):
+    (tmp_path / 'xtquant.py').write_bytes(b'raise ImportError')
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    code, output = bad_start(tmp_path, SERVER_ENV.encode('utf-8'), '--port', '0')
+    assert code == bq.Exit.USAGE and 'xtquant 不能使用' in output and '| `xtquant 不能使用` |' in README
+
+
+def test_how_a_task_is_looked_after_is_as_the_command_tells_it():
+    plan = bq.Autostart(bq.AUTOSTART_NAME, [sys.executable], ROOT, bq.AUTOSTART_LOG)
+    typed = [line for _, text in bq.WindowsTask().advice(plan) for line in re.findall(r'schtasks(?: [/\w-]+)+', text)]
+    assert len(typed) == 6 and all('`%s`' % line in README for line in typed)
+    assert bq.NOTE_FILE in README
+
+
+def test_a_taken_port_looks_as_told(environment, tmp_path):
+    port = environment['QMT_SERVER_PORT']
+    code, output = bad_start(tmp_path, b'', '--server-type', 'stub', '--port', port, '--token', TOKEN)
+    assert code == bq.Exit.USAGE and '换一个 port' in output and '| `换一个 port` |' in README
+
+
 def test_env_template_has_each_option():
     template = bq.dotenv_template()
     assert all(re.search(r'^#%s=' % option.env, template, re.MULTILINE) for option in bq.OPTIONS)

@@ -1,5 +1,6 @@
 """The server on the qmt adapter, end to end: a day's life, settling, a second server, and the real peer as client."""
 import importlib.util
+import io
 import json
 import os
 import queue
@@ -10,8 +11,9 @@ import pytest
 
 import bullet_qmt as bq
 from tests.base import TOKEN
+from tests.environments import ROOT
 from tests.processes import run
-from tests.qmt_server import QmtServer, broker_of, terminal_process
+from tests.qmt_server import USERDATA, QmtServer, broker_of, terminal_process
 from tests.resources import becomes, descriptors_of, threads_of
 from tests.terminal import scene
 from tests.terminal.serve import HURRY_MARGIN_S
@@ -71,6 +73,27 @@ def test_a_command_beside_a_terminal_that_is_off_says_why_and_does_not_wait(tmp_
     said = capsys.readouterr().err
     assert code == bq.Exit.FAILED and 'QMT_UNAVAILABLE' in said and '建议' in said
     assert ('返回 -1' in said) != (name in ('quote', 'history')) and sum(told[:-1]) < 5
+
+
+def test_a_good_start_looks_as_told(tmp_path):
+    with io.open(os.path.join(ROOT, 'README.md'), encoding='utf-8') as file:
+        told = file.read().split('<!-- good-start:begin -->\n```text\n')[1].split('```')[0].splitlines()
+    with terminal_process() as process, QmtServer(process, tmp_path, '--accounts', 'default=%s:stock:%s' % (
+            scene.ACCOUNT, USERDATA)) as server:
+        server.process.line_with('Ctrl-C')
+        shown = [line.replace(str(server.port), '58620').replace(scene.ACCOUNT, '55001234')
+                 for line in server.process.seen]
+    assert shown == told
+
+
+def test_a_start_with_a_wrong_folder_looks_as_told(tmp_path):
+    """It listens all the same, and says which folder it is."""
+    account = 'default=%s:stock:%s' % (scene.ACCOUNT, tmp_path / 'typo')
+    with terminal_process() as process, QmtServer(process, tmp_path, '--accounts', account) as server:
+        server.process.line_with('没有目录.*typo')
+        server.process.line_with('Ctrl-C')
+    with io.open(os.path.join(ROOT, 'README.md'), encoding='utf-8') as file:
+        assert '| `没有目录` |' in file.read()
 
 
 def test_a_days_life(tmp_path):
