@@ -391,7 +391,8 @@ def interruptible(wait, timeout_s, is_over=None):
     """wait(seconds) -> whether it came; as one wait of timeout_s (None: for ever) that a Ctrl-C or is_over() ends.
 
     On Windows a Ctrl-C ends neither select() nor the wait for a lock, and a socket that another thread shuts down ends
-    no select(). There the main thread, which alone sees a Ctrl-C, looks up now and then, and any that has an is_over.
+    no select(). There the main thread, which alone sees a Ctrl-C, looks up now and then, and any that has an is_over:
+    hundreds of threads that wait for sockets have an Alarm instead.
     """
     if not IS_WINDOWS or (is_over is None and threading.current_thread() is not threading.main_thread()):
         return wait(timeout_s)
@@ -425,29 +426,88 @@ def wait_for_thread(thread, timeout_s=None):
     return interruptible(ended, timeout_s)
 
 
-def input_waiter(sock, is_over=None):
+class Alarm:
+    """Ends whatever wait_for_socket() was given it. Only where the end of a socket ends no select(): on Windows.
+
+    Two more sockets, made for a wait that turns out to be long: most are short, and need none.
+    """
+
+    def __init__(self):
+        self._lock, self._ears, self._bell, self._mute, self.rung = threading.Lock(), None, None, False, False
+
+    def ring(self):
+        """From any thread, any number of times."""
+        with self._lock:
+            self.rung = True
+            if self._bell is not None:
+                self._bell.close()
+
+    def set_up(self):
+        with self._lock, contextlib.suppress(OSError):  # no sockets left: whoever waits looks up now and then
+            if self._ears is None and not self.rung and not self._mute:
+                self._ears, self._bell = socket.socketpair()
+
+    @property
+    def ears(self):
+        """What is readable once it was rung."""
+        return [] if self._ears is None or self._mute else [self._ears]
+
+    def mistrust(self):
+        """Another program has cut the pair: it would be heard for ever."""
+        self._mute = True
+
+    def close(self):
+        """Once nobody waits with it."""
+        with self._lock:
+            for end in filter(None, (self._ears, self._bell)):
+                end.close()
+            self._ears, self._bell, self._mute = None, None, True
+
+
+def input_waiter(sock, alarm=None):
     """wait(timeout_s) -> whether the socket became readable in time, for one that is waited for again and again."""
     if not hasattr(select, 'poll'):
-        return lambda timeout_s: wait_for_socket(sock, timeout_s, is_over=is_over)
+        return lambda timeout_s: wait_for_socket(sock, timeout_s, alarm=alarm)
     poller = select.poll()
     poller.register(sock, select.POLLIN)
     return lambda timeout_s: bool(poller.poll(None if timeout_s is None else max(0, timeout_s * 1000)))
 
 
-def wait_for_socket(sock, timeout_s, writing=False, is_over=None):
-    """Whether the socket became readable (or writable) in time. Works for any descriptor number.
-
-    is_over(): whether it was shut down meanwhile, by a thread that wakes nobody thereby.
-    """
+def wait_for_socket(sock, timeout_s, writing=False, alarm=None):
+    """Whether the socket became readable (or writable) in time, or the alarm was rung. Any descriptor number."""
     if hasattr(select, 'poll'):
         poller = select.poll()
         poller.register(sock, select.POLLOUT if writing else select.POLLIN)
         return bool(poller.poll(None if timeout_s is None else max(0, timeout_s * 1000)))
+    timeout_s = None if timeout_s is None else max(0, timeout_s)
+    if alarm is None:
+        return interruptible(lambda seconds: any(_selected(sock, writing, [], seconds)), timeout_s)
+    return _alarmed_wait(sock, timeout_s, writing, alarm)
+
+
+def _selected(sock, writing, ears, seconds):
     watched = [sock]
+    return select.select(ears if writing else watched + ears, watched if writing else [], watched, seconds)
+
+
+def _alarmed_wait(sock, timeout_s, writing, alarm):
+    end = math.inf if timeout_s is None else time.monotonic() + timeout_s
 
     def is_ready(seconds):
-        return any(select.select([] if writing else watched, watched if writing else [], watched, seconds))
-    return interruptible(is_ready, None if timeout_s is None else max(0, timeout_s), is_over)
+        ears = alarm.ears
+        ready = _selected(sock, writing, ears, seconds)
+        if ready[0] == ears != [] and not alarm.rung:
+            alarm.mistrust()
+        return alarm.rung or any(ready)
+    if not alarm.ears:
+        if interruptible(is_ready, max(0, min(LOOK_UP_S, end - time.monotonic()))):
+            return True
+        alarm.set_up()
+    left_s = end - time.monotonic()
+    if left_s <= 0:
+        return False
+    return interruptible(is_ready, None if left_s == math.inf else left_s,
+                         None if alarm.ears else lambda: alarm.rung)
 
 
 def most_waited_for():
@@ -4039,7 +4099,8 @@ class Channel:
         self.write_timeout_s = self.WRITE_TIMEOUT_S if write_timeout_s is None else write_timeout_s
         self._buffer, self._body, self._streams = bytearray(), None, {}
         self.alive = True
-        self._wait_for_input, self._spin = input_waiter(sock, self._is_over), _Spin()
+        self._alarm = Alarm()
+        self._wait_for_input, self._spin = input_waiter(sock, self._alarm), _Spin()
         self._write_lock = threading.Lock()
         self._tls_lock = threading.Lock() if isinstance(sock, ssl.SSLSocket) else None
         self.last_read = time.monotonic()  # when bytes last came in
@@ -4209,11 +4270,13 @@ class Channel:
         self.alive = False
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+        self._alarm.ring()
 
     def close(self):
         """Waits for a writer to notice: were the descriptor reused, its bytes would reach a stranger."""
         self.abort()
         with self._write_lock, contextlib.suppress(OSError):
+            self._alarm.close()
             self.sock.close()
 
     def finish(self, patience_s=2.0, most=1 << 24):
@@ -4261,15 +4324,12 @@ class Channel:
     def _wait(self, deadline, writing):
         timeout_s = None if deadline is None else deadline - time.monotonic()
         try:
-            ready = (wait_for_socket(self.sock, timeout_s, True, self._is_over) if writing
+            ready = (wait_for_socket(self.sock, timeout_s, True, self._alarm) if writing
                      else self._wait_for_input(timeout_s))
         except (OSError, ValueError) as error:
             raise ConnectionLost('连接已关闭：%s' % error)
         if not ready and self.alive:
             raise RequestTimeout('等待对方数据超时')
-
-    def _is_over(self):
-        return not self.alive
 
     def _locked(self, call, argument):
         if self._tls_lock is None:

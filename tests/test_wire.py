@@ -2,10 +2,12 @@
 import contextlib
 import itertools
 import json
+import select
 import socket
 import ssl
 import struct
 import threading
+import types
 from datetime import date, datetime
 from decimal import Decimal
 
@@ -261,6 +263,57 @@ def test_abort_wakes_a_reader():
         thread = started(channel.read_frame)
         channel.abort()
         assert isinstance(joined(thread), b.ConnectionLost)
+
+
+@pytest.fixture
+def selects(monkeypatch):
+    """What select() is called with, on a system that has no poll()."""
+    calls, hearing = [], threading.Event()
+
+    def watched(*arguments):
+        calls.append(arguments)
+        if len(arguments[0]) == 2:
+            hearing.set()
+        return select.select(*arguments)
+    monkeypatch.setattr(b, 'select', types.SimpleNamespace(select=watched))
+    return calls, hearing
+
+
+def test_a_thread_that_waits_long_sleeps_all_the_time(selects):
+    with pair() as (channel, raw):
+        thread = started(lambda: channel.read_frame(timeout_s=3.0))
+        assert isinstance(joined(thread), b.RequestTimeout)
+    assert len([arguments for arguments in selects[0] if arguments[3]]) <= 4  # a look every 0.2 s would be fifteen
+
+
+def test_abort_wakes_one_who_has_slept_for_long(selects):
+    with pair() as (channel, raw):
+        thread = started(channel.read_frame)
+        assert selects[1].wait(JOIN_S)
+        channel.abort()
+        assert isinstance(joined(thread), (b.ConnectionLost, type(None)))
+
+
+def test_abort_wakes_a_reader_that_got_no_more_sockets(selects, monkeypatch):
+    with pair() as (channel, raw):
+        def none_left(*arguments):
+            refused.set()
+            raise OSError('no sockets left')
+        refused = threading.Event()
+        monkeypatch.setattr(b.socket, 'socketpair', none_left)
+        thread = started(channel.read_frame)
+        assert refused.wait(JOIN_S)
+        channel.abort()
+        assert isinstance(joined(thread), (b.ConnectionLost, type(None)))
+
+
+def test_an_alarm_that_another_program_cuts_is_no_news(selects):
+    with pair() as (channel, raw):
+        thread = started(lambda: channel.read_frame(timeout_s=1.5))
+        assert selects[1].wait(JOIN_S)
+        channel._alarm._bell.close()
+        assert isinstance(joined(thread), b.RequestTimeout)
+    assert len([arguments for arguments in selects[0] if arguments[3]]) < 20
 
 
 def test_abort_between_frames_ends_like_a_close():
