@@ -28,6 +28,14 @@ def child(code, folder, *arguments, **options):
     return process.communicate()[0].decode('utf-8'), process.returncode
 
 
+def named(text):
+    """As the name of a file here: CPython 3.6 has but ASCII for that in the C locale, and tests run without one."""
+    try:
+        return os.fsencode(text) and text
+    except UnicodeEncodeError:
+        return ''.join(character if character < '\x80' else 'x' for character in text)
+
+
 # -- moments -------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('seconds, shown', [
     (0, datetime(1970, 1, 1, 8)), (-1, datetime(1970, 1, 1, 7, 59, 59)),
@@ -113,9 +121,9 @@ TEXT = '%s\nNAME = "双均线"\n\n\ndef initialize(context):\n    log.info(NAME 
 @pytest.mark.parametrize('newline', ['\n', '\r\n'])
 def test_a_strategy_is_read_as_python_reads_it(tmp_path, head, encoding, newline):
     """One that says gbk and is UTF-8 is UTF-8, as editors make them."""
-    folder = tmp_path / '我的 策略'
+    folder = tmp_path / named('我的 策略')
     folder.mkdir()
-    path, lines = folder / '双 均线.py', []
+    path, lines = folder / named('双 均线.py'), []
     path.write_bytes((TEXT % head).replace('\n', newline).encode(encoding))
     strategy = jq.StrategyFile(str(path))
     assert strategy.source == TEXT % head
@@ -247,13 +255,13 @@ if __name__ == '__main__':
 
 
 def test_a_sweep_runs_in_a_folder_whose_name_is_chinese_and_has_blanks(tmp_path):
-    folder = tmp_path / '我的 策略'
+    folder = tmp_path / named('我的 策略')
     folder.mkdir()
     text = '# coding: gbk\n# 策略\nimport helper\nN = 1\n\n\ndef initialize(context):\n    helper.note(N)\n'
-    (folder / '双 均线.py').write_bytes(text.encode('gbk'))
+    (folder / named('双 均线.py')).write_bytes(text.encode('gbk'))
     (folder / 'helper.py').write_bytes(b'def note(n):\n    1 / (n - 2)\n')
-    output, code = child(COMMAND, folder, '双 均线.py', '--grid', 'N=1,2,3', '--output', '结 果', *SPAN)
-    with open(str(folder / '结 果' / 'grid.csv'), 'rb') as file:
+    output, code = child(COMMAND, folder, named('双 均线.py'), '--grid', 'N=1,2,3', '--output', named('结 果'), *SPAN)
+    with open(str(folder / named('结 果') / 'grid.csv'), 'rb') as file:
         data = file.read()
     rows = data.decode('utf-8-sig').split('\r\n')
     assert code == 1 and 'ZeroDivisionError' in output and '3/3' in output, output
