@@ -19,6 +19,14 @@ def on_wine():
     return os.name == 'nt' and hasattr(ctypes.WinDLL('ntdll'), 'wine_get_version')
 
 
+def named(text):
+    """As a file's name or a variable's text here: in the C locale, in which tests run, CPython 3.6 has but ASCII."""
+    try:
+        return os.fsencode(text) and text
+    except UnicodeEncodeError:
+        return ''.join(character if character < '\x80' else 'x' for character in text)
+
+
 class LineProcess:
     """A program whose output is read line by line. Every wait has a deadline; a failure shows what it wrote."""
 

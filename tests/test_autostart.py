@@ -10,7 +10,7 @@ import pytest
 
 import bullet_qmt as bq
 from tests import schtasks
-from tests.processes import run
+from tests.processes import named, run
 
 MODULE = os.path.abspath(bq.__file__)
 TOKEN = 'a-token-of-the-tests-0123456789'
@@ -39,7 +39,7 @@ def tasks(tmp_path, monkeypatch):
     monkeypatch.setattr(bq, 'system_program', lambda name: [sys.executable, schtasks.__file__, str(store)])
     monkeypatch.setattr(bq, 'program_text', lambda data: data.decode(schtasks.CODE_PAGE))
     monkeypatch.setenv('USERDOMAIN', 'DESK')
-    monkeypatch.setenv('USERNAME', '张 & 三')
+    monkeypatch.setenv('USERNAME', named('张 & 三'))
     monkeypatch.setattr(bq, 'python_without_window', lambda: str(tmp_path / 'pythonw.exe'))
     return store
 
@@ -69,7 +69,8 @@ def test_the_task_is_as_documented_and_has_what_a_server_needs(tasks, plain, cap
                  'Settings/IdleSettings/StopOnIdleEnd', 'Settings/Priority') == [
         'PT0S', 'false', 'false', 'IgnoreNew', 'PT1M', '255', 'false', 'false', '5']
     assert texts(root, 'Triggers/LogonTrigger/UserId', 'Principals/Principal/UserId', 'Principals/Principal/LogonType',
-                 'Principals/Principal/RunLevel') == ['DESK\\张 & 三'] * 2 + ['InteractiveToken', 'LeastPrivilege']
+                 'Principals/Principal/RunLevel') == [
+        'DESK\\' + named('张 & 三')] * 2 + ['InteractiveToken', 'LeastPrivilege']
     command, arguments, where = texts(root, 'Actions/Exec/Command', 'Actions/Exec/Arguments',
                                       'Actions/Exec/WorkingDirectory')
     log = os.path.join(os.getcwd(), 'bullet.log')

@@ -12,6 +12,7 @@ import pytest
 import bullet_qmt as bq
 import jq_helper as jq
 from tests.engine import A, REAL, MadeMarket, day_row, days_from, run, strategy_path, written
+from tests.processes import named
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SPAN = ['--start', '2018-01-02', '--end', '2018-01-12', '--data-provider', REAL]
@@ -26,14 +27,6 @@ def child(code, folder, *arguments, **options):
     process = subprocess.Popen([sys.executable, path] + list(arguments), cwd=str(folder), env=environment,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
     return process.communicate()[0].decode('utf-8'), process.returncode
-
-
-def named(text):
-    """As the name of a file here: CPython 3.6 has but ASCII for that in the C locale, and tests run without one."""
-    try:
-        return os.fsencode(text) and text
-    except UnicodeEncodeError:
-        return ''.join(character if character < '\x80' else 'x' for character in text)
 
 
 # -- moments -------------------------------------------------------------------------------------------------------
