@@ -16,7 +16,7 @@ MODULE = os.path.abspath(bq.__file__)
 TOKEN = 'a-token-of-the-tests-0123456789'
 SETTINGS = 'QMT_SERVER_TYPE=stub\nQMT_SERVER_TOKEN=%s\nQMT_SERVER_PORT=0\n' % TOKEN
 SPACE = {'t': schtasks.SPACE[1:-1]}
-ODD_FOLDER = '国金 QMT & 量化' if os.name == 'nt' else '国金 QMT & "量化" $HOME 100%'
+ODD_FOLDER = named('国金 QMT & 量化' if os.name == 'nt' else '国金 QMT & "量化" $HOME 100%')
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def tasks(tmp_path, monkeypatch):
 @pytest.fixture
 def plain(tmp_path, monkeypatch):
     """A folder that a task can have; the other one has a percent sign."""
-    path = tmp_path / '国金 & QMT'
+    path = tmp_path / named('国金 & QMT')
     path.mkdir()
     (path / '.env').write_text(SETTINGS, encoding='utf-8')
     os.chmod(str(path / '.env'), 0o600)
