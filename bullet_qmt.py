@@ -843,6 +843,24 @@ def sqlite_name(path):
     return path if sys.version_info >= (3, 7) else os.fsencode(path).decode('utf-8', 'surrogateescape')
 
 
+def true_path(path):
+    """The path by the names that the files have themselves: on Windows 'ORDERS~1.SQL' is one of 'orders of may.sqlite'.
+
+    What a program puts beside a file is found again under that one alone.
+    """
+    path = os.path.realpath(path)
+    if IS_WINDOWS and sys.version_info < (3, 8):  # whose realpath() asks nobody
+        path = _long_path(path, importlib.import_module('ctypes')) or path
+    return path
+
+
+def _long_path(path, ctypes):
+    """'' for one that is not there."""
+    buffer = ctypes.create_unicode_buffer(32768)
+    ctypes.WinDLL('kernel32').GetLongPathNameW(path, buffer, len(buffer))
+    return buffer.value
+
+
 def is_listening(port, timeout_s=0.5):
     """Whether a program of this machine takes connections on the port; Windows would take 2 s to say that none does."""
     try:
@@ -10486,12 +10504,17 @@ class Journal:
     longer, as nobody has answered the call.
     """
 
+    PATIENCE_S = 2.0  # Windows gives back what a killed process had locked when it gets round to it
+
     def __init__(self, path, clock):
         self.clock = clock
         self.losses, self.lost, self.damaged, self._sent, self._number = [], frozenset(), [], None, 0
         self._lock = threading.Lock()
         self._indexed_day, self._by_tag, self._by_order = None, {}, {}  # of orders that are, or may be, at a broker
         try:
+            if path and os.path.exists(path) and not os.path.isfile(path):
+                raise ConfigError('委托日志 %s 不是文件，写进去的委托会丢失' % path, '换一个 ' + ways('state'))
+            path = path and true_path(path)
             self._open(path)
         except BulletError:
             raise
@@ -10500,10 +10523,8 @@ class Journal:
                               '检查 %s：目录要存在、可写，且没有另一个服务端在使用它；文件若已损坏，%s' % (ways('state'), _MOVE_JOURNAL))
 
     def _open(self, path):
-        if path and os.path.exists(path) and not os.path.isfile(path):
-            raise ConfigError('委托日志 %s 不是文件，写进去的委托会丢失' % path, '换一个 ' + ways('state'))
-        self._db = sqlite3.connect(sqlite_name(os.path.abspath(path) if path else ':memory:'), timeout=1.0,
-                                   isolation_level=None, check_same_thread=False)
+        self._db = sqlite3.connect(sqlite_name(path or ':memory:'), timeout=self.PATIENCE_S, isolation_level=None,
+                                   check_same_thread=False)
         try:
             self._db.text_factory = lambda data: data.decode('utf-8', 'surrogateescape')  # damage is judged by the row
             self._prepare(self._db, path)
@@ -10602,10 +10623,10 @@ class Journal:
             self.losses += ['表 %s 不见了' % name for name in ('writes', 'events') if name not in before]
         if 'writes' in before and 'checksum' not in {row[1] for row in db.execute('PRAGMA table_info(writes)')}:
             self._take_over(db)
-        for statement in (_JOURNAL_TABLE, _JOURNAL_INDEX, _PRUNED_TABLE, _EVENT_TABLE,
+        for statement in ('BEGIN', _JOURNAL_TABLE, _JOURNAL_INDEX, _PRUNED_TABLE, _EVENT_TABLE,
                           'PRAGMA user_version=%d' % JOURNAL_SCHEMA,
-                          'PRAGMA application_id=%d' % JOURNAL_APPLICATION):
-            db.execute(statement)
+                          'PRAGMA application_id=%d' % JOURNAL_APPLICATION, 'COMMIT'):
+            db.execute(statement)  # all or none: tables without our mark are taken for somebody else's
 
     @staticmethod
     def _take_over(db):
@@ -10625,7 +10646,7 @@ class Journal:
         self._number = db.execute('SELECT coalesce(max(number), 0) FROM writes').fetchone()[0]
         sent = OrderedDict()
         if path:
-            self._sent = SentTags(real_path(path) + '.mark')
+            self._sent = SentTags(path + '.mark')
             named, sent, odd = self._sent.read()
             self._compare(db, named, sent, odd)
         if self.losses:
