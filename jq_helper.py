@@ -7853,8 +7853,8 @@ class Screen:
 
     def _figures(self, now, done, total, day, equity):
         """The rate is that since the first day was over: before it everything is loaded."""
-        passed, days = max(now - self._first[0], 1e-9), done - self._first[1]
-        if not days:
+        passed, days = now - self._first[0], done - self._first[1]
+        if not days or passed < self.REFRESH_S:
             return [str(day), '总资产 %s' % shown_value(equity, 'money')]
         rate = days / passed
         return [str(day), '剩余 %s' % _span_of_seconds((total - done) / rate),

@@ -356,12 +356,17 @@ def test_a_terminal_has_one_bar_below_the_lines():
 
 
 @pytest.mark.parametrize('seconds, done, rate, left', [
-    (10.0, 501, '50 日/秒', '0:30'), (240.0, 5, '0.017 日/秒', '33:15:00'), (5.0, 11, '2 日/秒', '16:35'),
-    (0.0, 2001, '日/秒', '0:00')])
+    (10.0, 501, '50 日/秒', '0:30'), (240.0, 5, '0.017 日/秒', '33:15:00'), (5.0, 11, '2 日/秒', '16:35')])
 def test_the_rate_and_the_time_left_of_fast_and_slow_runs(seconds, done, rate, left):
     """Of days that take a minute each, as with minute bars, too; loading is no part of it."""
     text = bar_after(seconds, done, 2000 + (done == 2001))
     assert rate in text and '剩余 %s ' % left in text
+
+
+@pytest.mark.parametrize('seconds', [0.0, 1 / 64])
+def test_a_clock_that_has_hardly_moved_tells_no_rate(seconds):
+    """That of Windows goes in steps of a 64th second."""
+    assert '日/秒' not in bar_after(seconds, 2001, 2001) and '100.0%' in bar_after(seconds, 2001, 2001)
 
 
 @pytest.mark.parametrize('columns', [200, 80, 60, 40, 20, 10])
