@@ -343,18 +343,19 @@ def test_options_are_handed_on_and_the_log_of_the_settings_is_kept(system, plain
 
 
 def test_characters_that_no_file_holds_are_refused(plain):
-    for text in ('a\nb', '\udcff', '\uffff', '\x00'):
+    for text in ('a\nb', '\udcff', '\x00') + (('\uffff',) if named('\uffff') != 'x' else ()):
         with pytest.raises(bq.ConfigError, match='不能写进文件的字符'):
             bq.autostart_of('x', ['server', text], '')
-    assert bq.autostart_of('x', ['国金\u3000QMT'], '').words[-1] == '国金\u3000QMT'
+    good = named('国金\u3000QMT')
+    assert bq.autostart_of('x', [good], '').words[-1] == good
 
 
 # -- a server whose screen nobody sees ---------------------------------------------------------------------------------
 def test_the_log_tells_why_a_task_did_not_start(plain):
     (plain / '.env').write_text(SETTINGS + 'QMT_SERVER_PORT=x\n', encoding='utf-8')
-    done = run([sys.executable, MODULE, 'server', '--log-file', '日志.log'], cwd=str(plain))
+    done = run([sys.executable, MODULE, 'server', '--log-file', named('日志.log')], cwd=str(plain))
     assert done.returncode == bq.Exit.USAGE
-    line, = (plain / '日志.log').read_bytes().decode('utf-8').splitlines()
+    line, = (plain / named('日志.log')).read_bytes().decode('utf-8').splitlines()
     assert re.match(r'2\d{3}-\d\d-\d\d [\d:.]+ ERROR 没有启动：\[CONFIG_INVALID\] port（.*无效（来自.env）', line)
 
 

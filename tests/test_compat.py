@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bullet_qmt as b
+from tests.processes import named
 
 MOMENTS = st.datetimes(datetime(1990, 1, 1), datetime(2100, 1, 1))
 
@@ -240,16 +241,17 @@ def test_a_path_as_the_explorer_copies_it_loses_its_quotes_on_windows_alone():
 
 def test_a_file_far_below_is_written_and_read(tmp_path):
     """Beyond the 260 characters that Windows takes without being asked for more."""
+    name = named('日志 x.log')
     folder = b.long_path(os.path.join(str(tmp_path), *['d' * 90] * 3))
-    path = b.long_path(os.path.join(folder, '日志 x.log'))
+    path = b.long_path(os.path.join(folder, name))
     os.makedirs(folder)
     sink = b.LogFile(path, limit=10, count=2)
     for number in range(3):
         sink(b'%d23456789\n' % number)
     sink.close()
-    assert sorted(os.listdir(folder)) == ['日志 x.log', '日志 x.log.1', '日志 x.log.2']
+    assert sorted(os.listdir(folder)) == [name, name + '.1', name + '.2']
     b.Journal(os.path.join(folder, 'x.sqlite'), b.Clock()).close()
-    assert (path != os.path.join(folder, '日志 x.log') or path.startswith('\\\\?\\')) == (os.name == 'nt')
+    assert (path != os.path.join(folder, name) or path.startswith('\\\\?\\')) == (os.name == 'nt')
     assert b.long_path(path) == path and b.long_path('x.log') == 'x.log'
 
 
