@@ -28,6 +28,13 @@ else:
     settings.load_profile('bare')
 
 
+def pytest_make_parametrize_id(val):
+    """Windows holds 32767 characters of an environment variable, and pytest keeps the test's name in one."""
+    if isinstance(val, (str, bytes)) and len(val) > 200:
+        return '%s-of-%d' % (type(val).__name__, len(val))
+    return None
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         for name in ('posix', 'wine'):
