@@ -10,7 +10,7 @@ import pytest
 
 import bullet_qmt as bq
 from tests import schtasks
-from tests.processes import named, run
+from tests.processes import LISTENING, LineProcess, named, run
 
 MODULE = os.path.abspath(bq.__file__)
 TOKEN = 'a-token-of-the-tests-0123456789'
@@ -364,6 +364,39 @@ def test_nothing_of_it_goes_into_a_journal(plain):
     (plain / 'orders.sqlite').write_bytes(b'SQLite format 3\0 and more')
     assert bq.main(['server', '--log-file', 'orders.sqlite']) == bq.Exit.USAGE
     assert (plain / 'orders.sqlite').read_bytes() == b'SQLite format 3\0 and more'
+
+
+def test_the_command_that_is_installed_serves_and_its_log_tells_why_it_does_not(tmp_path, monkeypatch):
+    """pythonw.exe on Windows, whose end nothing but a kill brings here: it has no console."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / '.env').write_text(SETTINGS)
+    os.chmod('.env', 0o600)
+    plan = bq._checked_autostart(bq.build_parser().parse_args(['install-task', '--no-access-log']))
+    environment = dict(os.environ, PYTHONIOENCODING='utf-8')
+    with LineProcess(plan.words, env=environment, cwd=plan.folder) as server:
+        port = int(server.line_with(LISTENING).group(1))
+        with bq.RemoteQmtConnection('127.0.0.1', port, TOKEN) as connection:
+            assert connection.request('admin.health')['value']['accounts'] == ['default']
+        server.kill()
+    with open('.env', 'a') as file:
+        file.write('QMT_SERVER_PORT=x\n')
+    assert run(plan.words, env=environment, cwd=plan.folder).returncode == bq.Exit.USAGE
+    with open(plan.log, encoding='utf-8') as file:
+        assert 'ERROR 没有启动：[CONFIG_INVALID] port（' in file.read()
+
+
+def test_the_readme_says_what_a_task_and_a_unit_do():
+    with open(os.path.join(os.path.dirname(MODULE), 'README.md'), encoding='utf-8') as file:
+        readme = file.read()
+    task, unit = bq._TASK_XML, bq._UNIT.format(mark='', folder='', command='', restart_s=bq.RESTART_S)
+    for told, is_so in [('每分钟再启动一次，最多 255 次', '<Interval>PT1M</Interval>\n      <Count>255</Count>' in task),
+                        ('每 5 分钟另看一次', '<Interval>PT5M</Interval>' in task), ('没有三天的时限', 'Limit>PT0S<' in task),
+                        ('已在运行的不会有第二个', 'IgnoreNew' in task), ('在你登录 Windows 时启动', '<LogonTrigger>' in task),
+                        ('用电池也运行', 'OnBatteries>false<' in task and 'OnBatteries>true<' not in task),
+                        ('没有设置时是 `bullet.log`', bq.AUTOSTART_LOG == 'bullet.log'),
+                        ('出错 10 秒后再启动', 'Restart=on-failure\nRestartSec=10\n' in unit),
+                        ('设置写错时不再启动', 'RestartPreventExitStatus=%d' % bq.Exit.USAGE in unit)]:
+        assert told in readme and is_so, told
 
 
 # -- any text ----------------------------------------------------------------------------------------------------------
