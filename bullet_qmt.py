@@ -796,14 +796,6 @@ def long_path(path):
     return _VERBATIM + ('UNC' + whole[1:] if whole.startswith('\\\\') else whole)
 
 
-def real_path(path):
-    """The file's own path, behind links; not on every drive does Windows tell it."""
-    try:
-        return os.path.realpath(path)
-    except OSError:
-        return os.path.abspath(path)
-
-
 PATIENCE_STEPS = 20  # of 0.05 s
 
 
@@ -841,12 +833,20 @@ def sqlite_name(path):
     return path if sys.version_info >= (3, 7) else os.fsencode(path).decode('utf-8', 'surrogateescape')
 
 
+def real_path(path):
+    """The file's own path, behind links; not on every drive does Windows tell it."""
+    try:
+        return os.path.realpath(path)
+    except OSError:
+        return os.path.abspath(path)
+
+
 def true_path(path):
     """The path by the names that the files have themselves: on Windows 'ORDERS~1.SQL' is one of 'orders of may.sqlite'.
 
     What a program puts beside a file is found again under that one alone.
     """
-    path = os.path.realpath(path)
+    path = real_path(path)
     if IS_WINDOWS and sys.version_info < (3, 8):  # whose realpath() asks nobody
         path = _long_path(path, importlib.import_module('ctypes')) or path
     return path

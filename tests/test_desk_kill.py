@@ -97,6 +97,15 @@ def test_two_names_of_a_journal_have_one_lock(tmp_path, monkeypatch):
         journal.close()
 
 
+def test_a_journal_on_a_drive_that_tells_no_names_is_used_as_it_was_called(tmp_path, monkeypatch):
+    """Some RAM disks: GetFinalPathNameByHandle fails with ERROR_INVALID_FUNCTION."""
+    def realpath(path):
+        raise OSError(22, 'Incorrect function')
+    monkeypatch.setattr(os.path, 'realpath', realpath)
+    bq.Journal(str(tmp_path / START), FakeClock(moment('2024-05-15 10:00'))).close()
+    assert (tmp_path / START).exists() and (tmp_path / (START + '.mark')).exists()
+
+
 def test_a_killed_server_s_lock_may_come_free_late(tmp_path, monkeypatch):
     """LockFile: what a process had locked as it ended is unlocked by the system, in a time that nobody promises."""
     monkeypatch.setattr(bq.Journal, 'PATIENCE_S', 60.0, raising=False)
