@@ -2286,7 +2286,7 @@ def state_path(settings):
     return os.path.join(os.path.dirname(settings.log_file or ''), 'bullet_qmt_orders.sqlite')
 
 
-def _refuse_same_file(settings):
+def refuse_same_file(settings):
     """A log written into the journal would destroy it."""
     used = {}
     for name, path in (('state', state_path(settings)), ('log_file', settings.log_file),
@@ -2302,7 +2302,7 @@ def check_server_settings(settings):
     """What concerns several options at once. Raises ConfigError; returns the settings."""
     if bool(settings.tls_cert) != bool(settings.tls_key):
         raise ConfigError('%s与 %s要同时给出' % (ways('tls_cert'), ways('tls_key')), '只给了其中一个')
-    _refuse_same_file(settings)
+    refuse_same_file(settings)
     keys = [spec.key for spec in account_specs(settings)]
     for sub in settings.sub_accounts:
         if sub.account_key not in keys:
@@ -17071,6 +17071,7 @@ def run_server(args):
     with _told_in_log(args.log_file):
         settings = settings_from(args)
         refuse_idle_options(settings)
+    refuse_same_file(settings)  # before there is a log: what it says of this would be in the other file
     made_token = settings.token is None
     if made_token and sys.stdout is None:
         raise ConfigError('没有给出口令，而随机生成的没有地方显示', '给出 %s' % ways('token'))

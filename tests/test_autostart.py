@@ -366,6 +366,17 @@ def test_nothing_of_it_goes_into_a_journal(plain):
     assert (plain / 'orders.sqlite').read_bytes() == b'SQLite format 3\0 and more'
 
 
+@pytest.mark.parametrize('other, content', [('--state', b'SQLite format 3\0 and more'), ('--state', None),
+                                            ('--tls-key', b'a key')])
+def test_a_log_that_is_another_file_as_well_is_refused_without_a_line_in_it(plain, capsys, other, content):
+    if content is not None:
+        (plain / 'x').write_bytes(content)
+    options = ['--tls-cert', 'cert.pem'] if other == '--tls-key' else []
+    assert bq.main(['server', '--log-file', 'x', other, 'x'] + options) == bq.Exit.USAGE
+    assert '是同一个文件' in capsys.readouterr().err
+    assert (plain / 'x').read_bytes() == content if content is not None else not (plain / 'x').exists()
+
+
 def test_the_command_that_is_installed_serves_and_its_log_tells_why_it_does_not(tmp_path, monkeypatch):
     """pythonw.exe on Windows, whose end nothing but a kill brings here: it has no console."""
     monkeypatch.chdir(tmp_path)
