@@ -29,7 +29,7 @@ class ScriptedServer:
 
     def __init__(self, answer=None, acks=None):
         self.answer, self.acks = answer or (lambda server, frame, number: [reply(frame)]), list(acks or [ack()])
-        self.deaf, self.dropped = False, threading.Event()
+        self.deaf, self.dropped, self._ended = False, threading.Event(), False
         self.requests, self.logins, self.seen, self.tokens, self.hellos = [], 0, queue.Queue(), [], []
         self._lock, self._socks = threading.Lock(), []
         self._listener = socket.socket()
@@ -40,10 +40,13 @@ class ScriptedServer:
         self._threads[0].start()
 
     def close(self):
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
+        self._ended = True
+        with contextlib.closing(socket.create_connection(self.address)):  # accept() ends by nothing else on Windows
+            self._threads[0].join(10)
         self._listener.close()
         self.drop()
+        for sock in self._socks if os.name == 'nt' else ():  # where only that ends the recv() of another thread
+            sock.close()
         for thread in self._threads:
             thread.join(10)
 
@@ -57,9 +60,9 @@ class ScriptedServer:
 
     def _accept(self):
         while True:
-            try:
-                sock, _ = self._listener.accept()
-            except OSError:
+            sock, _ = self._listener.accept()
+            if self._ended:
+                sock.close()
                 return
             self._socks.append(sock)
             self._threads.append(threading.Thread(target=self._serve, args=(sock,), daemon=True))
@@ -735,7 +738,7 @@ def test_a_kept_connection_that_has_died_costs_no_attempt(action):
         client = scripted_short(server, retries=0)
         client.request('x')
         server.drop()
-        assert server.dropped.wait(10)
+        assert bq.wait_for_socket(client._kept[0].sock, 10)
         assert client.request(action, dict(ORDER)) == {'order_id': 'o1'} and server.logins == 2
 
 
@@ -864,10 +867,10 @@ def test_a_write_that_a_busy_server_refused_is_not_in_doubt():
 
 
 @pytest.mark.parametrize('asked, pause', [(0.5, 0.5), (0.01, 0.1), ('odd', 0.1), (-5, 0.1), (10 ** 9, 60), (None, 0.1)])
-def test_the_servers_wish_to_wait_is_honoured_within_reason(asked, pause):
+def test_the_servers_wish_to_wait_is_honoured_within_reason(asked, pause, monkeypatch):
     with scripted(lambda server, frame, number: [refusal(frame, 'SERVER_BUSY', retry_after_s=asked)]) as server:
         client, pauses = scripted_short(server, retries=1, retry_interval=0.1), []
-        client._pause.wait = pauses.append
+        monkeypatch.setattr(bq, 'wait_for_event', lambda event, seconds: pauses.append(seconds))
         with pytest.raises(bq.ServerBusy):
             client.request('x', timeout=100)
     assert pauses == [pause]

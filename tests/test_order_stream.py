@@ -454,7 +454,9 @@ def test_one_that_does_not_read_is_cut_off(monkeypatch):
         ask_raw(deaf, 'broker.subscribe_events')
         session = next(item for item in server._sessions if item.id != client.ack['session_id'])
         monkeypatch.setattr(session._channel, 'try_write', lambda data: 0)
-        monkeypatch.setattr(session._channel, 'write', lambda data: server.stopping.wait(20))
+        abort, cut = session._channel.abort, threading.Event()
+        monkeypatch.setattr(session._channel, 'write', lambda data: cut.wait(60))
+        monkeypatch.setattr(session._channel, 'abort', lambda: (cut.set(), abort()))
         for number in range(10):
             buy(client, 'k%d' % number)
         assert becomes(lambda: session not in server._sessions)
