@@ -859,10 +859,10 @@ def _long_path(path, ctypes):
     return buffer.value
 
 
-def is_listening(port, timeout_s=0.5):
-    """Whether a program of this machine takes connections on the port; Windows would take 2 s to say that none does."""
+def is_listening(port, timeout_s=0.5, host='127.0.0.1'):
+    """Whether a program takes connections on the port; Windows would take 2 s to say that none of this machine does."""
     try:
-        socket.create_connection(('127.0.0.1', port), timeout_s).close()
+        socket.create_connection((host, port), timeout_s).close()
     except OSError:
         return False
     return True
@@ -8803,14 +8803,19 @@ class _QmtDataLink:
     on_turn(): called there at each look at a connection that is good; what it raises is logged.
     xtdata connects by itself, in any call, and then forgets all subscriptions without a word; so a client that is
     another one than before counts as a new connection as well.
+    listening(): whether a program listens where xtdata would connect. Each attempt of xtdata that fails costs memory
+    for good: after the first few it is made where something listens, and every VENDOR_S whatever the ports say.
     """
 
     STUCK_LIMIT, NO_SERVICE = 3, '200005'  # the number of the terminal's "no such service"
+    BLIND_ATTEMPTS, VENDOR_S = 3, 600.0
 
-    def __init__(self, xtdata, clock, deadline_s, probe_s=3.0, backoff_s=(1.0, 2.0, 5.0, 10.0, 30.0)):
+    def __init__(self, xtdata, clock, deadline_s, probe_s=3.0, backoff_s=(1.0, 2.0, 5.0, 10.0, 30.0),
+                 listening=lambda: True):
         self.xtdata, self.clock, self.deadline_s = xtdata, clock, deadline_s
         self.on_connect, self.on_turn, self._unserved = lambda client: None, lambda: None, set()
-        self._probe_s, self._backoff_s = probe_s, backoff_s
+        self._probe_s, self._backoff_s, self._listening = probe_s, backoff_s, listening
+        self._failures, self._attempted_s = 0, -math.inf
         self._guard, self._stuck = CallGuard('qmt-xtdata', 1), []
         self._lock = threading.Lock()
         self._wake, self._settled, self._stop = threading.Event(), threading.Event(), threading.Event()
@@ -8902,12 +8907,11 @@ class _QmtDataLink:
 
     # -- keeper ---------------------------------------------------------------------------------------------
     def _keep(self):
-        failures = 0
         while not self._stop.is_set():
             good = self._turn()
-            failures = 0 if good else failures + 1
+            self._failures = 0 if good else self._failures + 1
             self._settled.set()
-            self._pause(self._probe_s if good else self._backoff_s[min(failures, len(self._backoff_s)) - 1], good)
+            self._pause(self._probe_s if good else self._backoff_s[min(self._failures, len(self._backoff_s)) - 1], good)
 
     def _turn(self):
         """Whether the connection is up after one look at it, or one attempt to make it."""
@@ -8964,7 +8968,14 @@ class _QmtDataLink:
 
     def _connect(self):
         self._replace_stuck_guard()
-        self._adopt(self._ask(getattr(self.xtdata, 'reconnect', self.xtdata.get_client), (), self.deadline_s))
+        if self._is_worth_it():
+            self._attempted_s = self.clock.monotonic()
+            self._adopt(self._ask(getattr(self.xtdata, 'reconnect', self.xtdata.get_client), (), self.deadline_s))
+
+    def _is_worth_it(self):
+        if self._failures < self.BLIND_ATTEMPTS or self.clock.monotonic() - self._attempted_s >= self.VENDOR_S:
+            return True
+        return self._guard.call(self._listening, deadline_s=self.deadline_s)
 
     def _replace_stuck_guard(self):
         """A call that never returns must not end the service: a few may be left behind, and no more than that.
@@ -8998,6 +9009,17 @@ class _QmtDataLink:
 # -- what keeps it from being connected ------------------------------------------------------------------------------
 QMT_PROGRAMS = ('xtminiqmt.exe', 'xtitclient.exe')  # the light form, and the full terminal
 _QMT_PORT, _QMT_FULL_PORT = 58610, 58600  # market data of MiniQMT; what a full terminal listens on
+
+
+def qmt_listening():
+    """Whether a program listens at any address that xtdata would try; True where this xtquant does not tell them."""
+    scan = getattr(importlib.import_module('xtquant.xtconn'), 'scan_available_server_addr', None)
+    return scan is None or any(_takes_connections(address) for address in scan() + ['127.0.0.1:%d' % _QMT_PORT])
+
+
+def _takes_connections(address):
+    host, _, port = address.rpartition(':')
+    return is_listening(int(port), host='127.0.0.1' if host in ('', '0.0.0.0') else host)
 
 
 class QmtMachine:
@@ -9785,18 +9807,18 @@ class QmtData(DataAdapter):
     auto_download: history that is missing locally is fetched first. call_timeout_s: for one call of xtdata.
     quote_max_age_s: a quote older than this in trading hours is stale. stall_s: a download without progress for this
     long is given up. probe_s, backoff_s: how often the connection is looked at, and the pauses between attempts.
-    look_s: how often at most the pushed ticks are compared with snapshots.
+    look_s: how often at most the pushed ticks are compared with snapshots. listening: as of _QmtDataLink.
     """
 
     DETAIL_S, CALENDAR_S, CHUNK = 30.0, 60.0, 200
     PUSH_DETAIL_S = 300.0  # of pushed ticks: a whole market's would be hundreds of questions a second
 
     def __init__(self, vendor, clock, auto_download=True, call_timeout_s=10.0, quote_max_age_s=15.0, stall_s=60.0,
-                 probe_s=3.0, backoff_s=(1.0, 2.0, 5.0, 10.0, 30.0), look_s=2.5):
+                 probe_s=3.0, backoff_s=(1.0, 2.0, 5.0, 10.0, 30.0), look_s=2.5, listening=lambda: True):
         super().__init__(clock)
         self.auto_download, self.quote_max_age_s = auto_download, quote_max_age_s
         self._xtdata = vendor.xtdata
-        self._link = _QmtDataLink(vendor.xtdata, clock, call_timeout_s, probe_s, backoff_s)
+        self._link = _QmtDataLink(vendor.xtdata, clock, call_timeout_s, probe_s, backoff_s, listening)
         self._store = _QmtStore(self._link, clock, self.quote, self._ex_days, stall_s)
         self._feed = _QmtFeed(self._link, self._push, lambda: self._is_open(clock.now()), look_s)
         self._link.on_connect, self._link.on_turn = self._feed.restore, self._feed.look
@@ -10313,7 +10335,8 @@ def open_qmt(settings, clock):
             raise ConfigError('账户 %s 没有给出 userdata_mini 的路径' % spec.key,
                               '设置 QMT_DATA_PATH，或写进 %s：%s=资金账号:类型:路径' % (ways('accounts'), spec.key))
     vendor = import_vendor()
-    data = QmtData(vendor, clock, settings.auto_download, quote_max_age_s=settings.quote_max_age)
+    data = QmtData(vendor, clock, settings.auto_download, quote_max_age_s=settings.quote_max_age,
+                   listening=qmt_listening)
     brokers = OrderedDict((spec.key, QmtBroker(vendor, spec, clock)) for spec in specs)
     for part in [data] + list(brokers.values()):
         part.start()
@@ -15536,7 +15559,8 @@ class ShortConnection(BaseConnection):
     A connection is kept for the next call, for KEEP_S: to log in costs more bytes and time than most calls do. A
     failed attempt is repeated up to `retries` times: reads always, writes only with their key to the server whose
     journal knows it, error answers only if the server calls them retryable. patience_s: for how long, where that is
-    less than the request's own time. on_silence(): called whenever nothing came for silence_s; what it raises ends
+    less than the request's own time; refused_s: the same for a write of which the server says that nothing of it
+    reached the broker, and for what asks after one. on_silence(): called whenever nothing came for silence_s; what it raises ends
     the request. account_key, sub_account_id: as of RemoteQmtConnection.
     """
 
@@ -15544,11 +15568,12 @@ class ShortConnection(BaseConnection):
 
     def __init__(self, host, port, token, tls_cert=None, request_timeout=60.0, connect_timeout=10.0, retries=2,
                  retry_interval=0.5, compress='auto', clock=None, account_key=None, sub_account_id=None,
-                 patience_s=math.inf, silence_s=math.inf, on_silence=lambda: None):
+                 patience_s=math.inf, silence_s=math.inf, on_silence=lambda: None, refused_s=math.inf):
         self.endpoint = Endpoint(host, port, token, tls_cert, connect_timeout, clock, account_key, sub_account_id)
         self.compress = check_compress(compress)
         self.request_timeout, self.retries, self.retry_interval = request_timeout, retries, retry_interval
         self.patience_s, self._silence_s, self._on_silence = patience_s, silence_s, on_silence
+        self.refused_s = refused_s
         self._pause, self._lock = threading.Event(), threading.Lock()
         self._kept, self._closed = None, False  # kept: (channel, handshake_ack, until when, process) of the last call
 
@@ -15566,15 +15591,21 @@ class ShortConnection(BaseConnection):
         call = _Call(action, dict(payload or {}), on_progress)
         timeout_s = _request_timeout(action, call.payload, timeout, self.request_timeout)
         deadline, call.timeout_s = time.monotonic() + timeout_s, timeout_s
-        last_try = time.monotonic() + min(timeout_s, self.patience_s)
+        begun = time.monotonic()
         for attempt in range(self.retries + 1):
             try:
                 return self._attempt(call, deadline)
             except BulletError as error:
                 pause_s = max(self.retry_interval, _retry_after(error))
+                last_try = begun + min(timeout_s, self.patience_s if self._is_out(call) else self.refused_s)
                 if not error.retryable or attempt == self.retries or time.monotonic() + pause_s >= last_try:
                     raise call.verdict(error)
                 wait_for_event(self._pause, pause_s)
+
+    @staticmethod
+    def _is_out(call):
+        """A write that may have reached the broker: what is tried again only tells what became of it."""
+        return call.action in WRITES and call.sent
 
     def _attempt(self, call, deadline):
         """On the kept connection first; one that has died meanwhile costs no attempt."""
@@ -17291,7 +17322,8 @@ def _client(args):
     connection = ShortConnection(settings.host, settings.port, settings.token, settings.tls_cert,
                                  request_timeout=min(settings.rpc_timeout, patience.answer_s),
                                  compress=settings.compress, patience_s=patience.seconds,
-                                 silence_s=patience.answer_s, on_silence=patience.look)
+                                 silence_s=patience.answer_s, on_silence=patience.look,
+                                 refused_s=PATIENCE_S if patience.seconds == math.inf else patience.seconds)
     with contextlib.closing(connection):
         try:
             yield settings, connection

@@ -642,6 +642,48 @@ def test_an_order_has_its_own_rules(run, capsys):
     assert '--patience' in capsys.readouterr().err
 
 
+REFUSED = dict(code='QMT_UNAVAILABLE', message='QMT 未连接', hint='启动 QMT', retryable=True, broker_called=False)
+COMMANDS_THAT_WRITE = [
+    ('order', CODE, 'buy', '100', '--price', '10'), ('cancel', '123'),
+    ('call', 'broker.cancel_order', '{"order_id": "123"}')]
+
+
+def answered(monkeypatch, *answers):
+    """(frames sent, pauses) of a command whose attempts end so: an error frame's fields, or an exception."""
+    sent, pauses, coming = [], [], iter(answers)
+
+    def attempt(self, call, deadline):
+        assert call.about_to_send('journal') is None
+        sent.append(call.data)
+        answer = next(coming)
+        if isinstance(answer, Exception):
+            raise answer
+        call.take(dict(answer, type='error', id=call.id))
+        return call.result()
+    monkeypatch.setattr(bq.ShortConnection, '_attempt', attempt)
+    monkeypatch.setattr(bq, 'wait_for_event', lambda event, seconds=None: pauses.append(seconds))
+    return sent, pauses
+
+
+@pytest.mark.parametrize('command', COMMANDS_THAT_WRITE)
+def test_a_write_that_the_server_refused_is_told_and_not_waited_for(run, monkeypatch, command):
+    """Nothing reached the broker; the terminal may be back in half a minute, which nobody has asked to wait for."""
+    sent, pauses = answered(monkeypatch, dict(REFUSED, retry_after_s=30))
+    code, _, err = run(*command)
+    assert code == bq.Exit.FAILED and 'QMT 未连接' in err and '建议：启动 QMT' in err
+    assert len(sent) == 1 and pauses == []
+
+
+@pytest.mark.parametrize('command', COMMANDS_THAT_WRITE)
+def test_a_write_that_may_have_arrived_is_asked_after_and_stays_unknown(run, monkeypatch, command):
+    """Its refusal the second time says nothing of the first: the same frame goes to the same journal, as before."""
+    lost = bq.ConnectionLost('连接中断')
+    sent, pauses = answered(monkeypatch, lost, dict(REFUSED, retry_after_s=30), dict(REFUSED, retry_after_s=30))
+    code, _, err = run(*command)
+    assert code == bq.Exit.UNKNOWN and '已中断' not in err
+    assert len(set(sent)) == 1 and len(sent) == 3 and pauses == [0.5, 30]
+
+
 # -- doctor --------------------------------------------------------------------------------------------------
 def test_a_healthy_server(run):
     code, out, _ = run('doctor')

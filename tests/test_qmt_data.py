@@ -989,6 +989,71 @@ def test_a_connection_given_up_while_it_is_looked_at_is_made_anew(fake):
     data.close()
 
 
+class LinkWithoutTerminal(bq._QmtDataLink):
+    """The keeper in the test's own thread: each pause moves the clock, and over(seconds) ends it."""
+
+    def __init__(self, over, **options):
+        self.attempts, self.is_up, self._over = [], False, over
+        super().__init__(self, FakeClock(datetime(2025, 8, 6, 10)), 20.0, **options)
+
+    def reconnect(self):
+        self.attempts.append(self.clock.monotonic())
+        if not self.is_up:
+            raise RuntimeError('无法连接xtquant服务')
+        return self
+
+    get_client = reconnect
+
+    def is_connected(self):
+        return True
+
+    def _pause(self, seconds, good):
+        self.clock.advance(seconds)
+        if self._over(self.clock.monotonic()):
+            self._stop.set()
+
+    def keep(self):
+        self._keep()
+        self._guard.close()
+        return self
+
+
+def test_where_nothing_listens_the_vendor_is_asked_a_few_times_and_then_every_ten_minutes():
+    """Each attempt that fails costs memory for good: in two hours that is three, and twelve."""
+    link = LinkWithoutTerminal(lambda now_s: now_s >= 7200, listening=lambda: False).keep()
+    assert link.attempts[:3] == [0, 1, 3]  # the pauses are 1 and 2 s
+    assert 3 + 11 <= len(link.attempts) <= 3 + 12
+    gaps = [after - before for before, after in zip(link.attempts[2:], link.attempts[3:])]
+    assert all(600 <= gap <= 630 for gap in gaps)  # ten minutes, at the next look
+    assert '无法连接xtquant服务' in link._last_error and link._state == 'disconnected'
+
+
+def test_what_begins_to_listen_is_connected_to_at_the_next_look():
+    looks = []
+
+    def listening():
+        looks.append(link.clock.monotonic())
+        link.is_up = len(looks) == 8
+        return link.is_up
+    link = LinkWithoutTerminal(lambda now_s: link.connected, listening=listening)
+    link.keep()
+    assert link.attempts == [0, 1, 3, looks[7]] and link._state == 'connected'
+    assert max(after - before for before, after in zip(looks, looks[1:])) == 30
+
+
+def test_the_ports_of_the_vendor_are_looked_at(terminal, monkeypatch):
+    """What its own xtconn lists, where a full installation tells its port in a file, and 58610 as xtdata adds it."""
+    conn, asked, listening = bq.importlib.import_module('xtquant.xtconn'), [], native.real_listening()
+    monkeypatch.setattr(conn, 'scan_available_server_addr', lambda: ['0.0.0.0:58615', '192.0.2.7:58620'])
+    monkeypatch.setattr(bq, 'is_listening', lambda port, host: asked.append((host, port)) or port == 58610)
+    assert listening()
+    assert asked == [('127.0.0.1', 58615), ('192.0.2.7', 58620), ('127.0.0.1', 58610)]
+    monkeypatch.setattr(bq, 'is_listening', lambda port, host: False)
+    assert not listening()
+    monkeypatch.delattr(conn, 'scan_available_server_addr')
+    assert listening()  # an xtquant that does not tell them is asked as ever
+
+
 # -- the backend ---------------------------------------------------------------------------------------------
 def qmt_settings(**changes):
     settings = bq.load_settings(['server', 'stub'], {'server_type': 'qmt'}, environ={}, dotenv=None)

@@ -19,6 +19,7 @@ import threading
 import types
 from collections import Counter
 
+import bullet_qmt
 from tests.terminal.bars import stamp
 from tests.terminal.structs import Structs, request_row
 
@@ -41,7 +42,7 @@ trap, made = RequestsTrap(), Counter()
 
 
 class _Binding:
-    gateway = None
+    gateway = listening = None
 
 
 def install(gateway):
@@ -51,6 +52,7 @@ def install(gateway):
         assert 'xtquant' not in sys.modules, 'xtquant was imported before the stand-in'
         sys.meta_path.insert(0, trap)
         sys.modules[TRADE_MODULE], sys.modules[DATA_MODULE] = _trade_module(), _data_module()
+        _Binding.listening, bullet_qmt.qmt_listening = staticmethod(bullet_qmt.qmt_listening), lambda: True  # no port is its own
     if 'xtquant.xtdata' in sys.modules:
         sys.modules['xtquant.xtdata'].disconnect()
 
@@ -63,6 +65,12 @@ def uninstall():
         del sys.modules[name]
     if trap in sys.meta_path:
         sys.meta_path.remove(trap)
+        bullet_qmt.qmt_listening = _Binding.listening
+
+
+def real_listening():
+    """bullet_qmt's look at the vendor's ports, which the stand-in replaces."""
+    return _Binding.listening
 
 
 def _trade_module():
