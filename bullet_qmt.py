@@ -8911,7 +8911,8 @@ class _QmtDataLink:
             good = self._turn()
             self._failures = 0 if good else self._failures + 1
             self._settled.set()
-            self._pause(self._probe_s if good else self._backoff_s[min(self._failures, len(self._backoff_s)) - 1], good)
+            pause_s = self._probe_s if good else self._backoff_s[min(self._failures, len(self._backoff_s)) - 1]
+            self._pause(pause_s, good)
 
     def _turn(self):
         """Whether the connection is up after one look at it, or one attempt to make it."""
@@ -15560,8 +15561,8 @@ class ShortConnection(BaseConnection):
     failed attempt is repeated up to `retries` times: reads always, writes only with their key to the server whose
     journal knows it, error answers only if the server calls them retryable. patience_s: for how long, where that is
     less than the request's own time; refused_s: the same for a write of which the server says that nothing of it
-    reached the broker, and for what asks after one. on_silence(): called whenever nothing came for silence_s; what it raises ends
-    the request. account_key, sub_account_id: as of RemoteQmtConnection.
+    reached the broker, and for what asks after one. on_silence(): called whenever nothing came for silence_s; what it
+    raises ends the request. account_key, sub_account_id: as of RemoteQmtConnection.
     """
 
     KEEP_S = 30.0  # the server gives up who is silent for twice as long

@@ -52,7 +52,8 @@ def install(gateway):
         assert 'xtquant' not in sys.modules, 'xtquant was imported before the stand-in'
         sys.meta_path.insert(0, trap)
         sys.modules[TRADE_MODULE], sys.modules[DATA_MODULE] = _trade_module(), _data_module()
-        _Binding.listening, bullet_qmt.qmt_listening = staticmethod(bullet_qmt.qmt_listening), lambda: True  # no port is its own
+        _Binding.listening = staticmethod(bullet_qmt.qmt_listening)
+        bullet_qmt.qmt_listening = lambda: True  # the stand-in has no port of the vendor's
     if 'xtquant.xtdata' in sys.modules:
         sys.modules['xtquant.xtdata'].disconnect()
 
