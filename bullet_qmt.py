@@ -2125,6 +2125,7 @@ def load_settings(groups, given=None, environ=None, dotenv='.env'):
     chosen = given.get('env_file') or environ.get('BT_ENV_FILE')
     layers = [('环境变量', environ), (dotenv, read_dotenv(dotenv, must_exist=False) if dotenv else {})]
     if chosen:
+        chosen = env_file_path(chosen)
         layers.insert(0, (chosen, read_dotenv(chosen, must_exist=True)))
     found = [_find_value(option, given, layers) for option in options_of(*groups)]
     values = {option.name: _parse_option(option, text, source) for option, text, source in found}
@@ -2132,6 +2133,14 @@ def load_settings(groups, given=None, environ=None, dotenv='.env'):
     _take_token_file(values, sources, ['命令行'] + [name for name, _ in layers])
     _refuse_foreign_host(values, sources, dotenv)
     return Settings(values, sources, _misspelt(layers) + _open_secrets(layers, values.get('token_file')))
+
+
+def env_file_path(text):
+    """The file of --env-file or BT_ENV_FILE, its path read as that of any other option."""
+    try:
+        return parse_path(text)
+    except ValueError as error:
+        raise ConfigError('配置文件的路径 %s 无效：%s' % (brief(text), error), '检查 --env-file 或环境变量 BT_ENV_FILE')
 
 
 def _take_token_file(values, sources, order):
@@ -17684,7 +17693,7 @@ def _checked_autostart(args):
     server_tls(check_server_settings(settings))
     arguments, log = ['server'], os.path.abspath(settings.log_file or AUTOSTART_LOG)
     if args.env_file:
-        arguments += ['--env-file', os.path.abspath(args.env_file)]
+        arguments += ['--env-file', os.path.abspath(env_file_path(args.env_file))]
     for option in options_of(*args.groups):
         text = getattr(args, option.name, None)
         if text is not None and option.name != 'log_file':

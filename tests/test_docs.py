@@ -218,3 +218,11 @@ def test_a_taken_port_looks_as_told(environment, tmp_path):
 def test_env_template_has_each_option():
     template = bq.dotenv_template()
     assert all(re.search(r'^#%s=' % option.env, template, re.MULTILINE) for option in bq.OPTIONS)
+
+
+def test_the_paths_that_windows_refuses_are_those_of_the_readme():
+    told = README.split('Windows 上的路径，')[1].split('\n\n')[0]
+    refused = ['NUL', 'COM1', 'C:x'] + ['a%sb' % sign for sign in '<>:"|?*']
+    assert all('`%s`' % name in told for name in ('NUL', 'COM1', 'C:x', '<>:"|?*', '\\\\服务器\\共享\\'))
+    assert all(bq.path_problem(path, True) for path in refused + ['x.', 'x '])
+    assert bq.path_problem('\\\\服务器\\共享\\' + 'x' * 260, True) is None and bq.unquoted('"D:\\a b"', True) == 'D:\\a b'

@@ -485,3 +485,22 @@ def test_so_is_one_on_the_command_line(arguments, folder, capsys):
 def test_a_path_that_was_pasted_with_its_quotes_is_that_path(folder):
     assert load({'log_file': '"D:\\a b\\x.log"'}).log_file == 'D:\\a b\\x.log'
     assert b.parse_accounts('main=1:stock:"D:\\a b\\userdata_mini"')[0].data_path == 'D:\\a b\\userdata_mini'
+
+
+def by_environment(path):
+    return b.load_settings(['server'], {}, {'BT_ENV_FILE': path}, None)
+
+
+def by_command_line(path):
+    return b.load_settings(['server'], {'env_file': path}, {}, None)
+
+
+@WINDOWS
+@pytest.mark.parametrize('load_from', [by_environment, by_command_line])
+def test_the_file_of_settings_is_named_as_any_other_path(folder, load_from):
+    (folder / 'a b.env').write_bytes(b'QMT_SERVER_PORT=1234\n')
+    assert load_from('"%s"' % (folder / 'a b.env')).port == 1234
+    for path, reason in [('C:a b.env', 'C:\\a b.env'), ('a b.env.', '末尾'), ('NUL', '设备名')]:
+        with pytest.raises(b.ConfigError) as caught:
+            load_from(path)
+        assert reason in str(caught.value) and 'BT_ENV_FILE' in caught.value.hint
