@@ -5051,7 +5051,8 @@ class LiveView(DataView):
 STATE_FILE, LOCK_FILE, STOP_FILE = 'state.bin', 'lock', 'stop'
 STATE_MAGIC = b'bullet-qmt live state\n'
 STATE_VERSION = 1
-POLL_S = 0.4            # how soon a stop file or a signal is noticed
+POLL_S = 1.0            # how soon a stop file is noticed
+HEAR_S = 0.4            # how soon a signal is
 RETRY_S = 15.0          # between attempts to begin a day or to read the account
 RESOLVE_S = 10.0        # between looks at orders whose outcome is unknown
 CALENDAR_S = 600.0      # between looks whether a weekday has become a trade day after all
@@ -5062,7 +5063,7 @@ class LiveClock(Clock):
     """Beijing's wall clock. wait(seconds, event): until then or the event, but never long: signals are to be seen."""
 
     def wait(self, seconds, event):
-        event.wait(max(0.0, min(seconds, POLL_S)))
+        event.wait(max(0.0, min(seconds, HEAR_S)))
 
 
 class DirectoryLock:
