@@ -32,6 +32,24 @@ def descriptors_of(pid):
     return len(os.listdir('/proc/%d/fd' % pid)) if descriptors() is not None else None
 
 
+class _MemoryCounters(ctypes.Structure):
+    """PROCESS_MEMORY_COUNTERS of psapi.h."""
+
+    _fields_ = [('size', ctypes.c_uint32), ('faults', ctypes.c_uint32)] + [
+        (name, ctypes.c_size_t) for name in ('most', 'used', 'a', 'b', 'c', 'd', 'page_file', 'most_page_file')]
+
+
+def memory_of(process):
+    """Bytes that a subprocess.Popen has in use, where /proc or Windows tells."""
+    if os.name == 'nt':
+        counters = _MemoryCounters(size=ctypes.sizeof(_MemoryCounters))
+        assert ctypes.WinDLL('kernel32').K32GetProcessMemoryInfo(
+            ctypes.c_void_p(int(process._handle)), ctypes.byref(counters), counters.size)
+        return counters.used
+    with open('/proc/%d/statm' % process.pid) as file:
+        return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+
+
 class _ProcessEntry(ctypes.Structure):
     """PROCESSENTRY32 of tlhelp32.h."""
 

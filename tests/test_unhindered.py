@@ -13,11 +13,17 @@ from tests.base import TOKEN, login_raw, raw_socket, serving, short_client
 from tests.console_child import shifted
 from tests.environments import ROOT
 from tests.live import moment, written
-from tests.processes import OWN_GROUP
+from tests.processes import ENDS, OWN_GROUP
 from tests.qmt_server import free_port
-from tests.resources import becomes
+from tests.resources import becomes, memory_of
 
-pty, resource, termios = (pytest.importorskip(name) for name in ('pty', 'resource', 'termios'))
+try:
+    import pty
+    import resource
+    import termios
+except ImportError:  # Windows: the tests that need them are marked
+    pass
+ENDED = '正在停止（%s）' % ('Ctrl-Break' if os.name == 'nt' else 'SIGTERM')
 LIMIT = 20000  # bytes of lines that may wait in these tests: some two hundred lines
 LOGINS, ORDERS = 1000, 1000
 LINES = r' s\w{12} id=|客户端登录'  # of requests and of logins
@@ -81,7 +87,7 @@ class Program:
 
     def stop(self):
         """The exit code after what a service manager sends."""
-        self.process.terminate()
+        self.process.send_signal(ENDS[-1])
         code = self.process.wait(60)
         if self._reader is not None:
             self._reader.join(20)
@@ -94,8 +100,7 @@ class Program:
 
     def memory(self):
         """Bytes in use."""
-        with open('/proc/%d/statm' % self.process.pid) as file:
-            return int(file.read().split()[1]) * resource.getpagesize()
+        return memory_of(self.process)
 
     def close(self):
         if self.process.poll() is None:
@@ -110,7 +115,7 @@ class Served:
     def __init__(self, place, directory, *options, **more):
         self.address = '127.0.0.1', free_port()
         self.program = Program(place, directory, 'server', '--server-type=stub', '--port', str(self.address[1]),
-                               '--token', TOKEN, *options, **more)
+                               '--token', TOKEN, '--stub-cash', '1000000000', *options, **more)
 
     def __enter__(self):
         assert becomes(self._listens, 60)
@@ -139,7 +144,7 @@ class Served:
                 assert row['order_id']
 
 
-@pytest.fixture(params=[Terminal, Pipe])
+@pytest.fixture(params=[pytest.param(Terminal, marks=pytest.mark.posix('a pseudo-terminal')), Pipe])
 def place(request):
     return request.param()
 
@@ -177,6 +182,7 @@ def test_the_end_is_not_held_up(served):
 
 
 # -- the log file ------------------------------------------------------------------------------------------------------
+@pytest.mark.posix('no limit for a file of one program on Windows')
 def test_a_full_log_disk_costs_lines_alone_and_they_are_told(tmp_path):
     log, unlimited = tmp_path / 'server.log', resource.RLIM_INFINITY
     with Served(Pipe(), tmp_path, '--log-file', str(log), preexec_fn=lambda: resource.setrlimit(
@@ -195,6 +201,7 @@ def test_a_full_log_disk_costs_lines_alone_and_they_are_told(tmp_path):
     assert told + lost == 501 + 500 + 2 + 1 and lost > 100
 
 
+@pytest.mark.posix('no /dev/full on Windows')
 def test_a_disk_that_stays_full_holds_up_nothing_nor_the_end(tmp_path):
     with Served(Pipe(), tmp_path, '--log-file', '/dev/full') as server:
         server.work(300, 300)
@@ -240,9 +247,10 @@ def test_a_live_run_whose_console_is_stopped_trades_and_tells_what_was_lost(plac
         assert program.stop() == 0
     told, lost = lines_and_lost(program.text, 'of the strategy')
     assert told > 100 and 6000 <= told + lost <= 6000 + 20, 'beside them what the run itself says'
-    assert '晚了' not in program.text and '正在停止（SIGTERM）' in program.text and '已停止' in program.text
+    assert '晚了' not in program.text and ENDED in program.text and '已停止' in program.text
 
 
+@pytest.mark.posix('no /dev/full on Windows')
 def test_a_live_run_whose_console_and_log_take_nothing_trades_and_ends(place, tmp_path):
     with live_run(place, tmp_path, '--log', '/dev/full') as (program, broker):
         assert becomes(broker.get_orders, 60), program.story()
@@ -256,6 +264,6 @@ def test_the_log_of_a_live_run_tells_its_whole_story(tmp_path):
         assert program.stop() == 0
     lines = log.read_text(encoding='utf-8').splitlines()
     assert bq.__version__ in lines[0] and 'max_orders=5' in lines[0] and 'strategy=strategy.py' in lines[0]
-    story = ['账户（启动）', '已就绪', '000001.XSHE', 'WARNING of the connection', 'ordered', '正在停止（SIGTERM）', '已停止']
+    story = ['账户（启动）', '已就绪', '000001.XSHE', 'WARNING of the connection', 'ordered', ENDED, '已停止']
     found = [next(number for number, line in enumerate(lines) if text in line) for text in story]
     assert found == sorted(found) and TOKEN not in '\n'.join(lines)
