@@ -28,6 +28,7 @@ TOOLS = ['wine', 'wineserver', 'x86_64-w64-mingw32-gcc', 'x86_64-w64-mingw32-obj
 PACKAGES = ['wine', 'wine64', 'gcc-mingw-w64-x86-64-win32', 'locales']
 # Windows' own libraries; _wmi calls what Wine lacks, and `platform` does without it.
 LEFT_OUT = ('api-ms-', 'ucrtbase.', '_wmi.')
+CERTIFICATES = '/etc/ssl/certs/ca-certificates.crt'
 LOCALE = 'zh_CN.UTF-8'  # gives the code page 936, a Chinese Windows
 # Files of Lib/ that Windows has no use for, and what belongs to the interpreter it is taken from.
 NOT_OF_LIB = shutil.ignore_patterns('__pycache__', 'site-packages', 'dist-packages', 'lib-dynload', 'test', 'idlelib',
@@ -209,6 +210,7 @@ def _fill_empty_messages(path):
 def _wine_environment(prefix):
     return {'WINEPREFIX': prefix, 'WINEARCH': 'win64', 'WINEDEBUG': '-all', 'LC_ALL': LOCALE,
             'PYENV_ROOT': '',  # Wine would run its interpreters, which are Linux's
+            'PIP_CERT': CERTIFICATES if os.path.exists(CERTIFICATES) else '',  # Windows' pip reads no /etc/pip.conf
             'WINEDLLOVERRIDES': 'mscoree,mshtml=;winemenubuilder.exe=d;winedbg.exe=d'}
 
 
