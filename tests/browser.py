@@ -4,10 +4,9 @@ import contextlib
 import json
 import os
 import shutil
-import subprocess
 import tempfile
 
-from tests.bare import installing_environment
+from tests.environments import EnvironmentFailed, install_debian
 
 PACKAGES = ['chromium', 'chromium-driver', 'fonts-wqy-zenhei']  # without a Chinese font all widths are wrong
 SWITCHES = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
@@ -20,7 +19,7 @@ def browser_problem():
         return ''
     if not os.path.exists('/etc/debian_version'):
         return 'chromium and chromedriver are not on the path, and this is no Debian'
-    if os.geteuid() != 0:
+    if not hasattr(os, 'geteuid') or os.geteuid() != 0:
         return 'chromium and chromedriver are not on the path, and only root can install them'
     return _install()
 
@@ -30,18 +29,11 @@ def _found():
 
 
 def _install():
-    install = ['apt-get', 'install', '-y', '-qq', '--no-install-recommends'] + PACKAGES
     try:
-        return _failure_of(['apt-get', 'update', '-qq']) or _failure_of(install) or (
-            '' if _found() else 'chromium was installed and is still not on the path')
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return 'chromium cannot be installed: %s' % error
-
-
-def _failure_of(command):
-    done = subprocess.run(command, env=installing_environment(DEBIAN_FRONTEND='noninteractive'),
-                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=900)
-    return '%s: %s' % (' '.join(command), done.stdout.decode('utf-8', 'replace')[-500:]) if done.returncode else ''
+        install_debian(PACKAGES, lambda line: None)
+    except EnvironmentFailed as error:
+        return 'chromium cannot be installed: %s' % str(error)[-500:]
+    return '' if _found() else 'chromium was installed and is still not on the path'
 
 
 @contextlib.contextmanager

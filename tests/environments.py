@@ -191,6 +191,15 @@ def run_showing(command, say, environment=None):
         raise EnvironmentFailed('\n'.join(['%s failed:' % ' '.join(command)] + list(last)))
 
 
+def install_debian(packages, say):
+    """With apt-get, which two must not use at once. Raises EnvironmentFailed."""
+    environment = installing_environment(DEBIAN_FRONTEND='noninteractive')
+    with _alone(os.path.join(VENVS, 'apt.lock'), say):
+        apt = ['apt-get', '-qq', '-o', 'Acquire::Retries=3', '-o', 'DPkg::Lock::Timeout=600']
+        run_showing(apt + ['update'], say, environment)
+        run_showing(apt + ['install', '-y', '--no-install-recommends'] + packages, say, environment)
+
+
 def test_environment(version, interpreter, say):
     """The python that has what the tests need."""
     installs = [[OLD_PIP]] if version == (3, 6) else []

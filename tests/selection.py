@@ -11,8 +11,9 @@ SLOW = ['answers', 'backtest_command', 'bare_machine', 'bench', 'cli', 'clients'
         'live_kill', 'live_orders', 'live_run', 'live_same', 'live_strategies', 'order_stream', 'peer', 'qmt_chaos',
         'qmt_data', 'qmt_e2e', 'report_browser', 'run_orders', 'shutdown', 'stub_data', 'terminal', 'unhindered']
 # What a server on Windows stands and falls with: `--core` takes these there.
-CORE = ['accounts', 'clients', 'desk', 'errors', 'garbage', 'gate', 'live_kill', 'live_state', 'options', 'qmt_broker',
-        'records', 'rules', 'server', 'settling', 'shutdown', 'ticks', 'tls', 'wire', 'writer']
+CORE = ['accounts', 'autostart', 'cli', 'clients', 'closing', 'compat', 'desk', 'desk_kill', 'errors', 'garbage',
+        'gate', 'interrupts', 'live_command', 'live_kill', 'live_state', 'options', 'qmt_broker', 'qmt_e2e',
+        'qmt_vendor', 'records', 'rules', 'server', 'settling', 'shutdown', 'ticks', 'tls', 'wire', 'writer']
 
 
 def fast_files():

@@ -18,8 +18,8 @@ import sys
 import zipfile
 from collections import namedtuple
 
-from tests.environments import (OLD_PIP, ROOT, VENVS, EnvironmentFailed, find_interpreters, make_once, output,
-                                run_showing, text_of, version_text)
+from tests.environments import (OLD_PIP, ROOT, VENVS, EnvironmentFailed, find_interpreters, install_debian, make_once,
+                                output, run_showing, text_of, version_text)
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 # The interpreters, each with the newest msvc-runtime for it: vcruntime140.dll and its like, beside python.exe.
@@ -190,9 +190,7 @@ def install_tools(say):
                                 % (', '.join(missing), ' '.join(PACKAGES)))
     if missing:
         say('installing %s' % ' '.join(PACKAGES))
-        apt, debian = ['apt-get', '-qq', '-o', 'Acquire::Retries=3'], dict(os.environ, DEBIAN_FRONTEND='noninteractive')
-        run_showing(apt + ['update'], say, debian)
-        run_showing(apt + ['install', '-y', '--no-install-recommends'] + PACKAGES, say, debian)
+        install_debian(PACKAGES, say)
     if LOCALE.lower().replace('-', '') not in output(['locale', '-a']).lower().replace('-', ''):
         run_showing(['localedef', '-i', LOCALE.split('.')[0], '-f', 'UTF-8', LOCALE], say)
 
