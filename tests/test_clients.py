@@ -690,7 +690,7 @@ def test_a_closed_short_connection_sends_nothing():
         assert connection._kept is None and not late[0].alive
 
 
-@pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork here')
+@pytest.mark.posix('Windows has no fork')
 @KINDS
 def test_a_forked_process_neither_uses_nor_ends_the_connection(kind):
     with scripted() as server, client_of(kind, server) as client:

@@ -209,7 +209,7 @@ with bq.console_beside():
 """
 
 
-@pytest.mark.skipif(not hasattr(os, 'fork'), reason='Windows has no fork')
+@pytest.mark.posix('Windows has no fork')
 def test_a_forked_child_prints_by_itself(tmp_path):
     env = dict(os.environ, PYTHONPATH=os.path.dirname(bq.__file__))
     out = subprocess.check_output([sys.executable, '-c', FORKING], env=env, timeout=60).decode()

@@ -108,6 +108,13 @@ def test_volumes_and_money_beyond_32_bits_are_what_they_are(huge, tmp_path):
 TEXT = '%s\nNAME = "双均线"\n\n\ndef initialize(context):\n    log.info(NAME + "开始")\n'
 
 
+def test_whole_numbers_of_numpy_are_as_wide_as_the_manual_says():
+    numpy = pytest.importorskip('numpy')
+    narrow = os.name == 'nt' and int(numpy.__version__.split('.')[0]) < 2
+    assert numpy.array([1.0]).astype(int).itemsize == (4 if narrow else 8)
+    assert numpy.array([3e9]).astype('int64')[0] == 3000000000
+
+
 @pytest.mark.parametrize('head, encoding', [
     ('# 策略', 'utf-8'), ('# 策略', 'utf-8-sig'), ('# coding: gbk', 'gbk'), ('# -*- coding: gb18030 -*-', 'gb18030'),
     ('# coding: gbk', 'utf-8'), ('#!/usr/bin/python\n# coding: gbk', 'gbk')])

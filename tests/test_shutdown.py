@@ -17,7 +17,7 @@ from .base import TOKEN, ask_raw, login_raw, raw_socket, read_raw, send_raw, ser
 from .resources import becomes, nothing_left
 
 CODE = '000001.XSHE'
-windows = pytest.mark.skipif(os.name == 'nt', reason='signals of another kind')
+windows = pytest.mark.posix('signals of another kind')
 
 
 @pytest.fixture(autouse=True)

@@ -108,7 +108,7 @@ def pytest_on(directory, text, *arguments, **environ):
                            stdout=subprocess.DEVNULL)
 
 
-@pytest.mark.skipif(os.name == 'nt', reason='Windows has its zone elsewhere')
+@pytest.mark.posix('Windows has its zone elsewhere')
 def test_pytest_itself_runs_bare_and_without_deadlines(tmp_path):
     pytest.importorskip('hypothesis')
     code = pytest_on(tmp_path, '''

@@ -13,7 +13,7 @@ import pytest
 import bullet_qmt as bq
 from tests.resources import becomes, nothing_left
 
-POSIX = pytest.mark.skipif(os.name == 'nt', reason='Windows has no such modes, devices or pseudo-terminals')
+POSIX = pytest.mark.posix('Windows has no such modes, devices or pseudo-terminals')
 
 
 class Place:
@@ -477,7 +477,7 @@ def test_where_no_console_is_nothing_is_set(handle):
     assert kernel.modes == [] and kernel.closed == ([8] if handle == 8 else [])
 
 
-@pytest.mark.skipif(os.name == 'nt', reason='for every other system')
+@pytest.mark.posix('for every other system')
 def test_elsewhere_there_is_no_such_thing():
     with bq.mouse_pauses_nothing():
         assert True
