@@ -449,7 +449,8 @@ class Alarm:
     @property
     def ears(self):
         """What is readable once it was rung."""
-        return [] if self._ears is None or self._mute else [self._ears]
+        ears = self._ears  # close() may come meanwhile
+        return [] if ears is None or self._mute else [ears]
 
     def mistrust(self):
         """Another program has cut the pair: it would be heard for ever."""
@@ -1056,7 +1057,13 @@ def program_text(data, kernel32=None):
     if IS_WINDOWS and kernel32 is None:
         kernel32 = importlib.import_module('ctypes').WinDLL('kernel32')
     page = kernel32 and (kernel32.GetConsoleOutputCP() or kernel32.GetOEMCP())
-    return data.decode('utf-8' if page in (None, 65001) else 'cp%d' % page, 'backslashreplace')
+    try:
+        return data.decode(_CODE_PAGES.get(page) or 'cp%d' % page, 'backslashreplace')
+    except LookupError:
+        return data.decode('utf-8', 'backslashreplace')
+
+
+_CODE_PAGES = {None: 'utf-8', 65001: 'utf-8', 54936: 'gb18030'}  # the others are cp936 and the like
 
 
 # Of a console's events those after which Windows ends the process: as soon as the last handler returns, and 5 s later.
@@ -9023,13 +9030,14 @@ _QMT_PORT, _QMT_FULL_PORT = 58610, 58600  # market data of MiniQMT; what a full 
 
 def qmt_listening():
     """Whether a program listens at any address that xtdata would try; True where this xtquant does not tell them."""
-    scan = getattr(importlib.import_module('xtquant.xtconn'), 'scan_available_server_addr', None)
+    scan = getattr(optional_import('xtquant.xtconn'), 'scan_available_server_addr', None)
     return scan is None or any(_takes_connections(address) for address in scan() + ['127.0.0.1:%d' % _QMT_PORT])
 
 
 def _takes_connections(address):
+    """True for what is no address: the vendor may know better."""
     host, _, port = address.rpartition(':')
-    return is_listening(int(port), host='127.0.0.1' if host in ('', '0.0.0.0') else host)
+    return not port.isdigit() or is_listening(int(port), host='127.0.0.1' if host in ('', '0.0.0.0') else host)
 
 
 class QmtMachine:
@@ -17143,19 +17151,21 @@ def _told_in_log(path):
     try:
         yield
     except ConfigError as error:
-        if path and not _is_database(path):
-            with contextlib.suppress(ConfigError, OSError, ValueError):  # main() tells on the screen, if there is one
-                with open_appending(parse_path(path)) as file:
-                    file.write(('%s ERROR 没有启动：%s\n' % (log_time(time.time()), printable(error))).encode(
-                        'utf-8', 'backslashreplace'))
+        with contextlib.suppress(ConfigError, OSError, ValueError):  # main() tells on the screen, if there is one
+            _note_in_log(parse_path(path or ''), error)
         raise
 
 
-def _is_database(path):
-    """Nothing is written into a journal that was named by mistake."""
-    with contextlib.suppress(OSError), io.open(path, 'rb') as file:
-        return file.read(6) == b'SQLite'
-    return False
+def _note_in_log(path, error):
+    """Only if it is new, empty or begins as our logs do: nothing is written into what was named by mistake."""
+    if os.path.exists(path):
+        with io.open(path, 'rb') as file:
+            head = file.read(19)
+        if head and not re.match(rb'\d{4}-\d\d-\d\d \d\d:\d\d:\d\d', head):
+            return
+    with open_appending(path) as file:
+        file.write(('%s ERROR 没有启动：%s\n' % (log_time(time.time()), printable(error))).encode(
+            'utf-8', 'backslashreplace'))
 
 
 def told_version():

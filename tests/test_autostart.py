@@ -157,7 +157,8 @@ def test_without_a_user_there_is_no_task(tasks, plain, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize('page, data, text', [(936, '错误'.encode('gbk'), '错误'), (65001, '错误'.encode('utf-8'), '错误'),
-                                              (936, b'\xff', '\\xff'), (437, b'\x81', 'ü')])
+                                              (936, b'\xff', '\\xff'), (437, b'\x81', 'ü'),
+                                              (54936, '错误'.encode('gb18030'), '错误'), (99999, b'ok', 'ok')])
 def test_what_a_program_prints_is_in_the_code_page_of_the_console(page, data, text):
     class Kernel:
         GetConsoleOutputCP = staticmethod(lambda: page)
@@ -359,11 +360,16 @@ def test_the_log_tells_why_a_task_did_not_start(plain):
     assert re.match(r'2\d{3}-\d\d-\d\d [\d:.]+ ERROR 没有启动：\[CONFIG_INVALID\] port（.*无效（来自.env）', line)
 
 
-def test_nothing_of_it_goes_into_a_journal(plain):
-    (plain / '.env').write_text(SETTINGS + 'QMT_SERVER_PORT=x\n', encoding='utf-8')
-    (plain / 'orders.sqlite').write_bytes(b'SQLite format 3\0 and more')
-    assert bq.main(['server', '--log-file', 'orders.sqlite']) == bq.Exit.USAGE
-    assert (plain / 'orders.sqlite').read_bytes() == b'SQLite format 3\0 and more'
+@pytest.mark.parametrize('named_as', ['%s', ' %s ', pytest.param('"%s"', marks=pytest.mark.skipif(
+    os.name != 'nt', reason='elsewhere quotes are part of a name'))])
+@pytest.mark.parametrize('name, content', [
+    ('orders.sqlite', b'SQLite format 3\0 and more'), ('.env', (SETTINGS + 'QMT_SERVER_PORT=x\n').encode('utf-8')),
+    ('token.txt', b'a-token-of-sixteen'), ('strategy.py', b'def initialize(context):\n')])
+def test_nothing_of_it_goes_into_what_is_no_log(plain, named_as, name, content):
+    (plain / '.env').write_bytes((SETTINGS + 'QMT_SERVER_PORT=x\n').encode('utf-8'))
+    (plain / name).write_bytes(content)
+    assert bq.main(['server', '--log-file', named_as % name]) == bq.Exit.USAGE
+    assert (plain / name).read_bytes() == content
 
 
 @pytest.mark.parametrize('other, content', [('--state', b'SQLite format 3\0 and more'), ('--state', None),

@@ -3,6 +3,7 @@ import ctypes
 import importlib.util
 import math
 import os
+import sys
 import threading
 import time
 from collections import namedtuple
@@ -1050,8 +1051,12 @@ def test_the_ports_of_the_vendor_are_looked_at(terminal, monkeypatch):
     assert asked == [('127.0.0.1', 58615), ('192.0.2.7', 58620), ('127.0.0.1', 58610)]
     monkeypatch.setattr(bq, 'is_listening', lambda port, host: False)
     assert not listening()
+    monkeypatch.setattr(conn, 'scan_available_server_addr', lambda: ['no address'])
+    assert listening()  # the vendor may know better
     monkeypatch.delattr(conn, 'scan_available_server_addr')
     assert listening()  # an xtquant that does not tell them is asked as ever
+    monkeypatch.setitem(sys.modules, 'xtquant.xtconn', None)
+    assert listening()
 
 
 # -- the backend ---------------------------------------------------------------------------------------------
