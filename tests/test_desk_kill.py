@@ -11,11 +11,11 @@ import bullet_qmt as bq
 from tests.environments import ROOT
 from tests.fakes import FakeClock
 from tests.live import moment
-from tests.processes import run
+from tests.processes import named, run
 from tests.test_live_kill import KILLED
 
 KEYS = 'abcdef'
-START = 'orders of 五月.sqlite'
+START = named('orders of 五月.sqlite')
 
 
 class Life:
