@@ -163,7 +163,7 @@ def test_an_order_whose_answer_never_came_is_settled_by_its_tag(process, tmp_pat
         assert again['order_id'] == row['order_id'] and len(process.client.exchange.accepted) == 1
 
 
-def state_of(broker, key):
+def outcome_of(broker, key):
     """None as long as the server is at it."""
     state = broker.resolve_submission(key)['submission_state']
     return None if state == 'reconciling' else state
@@ -179,7 +179,7 @@ def test_an_order_that_nobody_answered_stays_unknown_whoever_was_restarted(proce
                 broker.place_order(CODE, 'BUY', 100, LOW, idempotency_key='lost')
             server.kill()
             server.start()
-            assert until(lambda: state_of(broker, 'lost')) == 'submit_unknown'
+            assert until(lambda: outcome_of(broker, 'lost')) == 'submit_unknown'
             with pytest.raises(bq.OrderStateUnknown):
                 broker.wait_order('lost', SETTLED_S)
             process.client.restart()
