@@ -78,7 +78,9 @@ def test_a_stopped_place_holds_up_nobody_and_the_gap_is_told_where_it_is():
 def test_the_gap_is_told_before_what_comes_after_it():
     place = Place(is_open=False)
     writer = writer_into(place, limit=1000)
-    for number in range(100):
+    writer.put(line(0))
+    assert place.tried.acquire(timeout=20)  # from now on nothing that waits is taken
+    for number in range(1, 100):
         writer.put(line(number))
     place.gate.set()
     assert becomes(lambda: 'lost' in place.data.decode())
