@@ -378,7 +378,7 @@ def is_terminal(stream):
 
 def shell_line(words):
     """The words as the shell of this system takes them."""
-    if os.name == 'nt':
+    if IS_WINDOWS:
         return ' '.join('"%s"' % word if re.search(r'[^\w.:\\/=@-]', word) else word for word in words)
     return ' '.join(map(shlex.quote, words))
 
@@ -10551,15 +10551,20 @@ class Journal:
         self._lock = threading.Lock()
         self._indexed_day, self._by_tag, self._by_order = None, {}, {}  # of orders that are, or may be, at a broker
         try:
-            if path and os.path.exists(path) and not os.path.isfile(path):
-                raise ConfigError('委托日志 %s 不是文件，写进去的委托会丢失' % path, '换一个 ' + ways('state'))
-            path = path and true_path(path)
+            path = path and self._place(path)  # also below: who holds it is told beside the file itself
             self._open(path)
         except BulletError:
             raise
         except Exception as error:  # whatever a damaged file leads to
             raise ConfigError('委托日志 %s 打不开：%s%s' % (path, error, self._holder(path)),
                               '检查 %s：目录要存在、可写，且没有另一个服务端在使用它；文件若已损坏，%s' % (ways('state'), _MOVE_JOURNAL))
+
+    @staticmethod
+    def _place(path):
+        """Where it is, by its file's own names; a device would lose what is written."""
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ConfigError('委托日志 %s 不是文件，写进去的委托会丢失' % path, '换一个 ' + ways('state'))
+        return true_path(path)
 
     def _open(self, path):
         self._db = sqlite3.connect(sqlite_name(path or ':memory:'), timeout=self.PATIENCE_S, isolation_level=None,
@@ -17115,17 +17120,22 @@ def refuse_idle_options(settings):
                 '/'.join(option.flags), kind, settings.server_type), '去掉它，或加上 --server-type %s' % kind)
 
 
-def run_server(args):
-    """Serves until Ctrl-C or SIGTERM."""
+def _server_settings(args):
+    """(settings with a token, whether it was made here)."""
     with _told_in_log(args.log_file):
         settings = settings_from(args)
         refuse_idle_options(settings)
     refuse_same_file(settings)  # before there is a log: what it says of this would be in the other file
-    made_token = settings.token is None
-    if made_token and sys.stdout is None:
+    if settings.token is not None:
+        return settings, False
+    if sys.stdout is None:
         raise ConfigError('没有给出口令，而随机生成的没有地方显示', '给出 %s' % ways('token'))
-    if made_token:
-        settings = settings.replace(token=secrets.token_urlsafe(24))
+    return settings.replace(token=secrets.token_urlsafe(24)), True
+
+
+def run_server(args):
+    """Serves until Ctrl-C or SIGTERM."""
+    settings, made_token = _server_settings(args)
     with mouse_pauses_nothing(), logging_set_up(settings):
         stop = StopSignal().install()
         server = serve(settings)
